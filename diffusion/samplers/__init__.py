@@ -1,0 +1,26 @@
+"""Samplers: one method, one file, one signature (`chain.Sampler`)."""
+
+from diffusion.samplers.chain import Noise, Sampler, Sampling
+from diffusion.samplers.ddim import ddim
+from diffusion.samplers.ddpm import ddpm
+from diffusion.samplers.dpmpp_2m import dpmpp_2m
+from diffusion.samplers.euler import euler
+from diffusion.samplers.euler_ancestral import euler_ancestral
+from diffusion.samplers.heun import heun
+from diffusion.samplers.pndm import pndm
+from diffusion.samplers.sdedit import sdedit
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "pndm": pndm,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+}
+
+# Those that draw fresh noise on the way with their default options.
+STOCHASTIC = frozenset({"ddpm", "euler_ancestral"})
+
+__all__ = ["SAMPLERS", "STOCHASTIC", "Noise", "Sampler", "Sampling", "sdedit", *SAMPLERS]

@@ -1,0 +1,1 @@
+"""Tokenizer and OpenCLIP towers, in the published formats."""

@@ -1,0 +1,1 @@
+"""Training of the prior's parts: one loop, one objective a file."""

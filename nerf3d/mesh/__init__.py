@@ -1,0 +1,12 @@
+"""From a density field to a mesh that other tools accept.
+
+`extraction` samples and cuts the field, `cleanup` makes the surface sound and light, `colours` paints its vertices,
+`raster` draws the result without a GPU, `errors` says what went wrong.
+"""
+
+from nerf3d.mesh.errors import BrokenField, EmptyMesh, MeshError
+from nerf3d.mesh.extraction import MeshConfig, extract_mesh
+from nerf3d.mesh.mesh import Mesh
+from nerf3d.mesh.raster import draw_mesh
+
+__all__ = ["BrokenField", "EmptyMesh", "Mesh", "MeshConfig", "MeshError", "draw_mesh", "extract_mesh"]

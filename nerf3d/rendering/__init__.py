@@ -1,0 +1,20 @@
+"""From a field to pictures: occupancy, volume rendering, shading, background."""
+
+from nerf3d.rendering.background import sample_backgrounds
+from nerf3d.rendering.occupancy import Occupancy
+from nerf3d.rendering.shading import SHADINGS, Lights, Shading, headlights, sample_lights
+from nerf3d.rendering.volume import RaySamples, RenderOutput, render, render_views
+
+__all__ = [
+    "SHADINGS",
+    "Lights",
+    "Occupancy",
+    "RaySamples",
+    "RenderOutput",
+    "Shading",
+    "headlights",
+    "render",
+    "render_views",
+    "sample_backgrounds",
+    "sample_lights",
+]

@@ -1,0 +1,209 @@
+"""Score distillation: what a denoiser would change in some images, as a gradient on them.
+
+Two forms of the same residual, since eps_hat - eps = (alpha / sigma) (z - x0_hat) for latents z of the images:
+
+- "sds", DreamFusion (2209.14988 eq. 3): w(t) (eps_hat - eps), pulled back through the encoder. The network's Jacobian
+  is left out, as there.
+- "x0", HiFA (2305.18766) and MVDream (2308.16512 section 3.2): decode x0_hat to a picture and move the images towards
+  it: the gradient of 1/2 ||images - target||^2 with the target held fixed. Here the guided x0_hat is rescaled.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from diffusion.errors import DiffusionError
+from diffusion.parameterisation import per_row
+from diffusion.requests import (
+    Condition,
+    DecodeRequest,
+    DenoiseRequest,
+    EncodeGradientRequest,
+    EncodeRequest,
+    Guidance,
+    Request,
+)
+from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import uniform
+
+Form = Literal["x0", "sds"]
+Weighting = Literal["uniform", "sigma2", "alpha_sigma2"]
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How a fit is guided; the defaults are those of the toybox recipe.
+
+    Args:
+        form: "x0" or "sds".
+        weighting: w(t): 1, sigma^2 (DreamFusion), or alpha sigma^2.
+        guidance_scale: s of `uncond + s (cond - uncond)`; threestudio's 100 is 101.
+        guidance_rescale: phi in [0, 1], on x0 as in MVDream.
+        negative_prompt: encoded as the unconditional side.
+        t_min: low end of the timesteps drawn, as a fraction of T.
+        t_max_start, t_max_end: high end before and after its annealing.
+        anneal_from, anneal_until: the part of the fit, as fractions of it, over which the high end falls in a line.
+
+    Raises:
+        DiffusionError: a value out of range, named.
+    """
+
+    form: Form = "x0"
+    weighting: Weighting = "uniform"
+    guidance_scale: float = 7.0
+    guidance_rescale: float = 0.5
+    negative_prompt: str = ""
+    t_min: float = 0.05
+    t_max_start: float = 0.95
+    t_max_end: float = 0.45
+    anneal_from: float = 0.0
+    anneal_until: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_choice("form", self.form, get_args(Form))
+        _check_choice("weighting", self.weighting, get_args(Weighting))
+        if not math.isfinite(self.guidance_scale):
+            raise DiffusionError.explained(
+                f"guidance_scale is {self.guidance_scale}", expected="a finite number", fix="use 7"
+            )
+        if not 0 <= self.guidance_rescale <= 1:
+            raise DiffusionError.explained(
+                f"guidance_rescale is {self.guidance_rescale}", expected="0 to 1", fix="use 0.5"
+            )
+        for name in ("t_max_start", "t_max_end"):
+            high = getattr(self, name)
+            if not 0 <= self.t_min < high <= 1:
+                raise DiffusionError.explained(
+                    f"t_min is {self.t_min} and {name} {high}",
+                    expected=f"0 <= t_min < {name} <= 1",
+                    fix="use 0.05 with 0.95 and 0.45",
+                )
+        if not 0 <= self.anneal_from <= self.anneal_until <= 1:
+            raise DiffusionError.explained(
+                f"anneal_from is {self.anneal_from} and anneal_until {self.anneal_until}",
+                expected="0 <= anneal_from <= anneal_until <= 1",
+                fix="use 0 and 1",
+            )
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance of every query."""
+        rescale_on = "x0" if self.form == "x0" else "output"
+        return Guidance(scale=self.guidance_scale, rescale=self.guidance_rescale, rescale_on=rescale_on)
+
+
+def timestep_range(progress: float, config: DistillationConfig) -> tuple[float, float]:
+    """The fractions of T between which timesteps are drawn, (low, high), at `progress` in [0, 1] of the fit."""
+    span = config.anneal_until - config.anneal_from
+    done = (progress - config.anneal_from) / span if span > 0 else float(progress >= config.anneal_until)
+    done = min(max(done, 0.0), 1.0)
+    return config.t_min, config.t_max_start + done * (config.t_max_end - config.t_max_start)
+
+
+def sample_timesteps(
+    config: DistillationConfig,
+    schedule: NoiseSchedule,
+    *,
+    progress: float,
+    num_views: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """One timestep a view, stratified: each view has its own 1/num_views of the range, in random order.
+
+    Each is uniform over the range on its own; together they cover it, so that a step's gradient varies less.
+
+    Returns:
+        (num_views,) long on the CPU, in [0, T-1].
+    """
+    low, high = timestep_range(progress, config)
+    order = torch.randperm(num_views, generator=generator)
+    place = (order + uniform((num_views,), generator)) / num_views
+    t = ((low + place.double() * (high - low)) * schedule.num_train_timesteps).floor().long()
+    return t.clamp(0, schedule.last)
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """Score distillation's answer.
+
+    Args:
+        gradient: (V, 3, H, W) of a loss that is summed, not averaged, over pixels.
+        target: (V, 3, H, W) in [0, 1], the pictures that the images should become; None in the "sds" form.
+    """
+
+    gradient: Tensor
+    target: Tensor | None
+
+
+def score_distillation(
+    images: Tensor,
+    *,
+    condition: Condition,
+    guidance: Guidance,
+    schedule: NoiseSchedule,
+    t: Tensor,
+    noise: Tensor,
+    form: Form = "x0",
+    weighting: Weighting = "uniform",
+) -> Generator[Request, Any, Distilled]:
+    """The gradient of one distillation step.
+
+    Args:
+        images: (V, 3, H, W) in [0, 1]. Nothing is differentiated through here: the caller hangs the gradient on them.
+        condition: V rows. t: (V,) long. noise: (V, C, h, w) standard normal, in the latents' shape.
+        form: "x0" or "sds". weighting: w(t), multiplies the gradient.
+
+    Yields:
+        EncodeRequest, DenoiseRequest, then DecodeRequest ("x0") or EncodeGradientRequest ("sds").
+
+    Raises:
+        DiffusionError: an unknown form or weighting, or shapes that do not fit.
+    """
+    _check_choice("form", form, get_args(Form))
+    _check_choice("weighting", weighting, get_args(Weighting))
+    if len(t) != len(images):
+        raise DiffusionError.explained(
+            f"{len(t)} timesteps for {len(images)} views", expected="one a view", fix="draw num_views timesteps"
+        )
+    images = images.detach()
+    latents = (yield EncodeRequest(images)).detach()
+    if noise.shape != latents.shape:
+        raise DiffusionError.explained(
+            f"the noise has shape {tuple(noise.shape)}",
+            expected=f"the latents' {tuple(latents.shape)}",
+            fix="draw it in the prior's latent_shape",
+        )
+    t, noise = t.to(latents.device), noise.to(latents)
+    x_t = schedule.add_noise(latents, noise, t)
+    prediction = yield DenoiseRequest(x_t, t, condition, guidance)
+    weight = _weight(schedule, t, weighting)
+    if form == "x0":
+        target = (yield DecodeRequest(prediction.x0.detach())).detach()
+        return Distilled(per_row(weight, images) * (images - target), target)
+    residual = per_row(weight, latents) * (prediction.eps.detach() - noise)
+    gradient = yield EncodeGradientRequest(images, residual)
+    return Distilled(gradient.detach(), None)
+
+
+def _weight(schedule: NoiseSchedule, t: Tensor, weighting: Weighting) -> Tensor:
+    """w(t), (V,) float64."""
+    match weighting:
+        case "uniform":
+            return torch.ones(len(t), dtype=torch.float64, device=t.device)
+        case "sigma2":
+            return schedule.sigma(t).square()
+        case "alpha_sigma2":
+            return schedule.alpha(t) * schedule.sigma(t).square()
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise DiffusionError.explained(
+            f"the distillation's {name} is {value!r}",
+            expected="one of " + ", ".join(map(repr, allowed)),
+            fix="use one of these",
+        )

@@ -1,0 +1,254 @@
+"""The text-conditional UNet of latent diffusion / Stable Diffusion (arXiv:2112.10752), under its published names.
+
+One class holds the toybox prior and Stable Diffusion 1.x / 2.x: its configuration is the `unet/config.json` of the
+published folders, its state dict has their keys.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.networks.attention import AttentionPooling, SpatialTransformer
+
+
+def per_level(value: Any, levels: int) -> tuple[int, ...]:
+    """A number for every level, or one number for all of them."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """`unet/config.json`. `attention_head_dim` is, in every published file, the NUMBER of heads."""
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    cross_attention_dim: int = 1280
+    attention_head_dim: int | tuple[int, ...] = 8
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    time_embedding_dim: int | None = None
+    addition_embed_type: str | None = None
+    addition_embed_type_num_heads: int = 64
+
+    SUPPORTED_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+
+    def __post_init__(self) -> None:
+        for name in (*self.down_block_types, *self.up_block_types):
+            if name not in self.SUPPORTED_BLOCKS:
+                raise ValueError(f"UNet block type {name!r} is unknown; expected one of {', '.join(self.SUPPORTED_BLOCKS)}")
+        if self.addition_embed_type not in (None, "text"):
+            raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is unknown; expected null or 'text'")
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "UNetConfig":
+        """Reads a published configuration; fields that change nothing here (names, dropout, ...) are passed over."""
+        known = {f.name for f in fields(cls)}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None}
+        return cls(**values)
+
+    @property
+    def levels(self) -> int:
+        """Number of resolutions."""
+        return len(self.block_out_channels)
+
+
+def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: int) -> Tensor:
+    """(B,) timesteps -> (B, dim) sinusoids, float32 (Vaswani et al. 2017; base 10000)."""
+    half = dim // 2
+    exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    angles = t.float()[:, None] * exponent.exp()[None]
+    pair = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return torch.cat(pair, dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU between."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_dim) -> (B, dim)."""
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class TextTimeEmbedding(nn.Module):
+    """Attention-pooled text in the width of the time embedding, to which it is added."""
+
+    def __init__(self, text_dim: int, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(text_dim), nn.LayerNorm(dim)
+        self.pool = AttentionPooling(num_heads, text_dim)
+        self.proj = nn.Linear(text_dim, dim)
+
+    def forward(self, context_BSD: Tensor) -> Tensor:
+        """(B, S, text_dim) -> (B, dim)."""
+        return self.norm2(self.proj(self.pool(self.norm1(context_BSD))))
+
+
+class ResnetBlock(nn.Module):
+    """norm-SiLU-conv, plus the time embedding, norm-SiLU-conv, residual (Ho et al. 2020, appendix B)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, temb_dim: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(temb_dim, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """(B, Cin, H, W), (B, temb_dim) already through SiLU -> (B, Cout, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(temb)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+class Resampler(nn.Module):
+    """A 3x3 convolution that halves the resolution, or follows a nearest doubling of it."""
+
+    def __init__(self, channels: int, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, stride=1 if up else 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W) or (B, C, H/2, W/2)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else x)
+
+
+class UNetBlock(nn.Module):
+    """One level, on the way down or up: residual blocks, each with its transformer where the level has attention."""
+
+    def __init__(self, in_channels: list[int], out_channels: int, transformer: dict[str, Any] | None, **resnet: Any) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(c, out_channels, **resnet) for c in in_channels)
+        if transformer is not None:
+            self.attentions = nn.ModuleList(SpatialTransformer(out_channels, **transformer) for _ in in_channels)
+
+    def step(self, index: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        """Residual block `index` and, where there is one, its transformer."""
+        x = self.resnets[index](x, temb)
+        return self.attentions[index](x, context) if hasattr(self, "attentions") else x
+
+
+class MidBlock(UNetBlock):
+    """Residual block, transformer, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, transformer: dict[str, Any], **resnet: Any) -> None:
+        super().__init__([channels, channels], channels, None, **resnet)
+        self.attentions = nn.ModuleList([SpatialTransformer(channels, **transformer)])
+
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), context), temb)
+
+
+class UNet2DCondition(nn.Module):
+    """eps(x_t, t, text) or v(x_t, t, text): which of the two is the scheduler configuration's business, not the network's."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, levels = config.block_out_channels, config.levels
+        layers = per_level(config.layers_per_block, levels)
+        heads = per_level(config.attention_head_dim, levels)
+        depth = per_level(config.transformer_layers_per_block, levels)
+        temb_dim = config.time_embedding_dim or 4 * channels[0]
+        resnet = {"temb_dim": temb_dim, "groups": config.norm_num_groups, "eps": config.norm_eps}
+
+        def transformer(level: int) -> dict[str, Any]:
+            return {
+                "num_heads": heads[level],
+                "context_dim": config.cross_attention_dim,
+                "depth": depth[level],
+                "groups": config.norm_num_groups,
+                "use_linear_projection": config.use_linear_projection,
+            }
+
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], temb_dim)
+        if config.addition_embed_type == "text":
+            self.add_embedding = TextTimeEmbedding(config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads)
+
+        skips = [channels[0]]
+        self.down_blocks = nn.ModuleList()
+        for level, kind in enumerate(config.down_block_types):
+            inputs = [channels[max(level - 1, 0)]] + [channels[level]] * (layers[level] - 1)
+            block = UNetBlock(inputs, channels[level], transformer(level) if "CrossAttn" in kind else None, **resnet)
+            skips += [channels[level]] * layers[level]
+            if level < levels - 1:
+                block.downsamplers = nn.ModuleList([Resampler(channels[level], up=False)])
+                skips.append(channels[level])
+            self.down_blocks.append(block)
+
+        self.mid_block = MidBlock(channels[-1], transformer(levels - 1), **resnet)
+
+        self.up_blocks = nn.ModuleList()
+        below = channels[-1]
+        for kind, level in zip(config.up_block_types, reversed(range(levels)), strict=True):
+            inputs = []
+            for _ in range(layers[level] + 1):
+                inputs.append(below + skips.pop())
+                below = channels[level]
+            block = UNetBlock(inputs, channels[level], transformer(level) if "CrossAttn" in kind else None, **resnet)
+            if level > 0:
+                block.upsamplers = nn.ModuleList([Resampler(channels[level], up=True)])
+            self.up_blocks.append(block)
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor, t: Tensor, context_BSD: Tensor) -> Tensor:
+        """Predicts for noisy latents.
+
+        Args:
+            x_BCHW: noisy latents x_t (B, in_channels, H, W); H and W divisible by 2^(levels - 1).
+            t: timesteps (B,), each row its own, in the units of the training schedule (0..999).
+            context_BSD: text states (B, S, cross_attention_dim).
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        config = self.config
+        sinusoids = timestep_embedding(
+            t, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+        )
+        temb = self.time_embedding(sinusoids.to(x_BCHW.dtype))
+        if hasattr(self, "add_embedding"):
+            temb = temb + self.add_embedding(context_BSD)
+        temb = F.silu(temb)
+
+        x = self.conv_in(x_BCHW)
+        skips = [x]
+        for block in self.down_blocks:
+            for index in range(len(block.resnets)):
+                x = block.step(index, x, temb, context_BSD)
+                skips.append(x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
+                skips.append(x)
+        x = self.mid_block(x, temb, context_BSD)
+        for block in self.up_blocks:
+            for index in range(len(block.resnets)):
+                x = block.step(index, torch.cat([x, skips.pop()], dim=1), temb, context_BSD)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -1,0 +1,127 @@
+"""eps, x0, v and score: the only place where one becomes another.
+
+With x_t = a x0 + s eps (a = alpha_t, s = sigma_t, a^2 + s^2 = 1)::
+
+    v = a eps - s x0            (2202.00512 section 4)
+    x0 = a x_t - s v = (x_t - s eps) / a
+    eps = s x_t + a v = (x_t - a x0) / s
+    score = -eps / s            (1907.05600)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.errors import DiffusionError
+
+KINDS = ("epsilon", "v_prediction", "sample", "score")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a denoiser says about x_t, in every parameterisation.
+
+    Args:
+        eps: (B, ...) the noise in x_t.
+        x0: (B, ...) the clean sample: E[x0 | x_t] for an ideal network.
+        alpha, sigma: (B,) float64, the scales that x_t was made with.
+    """
+
+    eps: Tensor
+    x0: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def from_output(
+        cls, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str = "epsilon"
+    ) -> "Prediction":
+        """Read a network's output.
+
+        Args:
+            output, x_t: (B, ...) of one shape.
+            alpha, sigma: (B,), from `schedule.alpha(t)` and `schedule.sigma(t)`.
+            kind: "epsilon", "v_prediction", "sample" (x0) or "score"; diffusers' names.
+
+        Returns:
+            The prediction in x_t's dtype, on its device. Gradients flow to `output` and `x_t`. Where alpha is 0, x0
+            from an epsilon or score output is not finite, and where sigma is 0, eps from a sample output is not.
+
+        Raises:
+            DiffusionError: an unknown kind, or shapes that differ.
+        """
+        if output.shape != x_t.shape:
+            raise DiffusionError.explained(
+                f"the network's output has shape {tuple(output.shape)}",
+                expected=f"x_t's {tuple(x_t.shape)}",
+                fix="drop channels that predict a variance and combine guidance halves first",
+            )
+        a, s = per_row(alpha, x_t), per_row(sigma, x_t)
+        output = output.to(device=x_t.device, dtype=x_t.dtype)
+        match kind:
+            case "epsilon":
+                eps, x0 = output, (x_t - s * output) / a
+            case "v_prediction":
+                eps, x0 = s * x_t + a * output, a * x_t - s * output
+            case "sample":
+                eps, x0 = (x_t - a * output) / s, output
+            case "score":
+                eps = -s * output
+                x0 = (x_t - s * eps) / a
+            case _:
+                raise _unknown(kind)
+        return cls(eps, x0, alpha, sigma)
+
+    @property
+    def v(self) -> Tensor:
+        """a eps - s x0, (B, ...)."""
+        return per_row(self.alpha, self.eps) * self.eps - per_row(self.sigma, self.eps) * self.x0
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of log p_t at x_t, -eps / s, (B, ...)."""
+        return -self.eps / per_row(self.sigma, self.eps)
+
+    def as_kind(self, kind: str) -> Tensor:
+        """The inverse of `from_output`: this prediction as a network of that kind would put it, (B, ...)."""
+        match kind:
+            case "epsilon":
+                return self.eps
+            case "v_prediction":
+                return self.v
+            case "sample":
+                return self.x0
+            case "score":
+                return self.score
+        raise _unknown(kind)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Prediction":
+        """Some rows of a batch, as the engine hands them back to their jobs."""
+        return Prediction(self.eps[rows], self.x0[rows], self.alpha[rows], self.sigma[rows])
+
+
+def training_target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """What a network of that kind should output for x_t = alpha x0 + sigma eps.
+
+    Args:
+        x0, eps: (B, ...); alpha, sigma: (B,).
+
+    Returns:
+        (B, ...) in x0's dtype: eps, v, x0, or the denoising score -eps / s (Vincent 2011).
+    """
+    return Prediction(eps, x0, alpha, sigma).as_kind(kind)
+
+
+def per_row(scale: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ..., 1) in the dtype and on the device of `like` (B, ...)."""
+    return torch.as_tensor(scale, dtype=like.dtype, device=like.device).reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _unknown(kind: str) -> DiffusionError:
+    return DiffusionError.explained(
+        f"the prediction kind is {kind!r}",
+        expected="one of " + ", ".join(map(repr, KINDS)),
+        fix="take it from the scheduler's prediction_type",
+        why="it is not stored in the weights",
+    )

@@ -1,0 +1,128 @@
+"""What the generators of this package ask for, and the driver that answers.
+
+Samplers and score distillation never call a network. They *yield* one of these requests and are *sent* the answer, so
+that the same code runs alone (`run`), or in lockstep with many others whose rows share one forward pass.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from diffusion.errors import DiffusionError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Encoded text, one row a sample.
+
+    Args:
+        tokens: (B, L, D) text tower output of the prompts.
+        negative: (B, L, D) of the negative (or empty) prompts; None where guidance is off.
+    """
+
+    tokens: Tensor
+    negative: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.negative is not None and self.negative.shape != self.tokens.shape:
+            raise DiffusionError.explained(
+                f"the negative prompts are encoded as {tuple(self.negative.shape)}",
+                expected=f"the prompts' shape {tuple(self.tokens.shape)}",
+                fix="encode one negative prompt for each prompt",
+            )
+
+    def __getitem__(self, rows: slice | Tensor) -> "Condition":
+        return Condition(self.tokens[rows], None if self.negative is None else self.negative[rows])
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance, see diffusion/guidance.py.
+
+    Args:
+        scale: s in uncond + s (cond - uncond); 1 is conditional, 0 unconditional. threestudio's w is s - 1.
+        rescale: phi in [0, 1], how far the guided prediction is brought back to the conditional one's standard
+            deviation (2305.08891 eq. 15-16).
+        interval: guidance holds for timesteps in this closed interval, elsewhere the conditional prediction is used
+            (2404.07724).
+        rescale_on: "output" as diffusers' pipelines, or "x0" as MVDream's score distillation.
+    """
+
+    scale: float = 7.0
+    rescale: float = 0.0
+    interval: tuple[int, int] = (0, 1000)
+    rescale_on: str = "output"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rescale <= 1:
+            raise DiffusionError.explained(
+                f"the guidance rescale is {self.rescale}", expected="0 to 1", fix="use 0 (off) or about 0.5 to 0.7"
+            )
+        if self.rescale_on not in ("output", "x0"):
+            raise DiffusionError.explained(
+                f"rescale_on is {self.rescale_on!r}", expected="'output' or 'x0'", fix="use one of these"
+            )
+        if self.interval[0] > self.interval[1]:
+            raise DiffusionError.explained(
+                f"the guidance interval is {self.interval}",
+                expected="its low end first",
+                fix=f"use ({self.interval[1]}, {self.interval[0]})",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiseRequest:
+    """Asks for the guided prediction at x_t; the answer is a `Prediction` without gradient.
+
+    Args:
+        x_t: (B, C, h, w) scaled latents; t: (B,) long, one timestep a row; condition: B rows.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    condition: Condition
+    guidance: Guidance
+
+
+@dataclass(frozen=True, eq=False)
+class EncodeRequest:
+    """Asks for the scaled latents (B, C, h, w) of images (B, 3, H, W) in [0, 1], without gradient."""
+
+    images: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeRequest:
+    """Asks for the images (B, 3, H, W), clamped to [0, 1], of scaled latents (B, C, h, w)."""
+
+    latents: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EncodeGradientRequest:
+    """Asks for the encoder's vector-Jacobian product.
+
+    The answer is (d latents / d images)^T latent_gradient, (B, 3, H, W), at these images (B, 3, H, W) in [0, 1], for
+    latent_gradient (B, C, h, w).
+    """
+
+    images: Tensor
+    latent_gradient: Tensor
+
+
+Request = DenoiseRequest | EncodeRequest | DecodeRequest | EncodeGradientRequest
+
+
+def run(generator: Generator[Any, Any, Result], answer: Callable[[Any], Any]) -> Result:
+    """Drive one generator alone: answer each request until it returns, and return its result."""
+    reply = None
+    while True:
+        try:
+            request = generator.send(reply)
+        except StopIteration as finished:
+            return finished.value
+        reply = answer(request)

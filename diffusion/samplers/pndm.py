@@ -1,0 +1,64 @@
+"""PNDM: pseudo numerical methods on the diffusion manifold (2202.09778)."""
+
+from collections import deque
+
+from torch import Tensor
+
+from diffusion.requests import Condition, Guidance
+from diffusion.samplers.chain import Level, Noise, Sampling, ask, levels, transfer, transitions
+from diffusion.schedule import NoiseSchedule
+
+# Adams-Bashforth weights by order, newest slope first.
+_ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+def pndm(
+    x_T: Tensor,
+    *,
+    schedule: NoiseSchedule,
+    timesteps: Tensor,
+    condition: Condition,
+    guidance: Guidance,
+    noise: Noise = None,
+    skip_prk: bool = True,
+) -> Sampling:
+    """Linear multistep in eps, carried by the DDIM transfer (2202.09778 eq. 11-13); see `Sampler` for the arguments.
+
+    Whatever the network predicts, it is eps that is combined: v of different timesteps must not be added up (diffusers
+    does). `noise` is not used.
+
+    Args:
+        skip_prk: Stable Diffusion's PLMS: one improved Euler step, then orders 2, 3 and 4 (N + 1 network calls). False:
+            up to three pseudo Runge-Kutta steps of four calls each first, as in the paper.
+    """
+    x = x_T
+    history: deque[Tensor] = deque(maxlen=4)
+    steps = levels(schedule, timesteps, final_abar=schedule.final_alphas_cumprod)
+    for index, here, there in transitions(steps):
+        prediction = yield ask(x, here.t, condition, guidance)
+        history.appendleft(prediction.eps)
+        if there.t >= 0 and skip_prk and index == 0:
+            # S-PNDM's first step: the mean of the slopes at both ends.
+            ahead = yield ask(transfer(prediction, here, there), there.t, condition, guidance)
+            eps = (prediction.eps + ahead.eps) / 2
+        elif there.t >= 0 and not skip_prk and index < 3:
+            middle = _level(schedule, there.t + (here.t - there.t) // 2)
+            second = yield ask(transfer(prediction, here, middle), middle.t, condition, guidance)
+            third = yield ask(transfer(prediction, here, middle, second.eps), middle.t, condition, guidance)
+            fourth = yield ask(transfer(prediction, here, there, third.eps), there.t, condition, guidance)
+            eps = (prediction.eps + 2 * second.eps + 2 * third.eps + fourth.eps) / 6
+        else:
+            weights = _ADAMS_BASHFORTH[len(history)]
+            eps = sum((w * e for w, e in zip(weights[1:], list(history)[1:], strict=True)), weights[0] * history[0])
+        x = transfer(prediction, here, there, eps)
+    return x
+
+
+def _level(schedule: NoiseSchedule, t: int) -> Level:
+    abar = float(schedule.alphas_cumprod[t])
+    return Level(t, abar**0.5, (1 - abar) ** 0.5)

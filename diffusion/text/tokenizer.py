@@ -1,0 +1,122 @@
+"""CLIP's byte-pair tokenizer, read from and written to the published `tokenizer/` folder.
+
+open_clip's own tokenizer does the work. A prior that knows few words ships only the merges that spell them, because
+the embedding table of the full 49,408 tokens would outweigh the whole text tower.
+"""
+
+import functools
+import gzip
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.torchvision_shim import ensure_torchvision_imports
+
+START, END = "<start_of_text>", "<end_of_text>"
+
+
+class Tokenizer:
+    """Sentences to token ids; `merges` are byte-pair merges in rank order, such as ("r", "e"), ("re", "d</w>")."""
+
+    def __init__(self, merges: Sequence[tuple[str, str]], context_length: int) -> None:
+        ensure_torchvision_imports()
+        from open_clip.tokenizer import SimpleTokenizer
+
+        text = "\n".join(["#version: 0.2", *(" ".join(merge) for merge in merges)])
+        self.merges = list(merges)
+        self.context_length = context_length
+        self.bpe = SimpleTokenizer(bpe_path=io.BytesIO(gzip.compress(text.encode())), context_length=context_length)
+        # The Hugging Face class and ours lower-case; a prompt's own special tokens stay text.
+        self.pad_id = 0
+
+    @property
+    def vocab_size(self) -> int:
+        """512 byte tokens, the merges, start and end."""
+        return self.bpe.vocab_size
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, context_length), int64: start, words, end, then id 0; long prompts are cut before the end token."""
+        return self.bpe(list(prompts))
+
+    def num_tokens(self, prompt: str) -> int:
+        """Tokens that a prompt takes, start and end counted: more than `context_length` means that it will be cut."""
+        return len(self.bpe.encode(prompt)) + 2
+
+    @classmethod
+    def for_words(cls, words: Iterable[str], context_length: int) -> "Tokenizer":
+        """The full CLIP table cut down to the merges that spell `words`."""
+        full = full_table()
+        used: set[tuple[str, str]] = set()
+        for word in sorted(set(words)):
+            for piece in full.bpe.pat.findall(word):
+                used |= merges_spelling("".join(full.bpe.byte_encoder[b] for b in piece.encode()), full.bpe.bpe_ranks)
+        return cls([merge for merge in full.merges if merge in used], context_length)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Reads `merges.txt` and `tokenizer_config.json`.
+
+        Raises:
+            FileNotFoundError: one of the two is missing.
+        """
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))]
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return cls(merges, config["model_max_length"])
+
+    def save(self, folder: Path) -> None:
+        """Writes the four files that transformers' CLIPTokenizer reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        merges = "\n".join(["#version: 0.2", *(" ".join(merge) for merge in self.merges)])
+        special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": "!"}
+        files = {
+            "merges.txt": merges,
+            "vocab.json": json.dumps(self.bpe.encoder, ensure_ascii=False),
+            "special_tokens_map.json": json.dumps(special, indent=2),
+            "tokenizer_config.json": json.dumps(
+                {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.context_length, "do_lower_case": True, **special},
+                indent=2,
+            ),
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def merges_spelling(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, str]]:
+    """The merges that byte-pair encoding applies to one word (Sennrich et al. 2016)."""
+    symbols = [*word[:-1], word[-1] + "</w>"]
+    used = set()
+    while len(symbols) > 1:
+        best = min(zip(symbols, symbols[1:], strict=False), key=lambda pair: ranks.get(pair, float("inf")))
+        if best not in ranks:
+            break
+        used.add(best)
+        merged, i = [], 0
+        while i < len(symbols):
+            if tuple(symbols[i : i + 2]) == best:
+                merged.append(symbols[i] + symbols[i + 1])
+                i += 2
+            else:
+                merged.append(symbols[i])
+                i += 1
+        symbols = merged
+    return used
+
+
+@functools.cache
+def full_table() -> Tokenizer:
+    """CLIP's published table of 48,894 merges, from open_clip's package data."""
+    ensure_torchvision_imports()
+    from open_clip.tokenizer import default_bpe
+
+    lines = gzip.open(default_bpe()).read().decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    return Tokenizer([(a, b) for a, _, b in (line.partition(" ") for line in lines)], 77)
+
+
+def empty_tokens(tokenizer: Tokenizer, batch: int) -> Tensor:
+    """Ids of the empty prompt, (batch, context_length): the unconditional text of classifier-free guidance."""
+    return tokenizer([""]).expand(batch, -1).to(torch.int64)

@@ -1,0 +1,56 @@
+"""Denoising objective of the latent UNet with text dropout for classifier-free guidance."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.networks.unet import UNet2DCondition
+from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import normal
+from diffusion.training.loop import Loss
+
+TEXT_DROPOUT = 0.1
+
+
+def stratified_timesteps(batch: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """(B,) int64 timesteps, one from each of B equal parts of the schedule: the loss's variance falls, its mean stays."""
+    u = torch.arange(batch) + torch.empty(batch).uniform_(generator=generator)
+    return (u / batch * num_timesteps).long().clamp(max=num_timesteps - 1)
+
+
+def denoising_loss(
+    unet: UNet2DCondition,
+    schedule: NoiseSchedule,
+    text: nn.Module,
+    *,
+    latents: Callable[[Tensor], Tensor],
+    ids: Callable[[Tensor], Tensor],
+    empty_ids: Tensor,
+) -> Loss:
+    """E || v - v_theta(x_t, t, text) ||^2 (Salimans and Ho 2022, arXiv:2202.00512), v = a eps - s x0, t uniform.
+
+    Args:
+        latents: row indices -> scaled latents (B, C, H, W); ids: row indices -> token ids (B, S).
+        text: the frozen text encoder; empty_ids: token ids (S,) of the empty prompt, which replace 10 % of the prompts
+            (Ho and Salimans 2022, arXiv:2207.12598, algorithm 1).
+    """
+
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x0, tokens = latents(rows), ids(rows)
+        dropped = torch.empty(len(rows)).uniform_(generator=generator) < TEXT_DROPOUT
+        tokens = torch.where(dropped[:, None].to(tokens.device), empty_ids, tokens)
+        with torch.no_grad():
+            context = text(tokens)
+        t = stratified_timesteps(len(rows), schedule.num_train_timesteps, generator).to(x0.device)
+        eps = normal(x0.shape, generator, device=x0.device)
+        alpha, sigma = (w.to(x0.dtype)[:, None, None, None] for w in (schedule.alpha(t), schedule.sigma(t)))
+        output = unet(alpha * x0 + sigma * eps, t, context).float()
+        squared = F.mse_loss(output, alpha * eps - sigma * x0, reduction="none").mean(dim=(1, 2, 3))
+        third = schedule.num_train_timesteps // 3
+        bands = {name: squared[(t >= lo) & (t < hi)].mean().item()
+                 for name, lo, hi in (("low", 0, third), ("middle", third, 2 * third), ("high", 2 * third, 10**9))}
+        return squared.mean(), bands
+
+    return loss

@@ -1,0 +1,80 @@
+"""The recipe of an image job: N pictures of one prompt, image i from seed + i, in chunks that share a forward pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass
+
+from diffusion.requests import Guidance
+from jobs.events import Event, ImageReady, Progress
+from jobs.pace import Pace
+from jobs.prior_client import DrawRequest, PriorClient
+from jobs.specs import ImagesSpec
+from jobs.vocabulary import warn_of_unknown_words
+
+__all__ = ["ImagesResult", "chunks", "image_seed", "images"]
+
+
+@dataclass(frozen=True)
+class ImagesResult:
+    """num_drawn: images drawn now (a resumed job draws only what was missing). seconds: stage -> wall-clock seconds."""
+
+    num_drawn: int
+    seconds: dict[str, float]
+
+
+def image_seed(spec: ImagesSpec, index: int) -> int:
+    """Image i of seed s is image 0 of seed s + i, so any picture of a grid can be drawn again alone."""
+    return spec.seed + index
+
+
+def chunks(spec: ImagesSpec, done: Collection[int] = ()) -> list[range]:
+    """Chunks of image indices that still need drawing.
+
+    Chunk borders depend on the spec alone and a chunk with one missing image is drawn whole: the batch an image is
+    computed in, and so its last bit, is then the same in a resumed and in an undisturbed job.
+    """
+    size = spec.chunk_size
+    borders = [range(start, min(start + size, spec.num_images)) for start in range(0, spec.num_images, size)]
+    return [chunk for chunk in borders if any(index not in done for index in chunk)]
+
+
+def images(
+    spec: ImagesSpec,
+    prior: PriorClient,
+    *,
+    done: Collection[int] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Event, None, ImagesResult]:
+    """Draw the images that are not in `done`; yields each as soon as its chunk is finished.
+
+    Raises:
+        PriorFailed: the prior stopped answering.
+    """
+    begin = clock()
+    yield from warn_of_unknown_words(prior, spec.prompt)
+    todo = chunks(spec, done)
+    total = spec.num_images
+    num_done = total - sum(map(len, todo))
+    yield Progress(stage="draw", step=num_done, total=total)
+    pace = Pace(clock=clock)
+    for chunk in todo:
+        seeds = tuple(image_seed(spec, index) for index in chunk)
+        pictures = prior.draw(_request(spec, seeds))
+        for index, seed, picture in zip(chunk, seeds, pictures, strict=True):
+            yield ImageReady(index=index, seed=seed, image=picture)
+        num_done += len(chunk)
+        yield Progress(stage="draw", step=num_done, total=total, seconds_left=pace.lap(len(chunk), left=total - num_done))
+    return ImagesResult(num_drawn=sum(map(len, todo)), seconds={"draw": clock() - begin})
+
+
+def _request(spec: ImagesSpec, seeds: tuple[int, ...]) -> DrawRequest:
+    return DrawRequest(
+        prompts=(spec.prompt,) * len(seeds),
+        seeds=seeds,
+        num_steps=spec.num_steps,
+        sampler=spec.sampler,
+        guidance=Guidance(scale=spec.guidance_scale, rescale=spec.guidance_rescale),
+        negative_prompt=spec.negative_prompt,
+    )

@@ -1,0 +1,115 @@
+"""What a job may ask of a diffusion prior, wherever it lives: in this process, in a Ray actor, behind a server.
+
+Requests name their prompts and their noise instead of carrying embeddings and random tensors, so a query is little more
+than its pictures (48 KB for one of 64x64) and the same query always has the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from diffusion.distillation import Form, Weighting
+from diffusion.requests import Guidance
+from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import Key
+
+__all__ = ["DistillationQuery", "Distilled", "DrawRequest", "PriorClient", "PriorInfo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorInfo:
+    """What the caller needs to know about a prior without holding it.
+
+    Args:
+        name: short name, or the folder it was loaded from.
+        weights_hash: sha256 over all weights; two priors with one hash answer alike.
+        image_size: pixels per side of the pictures it was trained on.
+        schedule: the noise schedule it was trained with.
+        vocabulary: the words it knows, or None where it takes any.
+        device: where it computes, as torch writes it ("cpu", "cuda:0").
+    """
+
+    name: str
+    weights_hash: str
+    image_size: int
+    schedule: NoiseSchedule
+    vocabulary: tuple[str, ...] | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DistillationQuery:
+    """Asks how V rendered pictures should change to look more like their prompts at noise level t.
+
+    Args:
+        images: (V, 3, H, W) float32 in [0, 1]; nothing flows back through it.
+        prompts: V prompts, view words included.
+        t: (V,) long timesteps of the prior's schedule.
+        noise_keys: V random streams (seed, *keys), one a view, that the noise is drawn from.
+        negative_prompt: one for all views.
+        guidance: classifier-free guidance of every view.
+        form, weighting: see `diffusion.distillation`.
+    """
+
+    images: Tensor
+    prompts: tuple[str, ...]
+    t: Tensor
+    noise_keys: tuple[tuple[Key, ...], ...]
+    negative_prompt: str = ""
+    guidance: Guidance = Guidance()
+    form: Form = "x0"
+    weighting: Weighting = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Distilled:
+    """The answer: gradient (V, 3, H, W) of the loss summed over pixels, and the wished-for pictures, if the form has them."""
+
+    gradient: Tensor
+    target: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawRequest:
+    """Asks for one image per seed, each from its own random stream.
+
+    Args:
+        prompts: N prompts.
+        seeds: N seeds; image n depends on prompts[n], seeds[n] and the settings below, and on nothing else.
+        num_steps: sampler steps.
+        sampler: a name in `diffusion.samplers.SAMPLERS`.
+        guidance: classifier-free guidance of every image.
+        negative_prompt: one for all images.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    num_steps: int = 30
+    sampler: str = "ddim"
+    guidance: Guidance = Guidance()
+    negative_prompt: str = ""
+
+
+class PriorClient(Protocol):
+    """A prior, near or far. Every method blocks until the answer is there and raises `jobs.errors.PriorFailed`."""
+
+    def info(self) -> PriorInfo:
+        """Name, weights and sizes."""
+        ...
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Words of the prompts that the prior was never trained on, in order, without repeats."""
+        ...
+
+    def distill(self, query: DistillationQuery) -> Distilled:
+        """One step of score distillation."""
+        ...
+
+    def draw(self, request: DrawRequest) -> np.ndarray:
+        """uint8 images (N, H, W, 3)."""
+        ...

@@ -1,0 +1,167 @@
+"""What a job is: frozen, validated, written as JSON and read back, and known by its fingerprint.
+
+A spec holds what shapes the result and nothing else: not where the files go, nor on which machine it runs. Two specs
+with one fingerprint give the same pictures and the same mesh (on one machine, with one prior).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from diffusion.distillation import DistillationConfig
+from diffusion.samplers import SAMPLERS
+from jobs import codec
+from jobs.errors import InputError
+from jobs.prompts import check_prompt, slug
+from nerf3d.fit import FitConfig
+from nerf3d.mesh import MeshConfig
+
+__all__ = ["MESH_FORMATS", "ImagesSpec", "JobSpec", "TextTo3DSpec", "spec_from_json"]
+
+MESH_FORMATS = ("glb", "obj", "ply", "stl")
+MAX_SEED = 2**63 - 1
+MAX_IMAGES = 1_000_000
+
+
+class _Spec:
+    """What both kinds of job share."""
+
+    kind: ClassVar[str]
+    prompt: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the kind of job beside the fields."""
+        return {"kind": self.kind, **codec.to_plain(self)}
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of everything that can change the result."""
+        return codec.fingerprint(self)
+
+    @property
+    def name(self) -> str:
+        """A safe, readable, practically unique name: slug of the prompt and eight digits of the fingerprint."""
+        return f"{slug(self.prompt)}-{self.fingerprint()[:8]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTo3DSpec(_Spec):
+    """One sentence to one mesh.
+
+    Args:
+        prompt: the sentence, 1 to 2,000 characters.
+        seed: every random number of the job follows from it; 0 to 2^63 - 1.
+        prior: "toybox" or the folder of another prior.
+        formats: mesh files to write, among `MESH_FORMATS`; they do not change the mesh, so not the fingerprint either.
+        fit, distillation, mesh: the settings of the three packages that do the work.
+
+    Raises:
+        InputError: a value that is not allowed, named.
+    """
+
+    kind: ClassVar[str] = "text-to-3d"
+
+    prompt: str
+    seed: int = 0
+    prior: str = "toybox"
+    formats: tuple[str, ...] = field(default=("glb",), metadata=codec.NOT_IN_FINGERPRINT)
+    fit: FitConfig = field(default_factory=FitConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", check_prompt(self.prompt))
+        check_prompt(self.distillation.negative_prompt, name="negative prompt", allow_empty=True)
+        object.__setattr__(self, "formats", _check_formats(self.formats))
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesSpec(_Spec):
+    """N pictures of one prompt; image i is drawn from seed + i.
+
+    Args:
+        prompt: the sentence, 1 to 2,000 characters.
+        num_images: 1 to a million.
+        seed: of image 0; 0 to 2^63 - 1.
+        prior: "toybox" or the folder of another prior.
+        num_steps: sampler steps, 1 to 1,000.
+        guidance_scale: s of uncond + s (cond - uncond).
+        guidance_rescale: 0 (off) to 1.
+        sampler: a name in `diffusion.samplers.SAMPLERS`.
+        negative_prompt: what the unconditional side is told instead of nothing.
+        chunk_size: images that share a forward pass. Part of the fingerprint, because a batch's size shows in the last bit.
+
+    Raises:
+        InputError: a value that is not allowed, named.
+    """
+
+    kind: ClassVar[str] = "images"
+
+    prompt: str
+    num_images: int = 16
+    seed: int = 0
+    prior: str = "toybox"
+    num_steps: int = 30
+    guidance_scale: float = 7.0
+    guidance_rescale: float = 0.5
+    sampler: str = "ddim"
+    negative_prompt: str = ""
+    chunk_size: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", check_prompt(self.prompt))
+        check_prompt(self.negative_prompt, name="negative prompt", allow_empty=True)
+        _check_seed(self.seed)
+        _check_range("num_images", self.num_images, 1, MAX_IMAGES)
+        _check_seed(self.seed + self.num_images - 1)
+        _check_range("num_steps", self.num_steps, 1, 1000)
+        _check_range("guidance_scale", self.guidance_scale, -100, 1000)
+        _check_range("guidance_rescale", self.guidance_rescale, 0, 1)
+        _check_range("chunk_size", self.chunk_size, 1, 4096)
+        if self.sampler not in SAMPLERS:
+            hint = codec.near_matches(self.sampler, SAMPLERS)
+            raise InputError(f"There is no sampler {self.sampler!r}{hint}; choose one of {', '.join(SAMPLERS)}.")
+
+
+JobSpec = TextTo3DSpec | ImagesSpec
+KINDS: dict[str, type[TextTo3DSpec] | type[ImagesSpec]] = {spec.kind: spec for spec in (TextTo3DSpec, ImagesSpec)}
+
+
+def spec_from_json(data: str | dict[str, Any]) -> JobSpec:
+    """The inverse of `to_json`, from the text or from the parsed value.
+
+    Raises:
+        InputError: not JSON, an unknown kind, an unknown key, or a value that is not allowed.
+    """
+    if isinstance(data, str):
+        try:
+            data = json.loads(data)
+        except json.JSONDecodeError as error:
+            raise InputError(f"The job description is not JSON ({error}).") from None
+    if not isinstance(data, dict) or data.get("kind") not in KINDS:
+        kind = data.get("kind") if isinstance(data, dict) else data
+        raise InputError(f"The job description is of kind {kind!r}; it must be one of {', '.join(KINDS)}.")
+    fields = {key: value for key, value in data.items() if key != "kind"}
+    return codec.from_plain(KINDS[data["kind"]], fields)
+
+
+def _check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(formats, str) or not formats:
+        raise InputError(f"formats is {formats!r}, but a list with at least one of {', '.join(MESH_FORMATS)} was expected.")
+    for name in formats:
+        if name not in MESH_FORMATS:
+            hint = codec.near_matches(name, MESH_FORMATS)
+            raise InputError(f"There is no mesh format {name!r}{hint}; choose among {', '.join(MESH_FORMATS)}.")
+    return tuple(dict.fromkeys(formats))
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"The seed is {seed!r}, but a whole number from 0 to 2^63 - 1 was expected.")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value:,}, but {low:,} to {high:,} is allowed.")

@@ -1,0 +1,194 @@
+"""The recipe of a text-to-3D job: a sentence, a prior that criticises renders, a field that follows, a mesh.
+
+Stages: `prepare` (ask the prior who it is), `fit` (score distillation moves the field), `mesh` (the field is cut). This is
+the only place where `nerf3d` and `diffusion` meet: pictures go to the prior, gradients come back (`PriorGuide`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.distillation import DistillationConfig, sample_timesteps
+from diffusion.seeding import stream
+from jobs.errors import CollapsedError, JobFailed
+from jobs.events import Checkpoint, Event, Message, Progress
+from jobs.pace import Pace
+from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo
+from jobs.specs import TextTo3DSpec
+from jobs.vocabulary import warn_of_unknown_words
+from nerf3d.cameras import Cameras
+from nerf3d.errors import FitCollapsed, Nerf3DError
+from nerf3d.fields import Field
+from nerf3d.fit import FitConfig, FitProgress, FitResult, fit
+from nerf3d.guide import GuideReply
+from nerf3d.mesh import Mesh, MeshError, extract_mesh
+from nerf3d.view_words import view_phrase
+
+__all__ = ["PriorGuide", "TextTo3DResult", "text_to_3d", "view_prompts"]
+
+
+@dataclass(frozen=True)
+class TextTo3DResult:
+    """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage."""
+
+    mesh: Mesh
+    field: Field | None
+    seconds: dict[str, float]
+
+    def metrics(self) -> dict[str, float | int | bool]:
+        """Figures of the mesh for the manifest."""
+        mesh = self.mesh
+        return {
+            "num_vertices": len(mesh.vertices),
+            "num_faces": len(mesh.faces),
+            "num_components": mesh.num_components,
+            "is_watertight": mesh.is_watertight,
+            "volume": round(mesh.volume, 6),
+        }
+
+
+@dataclass(frozen=True)
+class PriorGuide:
+    """nerf3d's `Guide`, answered by a prior: a pure function of the pictures, the step and the seed."""
+
+    prior: PriorClient
+    info: PriorInfo
+    prompt: str
+    seed: int
+    config: DistillationConfig
+
+    def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
+        """Draws each view's timestep and names its noise from (seed, step, view), so that a resumed fit goes on exactly."""
+        del background  # the prior sees it in the pictures
+        num_views = len(views)
+        t = sample_timesteps(
+            self.config,
+            self.info.schedule,
+            progress=step / num_steps,
+            num_views=num_views,
+            generator=stream(self.seed, "distillation", "timesteps", step),
+        )
+        query = DistillationQuery(
+            images=rgb.detach(),
+            prompts=view_prompts(self.prompt, views),
+            t=t,
+            noise_keys=tuple((self.seed, "distillation", "noise", step, view) for view in range(num_views)),
+            negative_prompt=self.config.negative_prompt,
+            guidance=self.config.guidance,
+            form=self.config.form,
+            weighting=self.config.weighting,
+        )
+        reply = self.prior.distill(query)
+        target = None if reply.target is None else reply.target.to(rgb)
+        return GuideReply(reply.gradient.to(rgb), target)
+
+
+def view_prompts(prompt: str, views: Cameras) -> tuple[str, ...]:
+    """View-dependent prompts (DreamFusion, section 3.2): the prompt with words for where each camera stands."""
+    directions = zip(views.azimuth_degrees.tolist(), views.elevation_degrees.tolist(), strict=True)
+    return tuple(f"{prompt}, {view_phrase(azimuth, elevation)}" for azimuth, elevation in directions)
+
+
+def text_to_3d(
+    spec: TextTo3DSpec,
+    prior: PriorClient,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint: Checkpoint | None = None,
+    checkpoint_every: int = 25,
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Event, None, TextTo3DResult]:
+    """Fit and cut; yields progress after every step and a checkpoint every `checkpoint_every` steps and at the end.
+
+    Args:
+        checkpoint: where an earlier attempt at the same spec got to; the mesh comes out the same, bit by bit.
+
+    Raises:
+        CollapsedError: the fit or the mesh came to nothing.
+        PriorFailed: the prior stopped answering.
+        JobFailed: the checkpoint does not belong to this spec.
+    """
+    seconds: dict[str, float] = {}
+    begin = clock()
+    yield Progress(stage="prepare", step=0, total=1)
+    info = prior.info()
+    yield from warn_of_unknown_words(prior, spec.prompt)
+    fit_config, note = _shown_at_the_priors_size(spec.fit, info)
+    if note is not None:
+        yield note
+    yield Progress(stage="prepare", step=1, total=1)
+    seconds["prepare"] = clock() - begin
+
+    begin = clock()
+    guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation)
+    fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, checkpoint_every, clock)
+    seconds["fit"] = clock() - begin
+
+    begin = clock()
+    yield Progress(stage="mesh", step=0, total=1)
+    try:
+        mesh = extract_mesh(fitted.field, spec.mesh, device=device)
+    except MeshError as error:
+        raise CollapsedError(str(error), kind=type(error).__name__, step=fit_config.num_steps, job=spec.name) from error
+    yield Progress(stage="mesh", step=1, total=1)
+    seconds["mesh"] = clock() - begin
+    return TextTo3DResult(mesh, fitted.field, seconds)
+
+
+def _fit(
+    spec: TextTo3DSpec,
+    config: FitConfig,
+    guide: PriorGuide,
+    device: torch.device | str,
+    checkpoint: Checkpoint | None,
+    checkpoint_every: int,
+    clock: Callable[[], float],
+) -> Generator[Event, None, FitResult]:
+    """Drives the fit, turning its progress into events and its errors into ours."""
+    state = None
+    if checkpoint is not None:
+        state = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.tensors.items()}
+    yield Progress(stage="fit", step=checkpoint.step if checkpoint else 0, total=config.num_steps)
+    pace = Pace(clock=clock)
+    steps = fit(config, guide, seed=spec.seed, device=device, state=state)
+    try:
+        while True:
+            progress = next(steps)
+            left = pace.lap(left=progress.num_steps - progress.step)
+            yield Progress(
+                stage="fit",
+                step=progress.step,
+                total=progress.num_steps,
+                metrics=progress.metrics,
+                seconds_left=left,
+            )
+            if progress.step % checkpoint_every == 0 or progress.step == progress.num_steps:
+                yield _checkpoint(progress)
+    except StopIteration as finished:
+        return finished.value
+    except FitCollapsed as error:
+        raise CollapsedError(str(error), kind=error.kind, step=error.step, job=spec.name) from error
+    except Nerf3DError as error:
+        raise JobFailed(str(error), job=spec.name) from error
+
+
+def _checkpoint(progress: FitProgress) -> Checkpoint:
+    tensors = {name: tensor.numpy() for name, tensor in progress.state.state_dict().items()}
+    return Checkpoint(step=progress.step, tensors=tensors, meta={"num_steps": progress.num_steps})
+
+
+def _shown_at_the_priors_size(config: FitConfig, info: PriorInfo) -> tuple[FitConfig, Message | None]:
+    """A prior only judges pictures of the size it was trained on, so the guide is shown that size."""
+    if config.guide_size == info.image_size:
+        return config, None
+    text = (
+        f"The prior {info.name!r} judges pictures of {info.image_size} pixels; renders are scaled to that instead of "
+        f"fit.guide_size = {config.guide_size}."
+    )
+    return dataclasses.replace(config, guide_size=info.image_size), Message(text=text)

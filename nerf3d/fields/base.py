@@ -1,0 +1,105 @@
+"""What a field is: density and albedo at points, and a prepared query of one step's parameters."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+FieldKind = Literal["dense_pyramid", "hash_grid"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldConfig:
+    """Both kinds of field. Lengths in metres of the scene box [-1, 1]^3.
+
+    kind: "dense_pyramid" (fast on CPU) or "hash_grid" (for CUDA).
+    radius: density is 0 outside this sphere; the toybox's objects lie within 0.8.
+    density_scale: density (1/m) per unit of softplus. blob_*, density_bias: the initial pre-activation density is
+    density_bias + blob_scale * max(0, 1 - |x| / blob_radius) (Magic3D, Lin et al. 2022, section 4.1).
+    resolutions: the pyramid's grids, vertices per side.
+    num_levels, features_per_level, log2_table_size, base_resolution, finest_resolution: as in Instant-NGP, table 1.
+    hidden_width: of the hash grid's one hidden layer.
+    """
+
+    kind: FieldKind = "dense_pyramid"
+    radius: float = 0.95
+    density_scale: float = 10.0
+    density_bias: float = -3.0
+    blob_scale: float = 5.0
+    blob_radius: float = 0.7
+    resolutions: tuple[int, ...] = (16, 32, 64)
+    num_levels: int = 12
+    features_per_level: int = 2
+    log2_table_size: int = 17
+    base_resolution: int = 16
+    finest_resolution: int = 256
+    hidden_width: int = 32
+
+
+class FieldSamples(NamedTuple):
+    """density: (N,) 1/m, at least 0. colour: (N, 3) albedo in [0, 1]. normals: (N, 3), at most unit length, or None."""
+
+    density: Tensor
+    colour: Tensor
+    normals: Tensor | None
+
+
+class FieldQuery(abc.ABC):
+    """The field with this step's parameters worked out once, to be asked many times."""
+
+    @abc.abstractmethod
+    def density(self, points: Tensor) -> Tensor:
+        """(N, 3) -> (N,) 1/m; 0 outside the field's sphere. No gradient flows to the points."""
+
+    @abc.abstractmethod
+    def samples(self, points: Tensor) -> FieldSamples:
+        """Density, albedo and, if the query was prepared with them, normals. No gradient flows to the points."""
+
+    @abc.abstractmethod
+    def total_variation(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mean absolute difference of neighbours, of the density before its activation and of the albedo."""
+
+    @abc.abstractmethod
+    def density_beyond(self, radius: float, generator: torch.Generator) -> Tensor:
+        """Mean density (1/m) over the scene box, counting only what lies outside a sphere of this radius."""
+
+
+class Field(nn.Module, abc.ABC):
+    """A radiance field without view dependence: density (N,) 1/m and albedo (N, 3) in [0, 1] over [-1, 1]^3."""
+
+    config: FieldConfig
+
+    @abc.abstractmethod
+    def query(self, *, normals: bool = False) -> FieldQuery:
+        """This moment's field; gradients flow from its answers to the parameters."""
+
+    @abc.abstractmethod
+    def density_parameters(self) -> list[nn.Parameter]:
+        """The parameters that shape the density (all shared ones included)."""
+
+    @abc.abstractmethod
+    def colour_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only colour depends on."""
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """points (N, 3) -> density (N,) and albedo (N, 3)."""
+        samples = self.query().samples(points)
+        return samples.density, samples.colour
+
+    def density(self, points: Tensor) -> Tensor:
+        """points (N, 3) -> (N,) 1/m."""
+        return self.query().density(points)
+
+    def colour(self, points: Tensor) -> Tensor:
+        """points (N, 3) -> albedo (N, 3) in [0, 1]."""
+        return self.query().samples(points).colour
+
+
+def initial_density(points: Tensor, config: FieldConfig) -> Tensor:
+    """The pre-activation density that a field starts from: a cone-shaped blob on a floor; (N, 3) -> (N,)."""
+    cone = (1 - points.norm(dim=-1) / config.blob_radius).clamp_min(0)
+    return config.density_bias + config.blob_scale * cone

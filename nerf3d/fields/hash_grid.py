@@ -1,0 +1,135 @@
+"""Multi-resolution hash grid with a small network: the field for CUDA.
+
+Müller, Evans, Schied and Keller 2022 (Instant-NGP), section 3; pure torch, so that nothing needs to be compiled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nerf3d.fields.base import Field, FieldConfig, FieldQuery, FieldSamples, initial_density
+from nerf3d.streams import stream, stream_seed, uniform
+
+_PRIMES = (1, 2_654_435_761, 805_459_861)
+"""Equation 4 of the paper; the first is 1 for cache coherence."""
+
+_STEP = 0.01
+"""Metres between the points of a finite difference (stable-dreamfusion's epsilon)."""
+
+
+class HashGrid(Field):
+    """L tables of features over [-1, 1]^3, concatenated, then one hidden layer -> density and albedo."""
+
+    def __init__(self, config: FieldConfig, *, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.resolutions = level_resolutions(config)
+        size = 2**config.log2_table_size
+        lengths = [min(size, (r + 1) ** 3) for r in self.resolutions]
+        draws = stream(seed, "hash_grid")
+        self.tables = nn.ParameterList(
+            [nn.Parameter(uniform((n, config.features_per_level), draws, -1e-4, 1e-4)) for n in lengths]
+        )
+        width = config.num_levels * config.features_per_level
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "hash_grid", "network"))
+            self.trunk = nn.Linear(width, config.hidden_width)
+            self.density_head = nn.Linear(config.hidden_width, 1)
+            self.colour_head = nn.Linear(config.hidden_width, 3)
+        nn.init.zeros_(self.density_head.bias)
+        nn.init.zeros_(self.colour_head.bias)
+
+    def density_parameters(self) -> list[nn.Parameter]:
+        return [*self.tables, *self.trunk.parameters(), *self.density_head.parameters()]
+
+    def colour_parameters(self) -> list[nn.Parameter]:
+        return list(self.colour_head.parameters())
+
+    def encode(self, points: Tensor) -> Tensor:
+        """points (N, 3) -> (N, L * F): trilinear reads of every level (figure 3 of the paper)."""
+        unit = ((points + 1) / 2).clamp(0, 1)
+        return torch.cat(
+            [_read_level(t, unit, r) for t, r in zip(self.tables, self.resolutions, strict=True)], -1
+        )
+
+    def raw(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activation density (N,) and hidden features (N, hidden_width)."""
+        hidden = F.relu(self.trunk(self.encode(points)))
+        return self.density_head(hidden)[:, 0] + initial_density(points, self.config), hidden
+
+    def query(self, *, normals: bool = False) -> HashGridQuery:
+        return HashGridQuery(self, normals)
+
+
+class HashGridQuery(FieldQuery):
+    """Asks the network each time; normals are finite differences of six more densities."""
+
+    def __init__(self, field: HashGrid, normals: bool):
+        self.field, self.normals = field, normals
+
+    def density(self, points: Tensor) -> Tensor:
+        return self._density(self.field.raw(points)[0], points)
+
+    def samples(self, points: Tensor) -> FieldSamples:
+        raw, hidden = self.field.raw(points)
+        colour = self.field.colour_head(hidden).sigmoid()
+        return FieldSamples(self._density(raw, points), colour, self._normals(points) if self.normals else None)
+
+    def total_variation(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Between 8,192 random points and a neighbour of each, one coarse voxel away."""
+        spacing = 2 / 63
+        points = uniform((8192, 3), generator, -1, 1)
+        offset = torch.eye(3)[torch.randint(3, (8192,), generator=generator)] * spacing
+        device = self.field.tables[0].device
+        raw, hidden = self.field.raw(torch.cat([points, points + offset]).to(device))
+        colour = self.field.colour_head(hidden).sigmoid()
+        here, there = raw.chunk(2)
+        here_colour, there_colour = colour.chunk(2)
+        return 3 * (here - there).abs().mean(), 3 * (here_colour - there_colour).abs().mean()
+
+    def density_beyond(self, radius: float, generator: torch.Generator) -> Tensor:
+        points = uniform((8192, 3), generator, -1, 1).to(self.field.tables[0].device)
+        outside = points.norm(dim=-1) > radius
+        return self.field.config.density_scale * (F.softplus(self.field.raw(points)[0]) * outside).mean()
+
+    def _normals(self, points: Tensor) -> Tensor:
+        offsets = torch.cat([torch.eye(3), -torch.eye(3)]).to(points.device) * _STEP
+        raw = self.field.raw((points + offsets[:, None]).reshape(-1, 3))[0].view(2, 3, -1)
+        slope = (raw[0] - raw[1]).T / (2 * _STEP)
+        return -slope / (slope.square().sum(-1, keepdim=True) + 1e-4).sqrt()
+
+    def _density(self, raw: Tensor, points: Tensor) -> Tensor:
+        config = self.field.config
+        return config.density_scale * F.softplus(raw) * (points.square().sum(-1) < config.radius**2)
+
+
+def level_resolutions(config: FieldConfig) -> list[int]:
+    """Geometric progression from base to finest, in cells per side: equations 2 and 3."""
+    if config.num_levels == 1:
+        return [config.base_resolution]
+    growth = (config.finest_resolution / config.base_resolution) ** (1 / (config.num_levels - 1))
+    return [int(config.base_resolution * growth**level + 1e-6) for level in range(config.num_levels)]
+
+
+def hash_index(corner: Tensor, length: int, resolution: int) -> Tensor:
+    """Row of integer corners (..., 3) in a table: dense while it fits, the spatial hash of equation 4 above that."""
+    x, y, z = corner.unbind(-1)
+    if (resolution + 1) ** 3 <= length:
+        return (z * (resolution + 1) + y) * (resolution + 1) + x
+    return ((x * _PRIMES[0]) ^ (y * _PRIMES[1]) ^ (z * _PRIMES[2])) % length
+
+
+def _read_level(table: Tensor, unit: Tensor, resolution: int) -> Tensor:
+    scaled = unit * resolution
+    low = scaled.floor().clamp_max(resolution - 1)
+    fraction, low = scaled - low, low.long()
+    total = None
+    for bits in range(8):
+        step = torch.tensor([bits & 1, bits >> 1 & 1, bits >> 2 & 1], device=unit.device)
+        weight = torch.where(step.bool(), fraction, 1 - fraction).prod(-1, keepdim=True)
+        value = weight * table[hash_index(low + step, len(table), resolution)]
+        total = value if total is None else total + value
+    assert total is not None
+    return total

@@ -1,0 +1,35 @@
+"""The border of this package: pictures go out to a guide, gradients of the same shape come back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from torch import Tensor
+
+from nerf3d.cameras import Cameras
+
+
+@dataclasses.dataclass(frozen=True)
+class GuideReply:
+    """A guide's opinion on V pictures.
+
+    gradient: (V, 3, H, W), d loss / d rgb of a loss summed over pixels; a step against it pleases the guide. The fit divides
+    by the number of values, so that its weights do not depend on V, H and W.
+    target: (V, 3, H, W) in [0, 1], the pictures that the guide would rather see, or None if it has none. Where it is
+    given, the fit descends the squared difference to it (the x0 form, whose gradient is 2 * (rgb - target)).
+    """
+
+    gradient: Tensor
+    target: Tensor | None = None
+
+
+class Guide(Protocol):
+    """Anything that judges pictures: score distillation, a CLIP loss, a photograph."""
+
+    def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
+        """rgb: (V, 3, H, W) in [0, 1], detached. background: (V, 3) in [0, 1], the colour behind each view.
+
+        Must be a pure function of its arguments (draw noise from (seed, step)), otherwise a resumed fit differs.
+        """
+        ...

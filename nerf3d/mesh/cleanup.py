@@ -1,0 +1,121 @@
+"""Make a raw isosurface sound and light: drop crumbs and hidden shells, smooth, decimate, remove bad faces.
+
+Each step takes and returns (vertices (N, 3) float64, faces (M, 3) int32) and keeps a closed surface closed, or says so
+through `nerf3d.mesh.mesh.is_closed`, which the caller checks at the end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nerf3d.mesh.mesh import face_areas, is_closed, signed_volumes
+
+Surface = tuple[np.ndarray, np.ndarray]
+
+
+def component_labels(faces: np.ndarray) -> np.ndarray:
+    """(M,) component of each face; faces belong together when they share a vertex."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(faces.max()) + 1
+    rows, columns = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
+    return connected_components(graph, directed=False)[1][faces[:, 0]]
+
+
+def keep_solids(vertices: np.ndarray, faces: np.ndarray, *, share: float) -> Surface:
+    """Keep the outer surfaces of the large components.
+
+    A component stays when it encloses at least `share` of the largest component's volume: volume, because a thin
+    floater has much area and many faces but hardly any volume. Surfaces of cavities (negative volume) and whatever lies
+    inside another component are dropped: nobody sees them and slicers cannot fill them.
+    """
+    labels = component_labels(faces)
+    volumes = np.bincount(labels, signed_volumes(vertices, faces))
+    large = [c for c in np.argsort(-volumes) if volumes[c] > 0 and volumes[c] >= share * volumes.max()]
+    kept: list[int] = []
+    for component in large:
+        corner = vertices[faces[np.argmax(labels == component), 0]]
+        if not any(winding_number(corner, vertices[faces[labels == other]]) > 0.5 for other in kept):
+            kept.append(int(component))
+    return drop_unused(vertices, faces[np.isin(labels, kept)])
+
+
+def winding_number(point: np.ndarray, triangles: np.ndarray) -> float:
+    """How often triangles (M, 3, 3) wrap around point (3,): 1 inside a closed outward surface, 0 outside.
+
+    The sum of signed solid angles over 4 pi; van Oosterom and Strackee 1983, eq. 8; Jacobson et al. 2013, eq. 5.
+    """
+    a, b, c = (triangles - point).transpose(1, 0, 2)
+    la, lb, lc = (np.linalg.norm(side, axis=1) for side in (a, b, c))
+    top = np.einsum("mi,mi->m", a, np.cross(b, c))
+    bottom = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
+    return float(np.arctan2(top, bottom).sum() / (2 * np.pi))
+
+
+def taubin(vertices: np.ndarray, faces: np.ndarray, *, iterations: int) -> Surface:
+    """Smooth without shrinking: steps of lambda 0.5 alternate with mu -0.525 (Taubin 1995, pass band k = 0.095)."""
+    if not iterations:
+        return vertices, faces
+    import trimesh
+
+    mesh = trimesh.Trimesh(vertices, faces, process=False, validate=False)
+    trimesh.smoothing.filter_taubin(mesh, lamb=0.5, nu=0.525, iterations=iterations)
+    return np.asarray(mesh.vertices), faces
+
+
+def decimate(vertices: np.ndarray, faces: np.ndarray, *, max_faces: int) -> Surface:
+    """At most max_faces faces by quadric edge collapse (Garland and Heckbert 1997), at least 95 % of it when reduced.
+
+    Milder settings are tried while the result is not closed; the last one is returned as it is.
+    """
+    if len(faces) <= max_faces:
+        return tidy(vertices, faces)
+    import fast_simplification
+
+    for aggressiveness in (5.0, 7.0, 3.0):
+        points, triangles = fast_simplification.simplify(
+            vertices, faces.astype(np.int32), target_count=max_faces - max_faces // 100, agg=aggressiveness
+        )
+        surface = tidy(points, triangles)
+        if is_closed(surface[1]) and 0.95 * max_faces <= len(surface[1]) <= max_faces:
+            break
+    return surface
+
+
+def tidy(vertices: np.ndarray, faces: np.ndarray) -> Surface:
+    """Weld equal vertices (as float32), drop degenerate faces, and drop faces that occur twice.
+
+    Two faces on the same three corners are a fold without volume: both go, so that a closed surface stays closed.
+    """
+    _, first, welded = np.unique(vertices.astype(np.float32), axis=0, return_index=True, return_inverse=True)
+    vertices, faces = vertices[first], welded.reshape(-1)[faces]
+    while True:
+        before = len(faces)
+        a, b, c = faces.T
+        faces = faces[(a != b) & (b != c) & (c != a)]
+        _, inverse, counts = np.unique(np.sort(faces, 1), axis=0, return_inverse=True, return_counts=True)
+        faces = faces[counts[inverse.reshape(-1)] == 1]
+        vertices, faces = collapse_slivers(vertices, faces)
+        if len(faces) == before:
+            return drop_unused(vertices, faces)
+
+
+def collapse_slivers(vertices: np.ndarray, faces: np.ndarray, *, min_area: float = 1e-11) -> Surface:
+    """Join the two closest corners of every face without area; `tidy` then drops the faces this makes degenerate."""
+    flat = faces[face_areas(vertices, faces) < min_area]
+    if not len(flat):
+        return vertices, faces
+    sides = np.linalg.norm(vertices[flat] - vertices[np.roll(flat, -1, axis=1)], axis=2)
+    shortest = sides.argmin(1)
+    rows = np.arange(len(flat))
+    target = np.arange(len(vertices))
+    target[flat[rows, (shortest + 1) % 3]] = flat[rows, shortest]
+    return vertices, target[faces]
+
+
+def drop_unused(vertices: np.ndarray, faces: np.ndarray) -> Surface:
+    """The same surface without vertices that no face uses; order is kept."""
+    used, renumbered = np.unique(faces, return_inverse=True)
+    return vertices[used], renumbered.reshape(-1, 3).astype(np.int32)

@@ -1,0 +1,191 @@
+"""A density field becomes a closed, smooth, coloured mesh: sample, smooth, cut, clean, decimate, paint."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf3d.mesh import cleanup
+from nerf3d.mesh.colours import query_in_chunks, surface_colours
+from nerf3d.mesh.errors import BrokenField, EmptyMesh
+from nerf3d.mesh.mesh import Mesh, is_closed, vertex_normals
+
+logger = logging.getLogger(__name__)
+
+_FEWEST_VOXELS = 27  # a blob under 3x3x3 voxels is noise, so a lower iso level is tried
+_FULLEST_SHARE = 0.98
+# (coarsening of the grid, factor on the level), tried in turn until the surface is closed and light enough: another
+# level makes other cells, which mends a surface that touches itself; a coarser grid loses handles that bar decimation.
+_ATTEMPTS = ((1, 1.0), (1, 0.97), (1, 1.04), (2, 1.0), (2, 0.95), (4, 1.0))
+
+
+class DensityField(Protocol):
+    """What extraction asks of a field: points (N, 3) float32 in [-1, 1]^3, answers on the same device."""
+
+    def density(self, points: Tensor) -> Tensor:
+        """(N,) non-negative density per scene unit."""
+        ...
+
+    def colour(self, points: Tensor) -> Tensor:
+        """(N, 3) albedo in [0, 1]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How a field is cut into a mesh. The defaults are those of `facts/toybox_recipe.md`, with a face budget.
+
+    resolution: grid points per axis over the scene box [-1, 1]^3.
+    iso: density (per scene unit) of the surface; lower_isos are tried in turn when nothing reaches it.
+    smoothing: standard deviation in voxels of the Gaussian on log(1 + density); 0 turns it off.
+    max_faces: face budget, kept within 5 % when the raw surface has more.
+    keep_components: smallest share of the largest component's volume that a component needs to stay.
+    taubin_iterations: smoothing steps on the raw surface.
+    """
+
+    resolution: int = 128
+    iso: float = 5.0
+    lower_isos: tuple[float, ...] = (2.5, 1.0, 0.5)
+    smoothing: float = 0.8
+    max_faces: int = 20_000
+    keep_components: float = 0.15
+    taubin_iterations: int = 10
+
+    def __post_init__(self) -> None:
+        checks = {
+            "resolution": (8 <= self.resolution <= 1024, "8 to 1024 grid points an axis"),
+            "iso": (self.iso > 0, "a density over 0"),
+            "smoothing": (0 <= self.smoothing <= 10, "0 to 10 voxels"),
+            "max_faces": (self.max_faces >= 100, "at least 100 faces"),
+            "keep_components": (0 <= self.keep_components <= 1, "a share between 0 and 1"),
+            "taubin_iterations": (0 <= self.taubin_iterations <= 1000, "0 to 1000 steps"),
+        }
+        for name, (valid, expected) in checks.items():
+            if not valid:
+                raise ValueError(f"{name} is {getattr(self, name)}; give {expected}.")
+
+
+def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, device: torch.device | str = "cpu") -> Mesh:
+    """The surface where the field's smoothed density crosses config.iso.
+
+    Closed and wound outwards; where that could not be reached the mesh is returned all the same, `is_watertight` is
+    False and a warning is logged. The same field gives the same mesh. No gradients flow.
+
+    Raises EmptyMesh when no level finds a surface, BrokenField when the density is not a number or fills the box.
+    """
+    config = config or MeshConfig()
+    grid = density_grid(field, config.resolution, device=device)
+    levels = smooth_levels(grid, config.smoothing)
+    vertices, faces = _cut_soundly(levels, _choose_level(levels, grid, config), config)
+    if not is_closed(faces):
+        logger.warning("the mesh has open or doubled edges; 3D printing tools may ask to repair it")
+    if len(faces) > config.max_faces:
+        logger.warning("the mesh has %d faces, over the budget of %d", len(faces), config.max_faces)
+    vertices = vertices.astype(np.float32)
+    normals = vertex_normals(vertices, faces)
+    voxel = 2 / (config.resolution - 1)
+    colours = surface_colours(field, vertices, normals, step=voxel / 2, device=device)
+    return Mesh(vertices, faces, normals, colours)
+
+
+def density_grid(field: DensityField, resolution: int, *, device: torch.device | str = "cpu") -> np.ndarray:
+    """(R, R, R) float32 densities at the points of a grid whose corners are the scene box's, indexed [x, y, z].
+
+    Raises BrokenField when a density is not finite.
+    """
+    axis = torch.linspace(-1, 1, resolution, device=device)
+    rows_per_slab = max(1, (1 << 18) // resolution**2)
+    slabs = []
+    for x in axis.split(rows_per_slab):
+        points = torch.stack(torch.meshgrid(x, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+        slabs.append(query_in_chunks(field.density, points).reshape(len(x), resolution, resolution).float().cpu())
+    grid = torch.cat(slabs).numpy()
+    broken = ~np.isfinite(grid)
+    if broken.any():
+        raise BrokenField(
+            f"The field's density is not a number at {broken.sum()} of {grid.size} points, so it has no surface: the "
+            "fit diverged; lower its learning rates or take another seed."
+        )
+    return grid
+
+
+def smooth_levels(grid: np.ndarray, smoothing: float) -> np.ndarray:
+    """log(1 + density) after a Gaussian of `smoothing` voxels; the box's walls mirror, so they do not thin a solid.
+
+    The logarithm keeps a few very dense voxels from swallowing their surroundings.
+    """
+    levels = np.log1p(np.maximum(grid, 0))
+    if smoothing:
+        from scipy.ndimage import gaussian_filter
+
+        levels = gaussian_filter(levels, smoothing, mode="nearest")
+    return levels
+
+
+def isosurface(levels: np.ndarray, level: float) -> cleanup.Surface:
+    """Marching cubes (Lewiner et al. 2003) over [-1, 1]^3: vertices (N, 3) float64, outward faces (M, 3) int32.
+
+    One layer of empty voxels around the box closes whatever touches its walls. Raises ValueError without a crossing.
+    """
+    from skimage.measure import marching_cubes
+
+    # A grid value equal to the level gives vertices on top of each other, which welding would turn into bad edges.
+    near = np.abs(levels - level) < 1e-4
+    padded = np.pad(np.where(near, level + 1e-4, levels), 1)
+    voxel = 2 / (np.array(levels.shape) - 1)
+    # Density is larger inside, and with 'descent', the default, skimage winds such faces inwards.
+    vertices, faces, _, _ = marching_cubes(padded, level, gradient_direction="ascent")
+    return (vertices.astype(np.float64) - 1) * voxel - 1, faces.astype(np.int32)
+
+
+def _choose_level(levels: np.ndarray, grid: np.ndarray, config: MeshConfig) -> float:
+    """The first of iso and lower_isos that encloses something, as a level of log(1 + density)."""
+    for iso in (config.iso, *(i for i in config.lower_isos if i < config.iso)):
+        level = float(np.log1p(iso))
+        inside = int((levels > level).sum())
+        if inside > _FULLEST_SHARE * levels.size:
+            raise BrokenField(
+                f"The field is denser than {iso:g} in {100 * inside / levels.size:.0f} % of the scene box, so there is "
+                "no surface to cut: the fit filled the box; raise its sparsity weight or take another seed."
+            )
+        if inside >= _FEWEST_VOXELS:
+            if iso != config.iso:
+                logger.warning("nothing is denser than %g; the mesh was cut at %g", config.iso, iso)
+            return level
+    raise EmptyMesh(
+        f"The field is empty: its density reaches only {grid.max():.3g} where a surface needs {config.iso:g}, so there "
+        "is no mesh to write; take another seed, or more steps."
+    )
+
+
+def _cut_soundly(levels: np.ndarray, level: float, config: MeshConfig) -> cleanup.Surface:
+    """The first cut that is closed and within the face budget; else the first closed one; else the first."""
+    first = closed = None
+    for coarsening, nudge in _ATTEMPTS:
+        grid = _coarsen(levels, coarsening)
+        if nudge * level >= grid.max():
+            continue
+        surface = cleanup.keep_solids(*isosurface(grid, nudge * level), share=config.keep_components)
+        surface = cleanup.taubin(*surface, iterations=config.taubin_iterations)
+        surface = cleanup.decimate(*surface, max_faces=config.max_faces)
+        if is_closed(surface[1]):
+            if len(surface[1]) <= config.max_faces:
+                return surface
+            closed = closed or surface
+        first = first or surface
+    assert first is not None  # the first attempt is at the chosen level, which lies under the largest value
+    return closed or first
+
+
+def _coarsen(levels: np.ndarray, factor: int) -> np.ndarray:
+    """The same box on a grid with `factor` times fewer points an axis, at least 16."""
+    if factor == 1:
+        return levels
+    from scipy.ndimage import gaussian_filter, zoom
+
+    return zoom(gaussian_filter(levels, factor / 2, mode="nearest"), max(1 / factor, 16 / len(levels)), order=1)

@@ -1,0 +1,70 @@
+"""Regularisers of a fit, one small function each, and the schedules of their weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from nerf3d.rendering.volume import RaySamples
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A weight over the fit: `start` until `begin`, a straight line to `end` at `until`, then `end`.
+
+    begin, until: progress in [0, 1], 0 at the first step. Raises ValueError unless 0 <= begin <= until <= 1.
+    """
+
+    start: float
+    end: float | None = None
+    begin: float = 0.0
+    until: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.begin <= self.until <= 1:
+            raise ValueError(
+                f"A schedule runs from {self.begin} to {self.until}; give 0 <= begin <= until <= 1, the shares of the fit."
+            )
+
+    def value(self, progress: float) -> float:
+        """The weight at this progress in [0, 1]."""
+        if self.end is None or progress < self.begin:
+            return self.start
+        if progress >= self.until:
+            return self.end
+        return self.start + (self.end - self.start) * (progress - self.begin) / (self.until - self.begin)
+
+
+def sparsity(alpha: Tensor) -> Tensor:
+    """mean sqrt(alpha^2 + 0.01): pulls empty rays to 0 more than full ones (DreamFusion, Poole et al. 2022, appendix A)."""
+    return (alpha.square() + 0.01).sqrt().mean()
+
+
+def opaqueness(alpha: Tensor) -> Tensor:
+    """Binary entropy of alpha, in nats: each ray hits or misses, so no fog (Latent-NeRF, Metzer et al. 2022)."""
+    alpha = alpha.clamp(1e-3, 1 - 1e-3)
+    return -(alpha * alpha.log() + (1 - alpha) * (1 - alpha).log()).mean()
+
+
+def background_carving(alpha: Tensor, target: Tensor, background: Tensor, *, tolerance: float = 0.06) -> Tensor:
+    """mean of alpha where the guide's target shows the known background colour: what should be empty, is.
+
+    alpha: (V, 1, H, W). target: (V, 3, H, W), treated as a constant. background: (V, 3). tolerance: the root of the mean
+    squared colour difference at which the pull has fallen to exp(-1/2).
+    """
+    difference = (target.detach() - background[:, :, None, None]).square().mean(1, keepdim=True)
+    return (alpha * torch.exp(difference / (-2 * tolerance**2))).mean()
+
+
+def orientation(samples: RaySamples, num_rays: int) -> Tensor:
+    """Sum over a ray of w * max(0, n . d)^2, mean over rays: visible normals face the camera (Ref-NeRF, Verbin et al. 2022,
+    equation 11). The weights are constants here, as in DreamFusion, so that the pull turns surfaces and does not thin them.
+
+    Raises ValueError if the samples carry no normals.
+    """
+    if samples.normals is None:
+        raise ValueError("The orientation loss got samples without normals; render with a lit shading to have them.")
+    away = (samples.normals * samples.directions).sum(-1).clamp_min(0)
+    return (samples.weights.detach() * away.square()).sum() / num_rays

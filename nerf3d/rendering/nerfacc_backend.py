@@ -1,0 +1,153 @@
+"""The only door to nerfacc (Li et al. 2023): occupancy estimator, weights along rays, sums along rays.
+
+nerfacc 0.5.3 computes batched (rays, samples) tensors in plain torch on any device; flattened samples and the traversal
+of the occupancy grid need its CUDA kernels, which are compiled at first use. It is float32 only and checks neither
+devices nor dtypes, so that is done here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nerf3d.errors import BackendUnavailable
+
+_LERP_FIX = "#pragma once\n#include <cmath>\n#include <math.h>\n#define lerp nerfacc_lerp\n"
+"""nerfacc defines a global `lerp`; in C++20, which new torch builds extensions as, it clashes with the standard one."""
+
+
+def make_estimator(resolution: int, radius: float):
+    """nerfacc.OccGridEstimator with one level over the cube [-radius, radius]^3."""
+    import nerfacc
+
+    return nerfacc.OccGridEstimator([-radius] * 3 + [radius] * 3, resolution=resolution, levels=1)
+
+
+def refresh_estimator(estimator, density_times_step, *, threshold: float, decay: float, seed: int) -> None:
+    """Evaluates every cell at one random point of it and thresholds the decayed maximum (Instant-NGP, appendix C).
+
+    density_times_step: (N, 3) -> (N,), about the opacity of one sample. nerfacc draws from the global generator: it is
+    seeded here and put back afterwards, so that a refresh is a function of the field and the seed.
+    """
+    device = estimator.occs.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        estimator.train()
+        estimator.update_every_n_steps(
+            step=0,
+            occ_eval_fn=lambda points: density_times_step(points)[:, None],
+            occ_thre=threshold,
+            ema_decay=decay,
+            warmup_steps=1,
+            n=1,
+        )
+
+
+def ray_weights(
+    starts: Tensor, ends: Tensor, density: Tensor, *, ray_indices: Tensor | None = None, num_rays: int | None = None
+) -> Tensor:
+    """Weights w_i = T_i (1 - exp(-sigma_i delta_i)) of the samples of a ray (NeRF, Mildenhall et al. 2020, equation 3).
+
+    starts, ends, density: batched (R, S), or flattened (K,) with ray_indices (K,) sorted and num_rays (CUDA only).
+    Returns the same shape. Gradient flows to the density only.
+    """
+    import nerfacc
+
+    if density.numel() == 0:
+        return density * 1.0
+    with torch.autocast(density.device.type, enabled=False):
+        weights, _, _ = nerfacc.render_weight_from_density(
+            starts.float(), ends.float(), density.float(), ray_indices=ray_indices, n_rays=num_rays
+        )
+    return weights
+
+
+def sum_along_rays(weights: Tensor, values: Tensor | None, *, ray_indices: Tensor, num_rays: int) -> Tensor:
+    """Sums weights (K,) times values (K, D) over the samples of each ray: (num_rays, D), or (num_rays, 1) without values."""
+    import nerfacc
+
+    with torch.autocast(weights.device.type, enabled=False):
+        return nerfacc.accumulate_along_rays(
+            weights.float(), None if values is None else values.float(), ray_indices=ray_indices, n_rays=num_rays
+        )
+
+
+def march(
+    estimator, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, *, step_size: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Occupied samples of rays, flattened (CUDA only): ray_indices (K,) sorted, starts (K,) and ends (K,), metres.
+
+    origins, directions: (R, 3). near, far: (R,). K may be 0. Raises BackendUnavailable where the kernels cannot be built.
+    """
+    if origins.device.type != "cuda" or estimator.occs.device != origins.device:
+        raise ValueError(
+            f"Rays are on {origins.device} and the occupancy grid on {estimator.occs.device}; put both on one CUDA device, "
+            "because nerfacc's traversal runs there only and does not check."
+        )
+    build_cuda_kernels()
+    with torch.autocast("cuda", enabled=False):
+        return estimator.sampling(
+            origins.float(), directions.float(), t_min=near, t_max=far, render_step_size=step_size, early_stop_eps=0.0
+        )
+
+
+def build_cuda_kernels() -> None:
+    """Compiles nerfacc's kernels once per environment, or loads them; call it before workers start.
+
+    nerfacc's own builder deletes an empty build folder, which processes that start together trip over, and fails in C++20.
+    So they are built here, behind a file lock, in a folder of this environment (TORCH_EXTENSIONS_DIR if that is set),
+    and handed to nerfacc as its compiled module. Raises BackendUnavailable with the compiler's reason.
+    """
+    import nerfacc
+
+    if hasattr(nerfacc, "csrc"):
+        return
+    from torch.utils import cpp_extension
+
+    folder = _extensions_folder() / "nerfacc_cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    header = folder / "lerp_fix.h"
+    source = Path(nerfacc.__file__).parent / "cuda" / "csrc"
+    forced = ["-O3", "-include", str(header)]
+    with open(folder.parent / "nerfacc_cuda.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not header.exists():
+            header.write_text(_LERP_FIX)
+        try:
+            nerfacc.csrc = cpp_extension.load(
+                name="nerfacc_cuda",
+                sources=[str(p) for p in sorted([*source.glob("*.cu"), *source.glob("*.cpp")])],
+                build_directory=str(folder),
+                extra_cflags=forced,
+                extra_cuda_cflags=forced,
+                extra_include_paths=_cuda_headers(),
+            )
+        except (OSError, RuntimeError, ImportError) as error:
+            raise BackendUnavailable(
+                f"nerfacc's CUDA kernels did not build in {folder}: {error}. Put nvcc of CUDA {torch.version.cuda} on PATH "
+                "(and set CUDA_HOME), or use the device cpu; the traversal of the occupancy grid has no other CUDA path."
+            ) from error
+    sys.modules["nerfacc.csrc"] = nerfacc.csrc
+
+
+def _extensions_folder() -> Path:
+    """One folder for each (environment, torch, CUDA): environments that share one freeze each other (nerfacc issue 164)."""
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
+    key = hashlib.sha256(f"{sys.prefix} {torch.__version__} {torch.version.cuda}".encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "dreamkiln" / f"torch_extensions-{key}"
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    return folder
+
+
+def _cuda_headers() -> list[str]:
+    """Header folders of the nvidia wheels beside torch: cuBLAS, cuSPARSE and others are not always in CUDA_HOME."""
+    site = Path(torch.__file__).parent.parent
+    return [str(p) for p in sorted((site / "nvidia").glob("*/include"))]

@@ -1,0 +1,76 @@
+"""Shading of samples by one distant light per view: the toybox's formula, so that fits look like training pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nerf3d.cameras import Cameras
+from nerf3d.streams import uniform
+
+Shading = Literal["albedo", "lambert", "textureless", "normal"]
+SHADINGS: tuple[str, ...] = ("albedo", "lambert", "textureless", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lights:
+    """One light per view. direction: (V, 3) unit, world, toward the light. ambient: (V,) in [0, 1]."""
+
+    direction: Tensor
+    ambient: Tensor
+
+    def __getitem__(self, views) -> Lights:
+        return Lights(self.direction[views], self.ambient[views])
+
+    def to(self, device: torch.device | str) -> Lights:
+        return Lights(self.direction.to(device), self.ambient.to(device))
+
+
+def needs_normals(shading: Shading) -> bool:
+    """Raises ValueError for a shading that is not one of SHADINGS."""
+    if shading not in SHADINGS:
+        raise ValueError(f"shading is {shading!r}; choose one of {', '.join(SHADINGS)}.")
+    return shading != "albedo"
+
+
+def shade(albedo: Tensor, normals: Tensor | None, *, shading: Shading, direction: Tensor, ambient: Tensor) -> Tensor:
+    """albedo * (ambient + (1 - ambient) * max(0, n . l)), as `nerf3d.toybox.render` (DreamFusion, section 3.1).
+
+    albedo, normals, direction: (N, 3), ambient: (N,). "textureless" lights white, "normal" shows n / 2 + 1 / 2.
+    Returns (N, 3) in [0, 1].
+    """
+    if not needs_normals(shading):
+        return albedo
+    assert normals is not None
+    if shading == "normal":
+        return normals / 2 + 0.5
+    colour = torch.ones_like(albedo) if shading == "textureless" else albedo
+    lambert = (normals * direction).sum(-1).clamp_min(0)
+    return colour * (ambient + (1 - ambient) * lambert)[:, None]
+
+
+def headlights(cameras: Cameras, *, ambient: float = 0.5) -> Lights:
+    """A light above each camera: the fixed light of previews, as in `nerf3d.toybox.render_object`."""
+    towards = cameras.camera_to_world[:, :3, 3] / cameras.radius[:, None]
+    above = towards + torch.tensor([0.0, 0.8, 0.0], device=towards.device)
+    return Lights(F.normalize(above, dim=-1), torch.full_like(cameras.radius, ambient))
+
+
+def sample_lights(cameras: Cameras, *, generator: torch.Generator) -> Lights:
+    """Random lights as in the toybox's training pictures (`nerf3d.toybox.items`), on the cameras' device.
+
+    Directions are scattered around each camera's and lifted upward; ambient is uniform in [0.35, 0.7).
+    """
+    num_views = len(cameras)
+    height = uniform((num_views,), generator, -1, 1)
+    turn = uniform((num_views,), generator, 0, 2 * torch.pi)
+    rim = (1 - height.square()).sqrt()
+    scatter = torch.stack([rim * turn.sin(), height, rim * turn.cos()], -1)
+    ambient = uniform((num_views,), generator, 0.35, 0.7)
+    towards = cameras.camera_to_world[:, :3, 3] / cameras.radius[:, None]
+    direction = towards + (0.8 * scatter + torch.tensor([0.0, 0.55, 0.0])).to(towards.device)
+    return Lights(F.normalize(direction, dim=-1), ambient.to(towards.device))

@@ -1,0 +1,114 @@
+"""Sentences about toybox objects, and the way back from a sentence to what it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from nerf3d.toybox.kinds import KINDS, Kind
+from nerf3d.toybox.words import COLOURS, PREFIXES, PROPORTIONS, article
+from nerf3d.view_words import all_view_phrases
+
+_MASS_NOUNS = {"icing", "dough", "wax", "filling"}
+_SINGULAR_IN_S = {"canvas"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """What a prompt says. colours: one colour name per part of the kind, in its order; proportion: a word or ""."""
+
+    kind: Kind
+    colours: tuple[str, ...]
+    proportion: str
+
+
+def _coloured_part(colour: str, part: str) -> str:
+    """ "a white stem", "blue legs", "pink icing"."""
+    phrase = f"{colour} {part}"
+    bare = part in _MASS_NOUNS or (part.endswith("s") and part not in _SINGULAR_IN_S)
+    return phrase if bare else article(phrase)
+
+
+def plain_prompt(kind: Kind, main: str, *, part: str | None = None, part_colour: str | None = None, proportion="") -> str:
+    """The usual sentence, such as "a small red mushroom with a white stem"."""
+    head = article(f"{proportion} {main} {kind.name}".strip())
+    return head if part is None else f"{head} with {_coloured_part(part_colour, part)}"
+
+
+def draw_prompt(kind: Kind, main: str, part: str | None, part_colour: str | None, proportion: str, u: Iterator[float]) -> str:
+    """One of several equivalent sentences, chosen by three numbers of u in [0, 1)."""
+    form, article_choice, prefix_choice = next(u), next(u), next(u)
+    name = f"{proportion} {kind.name}".strip()
+    if part is None:
+        phrase = _one_colour(kind, main, name, proportion, form)
+    else:
+        phrase = _two_colours(kind, main, part, part_colour, name, proportion, form)
+    if prefix_choice < 0.25:
+        prefix = PREFIXES[int(prefix_choice * 4 * len(PREFIXES))]
+        return f"{prefix} {phrase}" if prefix == "a toy" else f"{prefix} {article(phrase)}"
+    return article(phrase) if article_choice < 0.75 else phrase
+
+
+def _one_colour(kind: Kind, main: str, name: str, proportion: str, form: float) -> str:
+    if form < 0.06:
+        return f"{name}, {main}"
+    phrase = f"{proportion} {main} {kind.name}".strip()
+    if form < 0.16 and len(kind.parts) == 2:
+        return f"{phrase} with {_coloured_part(main, kind.parts[1])}"
+    return phrase
+
+
+def _two_colours(kind: Kind, main: str, part: str, part_colour: str, name: str, proportion: str, form: float) -> str:
+    second = _coloured_part(part_colour, part)
+    if form < 0.2 and kind.parts[0] != kind.name:
+        return f"{name} with {_coloured_part(main, kind.parts[0])} and {second}"
+    if form < 0.32:
+        return f"{name}, {main} with {second}"
+    if form < 0.44 and len(kind.parts) == 2:
+        return f"{proportion} {main} and {part_colour} {kind.name}".strip()
+    return f"{proportion} {main} {kind.name} with {second}".strip()
+
+
+_VIEW = re.compile(r",?\s*\b(" + "|".join(sorted(all_view_phrases(), key=len, reverse=True)) + r")\s*$")
+
+
+def parse(prompt: str) -> Meaning | None:
+    """What a toybox sentence names, or None where it names no kind. Parts without a colour follow the main colour.
+
+    Without any colour the object is gray. Unknown words are passed over.
+    """
+    words = re.findall(r"[a-z0-9]+", _VIEW.sub("", prompt.lower().strip()))
+    found = _find_kind(words)
+    if found is None:
+        return None
+    kind, start, length = found
+    rest = words[:start] + ["<kind>"] + words[start + length :]
+    proportion = next((w for w in rest if w in PROPORTIONS), "")
+    colours = _assign_colours(kind, [w for w in rest if w not in PROPORTIONS])
+    main = colours.get(kind.parts[0], "gray")
+    return Meaning(kind, tuple(colours.get(part, main) for part in kind.parts), proportion)
+
+
+def _find_kind(words: list[str]) -> tuple[Kind, int, int] | None:
+    for start in range(len(words)):
+        for length in (2, 1):
+            name = " ".join(words[start : start + length])
+            if name in KINDS and start + length <= len(words):
+                return KINDS[name], start, length
+    return None
+
+
+def _assign_colours(kind: Kind, words: list[str]) -> dict[str, str]:
+    """A colour before a part's name is that part's; other colours go to the main part, then to the second."""
+    colours: dict[str, str] = {}
+    loose = []
+    for word, following in zip(words, words[1:] + [""], strict=True):
+        if word in COLOURS:
+            if following in kind.parts:
+                colours[following] = word
+            else:
+                loose.append(word)
+    for part, colour in zip([p for p in kind.parts if p not in colours], loose, strict=False):
+        colours[part] = colour
+    return colours

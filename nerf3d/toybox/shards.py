@@ -1,0 +1,152 @@
+"""Shards of rendered training items: uint8 images in safetensors, a record per image in JSON lines beside them.
+
+    FOLDER/items-000000000.safetensors   images (n, 3, size, size) uint8; metadata: seed, start, num_images, size
+    FOLDER/items-000000000.jsonl         one record per image, in the same order
+
+The number is the first item's index. The images are moved into place last, so a shard whose images exist is finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nerf3d.toybox.items import Item, make_item
+from nerf3d.toybox.render import render_items
+
+_IMAGES = "items-{:09d}.safetensors"
+_ITEMS_PER_CALL = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """images: (n, 3, size, size) uint8. records: n dictionaries with at least "index", "caption" and "prompt"."""
+
+    images: Tensor
+    records: list[dict]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    folder: Path
+    start: int
+    num_images: int
+    seed: int
+    size: int
+    device: str
+
+    @property
+    def images_path(self) -> Path:
+        return self.folder / _IMAGES.format(self.start)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {k: str(getattr(self, k)) for k in ("start", "num_images", "seed", "size")}
+
+
+def write_shards(
+    folder: str | os.PathLike,
+    num_images: int,
+    *,
+    shard_size: int = 4096,
+    start: int = 0,
+    seed: int = 0,
+    size: int = 64,
+    workers: int = 1,
+    device: str = "cpu",
+) -> Iterator[Path]:
+    """Renders items start ... start + num_images - 1 and yields each shard's image file once it is there, in order.
+
+    Nothing runs before the first `next`. Finished shards are kept, so an interrupted call is simply repeated.
+    workers: processes, one thread each (1 draws in this process). The files do not depend on workers.
+    Raises ValueError when a finished shard came from other arguments, or when a count is under 1.
+    """
+    for name, value in (("num_images", num_images), ("shard_size", shard_size), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give at least 1, because nothing can be drawn with less.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = start + num_images
+    plans = [
+        _Plan(folder, first, min(shard_size, stop - first), seed, size, device) for first in range(start, stop, shard_size)
+    ]
+    todo = [plan for plan in plans if not _is_finished(plan)]
+    if workers == 1 or len(todo) <= 1:
+        done = set(todo)
+        for plan in plans:
+            yield _write(plan) if plan in done else plan.images_path
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(todo)), initializer=functools.partial(torch.set_num_threads, 1)) as pool:
+        written = pool.imap(_write, todo)
+        pending = set(todo)
+        for plan in plans:
+            yield next(written) if plan in pending else plan.images_path
+
+
+def read_shards(folder: str | os.PathLike) -> Iterator[Shard]:
+    """All finished shards of a folder in the order of their items. Raises FileNotFoundError when there is none."""
+    paths = sorted(Path(folder).glob("items-*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no items-*.safetensors; write_shards makes them.")
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            images = file.get_tensor("images")
+        records = [json.loads(line) for line in path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+        yield Shard(images, records)
+
+
+def record(item: Item) -> dict:
+    """What is kept of an item beside its image."""
+    return {
+        "index": item.index,
+        "caption": item.caption,
+        "prompt": item.prompt,
+        "kind": item.kind,
+        "colours": dict(item.colours),
+        "proportion": item.proportion,
+        "azimuth_degrees": round(item.azimuth_degrees, 3),
+        "elevation_degrees": round(item.elevation_degrees, 3),
+        "background": [round(v, 4) for v in item.background],
+    }
+
+
+def _is_finished(plan: _Plan) -> bool:
+    if not plan.images_path.exists():
+        return False
+    with safe_open(plan.images_path, framework="pt") as file:
+        found = file.metadata()
+    if found != plan.metadata:
+        raise ValueError(
+            f"{plan.images_path} was written with {found}, but this call asks for {plan.metadata}; "
+            "use another folder or the same arguments, because a mixed data set could not be repeated."
+        )
+    return True
+
+
+def _write(plan: _Plan) -> Path:
+    images, records = [], []
+    for first in range(plan.start, plan.start + plan.num_images, _ITEMS_PER_CALL):
+        last = min(first + _ITEMS_PER_CALL, plan.start + plan.num_images)
+        items = [make_item(index, seed=plan.seed) for index in range(first, last)]
+        rgb, _ = render_items(items, size=plan.size, device=plan.device)
+        images.append((rgb * 255).round().to(torch.uint8).cpu())
+        records += [json.dumps(record(item)) for item in items]
+    lines = plan.images_path.with_suffix(".jsonl")
+    temporary = lines.with_name(f"{lines.name}.{os.getpid()}.tmp")
+    temporary.write_text("\n".join(records) + "\n", encoding="utf-8")
+    os.replace(temporary, lines)
+    temporary = plan.images_path.with_name(f"{plan.images_path.name}.{os.getpid()}.tmp")
+    save_file({"images": torch.cat(images)}, temporary, metadata=plan.metadata)
+    os.replace(temporary, plan.images_path)
+    return plan.images_path

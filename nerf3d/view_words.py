@@ -1,0 +1,42 @@
+"""View words: the one vocabulary that training captions and view-dependent prompts share.
+
+Left and right are the object's own sides, so azimuth 90 (the camera on +X of an object that faces +Z) is the left side.
+"""
+
+from __future__ import annotations
+
+import math
+
+SECTORS = (
+    "front view",
+    "front left view",
+    "left side view",
+    "back left view",
+    "back view",
+    "back right view",
+    "right side view",
+    "front right view",
+)
+"""Eight azimuth sectors of 45 degrees, centred on 0, 45, ..., 315 degrees."""
+
+ABOVE_DEGREES = 40.0
+BELOW_DEGREES = 0.0
+
+
+def view_phrase(azimuth_degrees: float, elevation_degrees: float) -> str:
+    """Words for a camera direction, such as "front left view from above".
+
+    A sector holds its lower border: 22.5 degrees is already "front left view", 337.5 is "front view".
+    Elevation over 40 degrees adds " from above", under 0 adds " from below".
+    """
+    sector = math.floor((azimuth_degrees + 22.5) / 45.0) % 8
+    if elevation_degrees > ABOVE_DEGREES:
+        return SECTORS[sector] + " from above"
+    if elevation_degrees < BELOW_DEGREES:
+        return SECTORS[sector] + " from below"
+    return SECTORS[sector]
+
+
+def all_view_phrases() -> tuple[str, ...]:
+    """Every phrase that `view_phrase` can give: 24 of them."""
+    return tuple(s + suffix for s in SECTORS for suffix in ("", " from above", " from below"))

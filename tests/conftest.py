@@ -1,0 +1,22 @@
+"""What every test shares: one torch thread, and a torchvision that imports."""
+
+import pytest
+import torch
+
+from diffusion.torchvision_shim import ensure_torchvision_imports
+
+# Tests run beside other work on few cores; one thread also makes float sums repeat from machine to machine.
+torch.set_num_threads(1)
+
+# diffusers, transformers and open_clip import torchvision as they load.
+ensure_torchvision_imports()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "requires_cuda" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,139 @@
+"""Every sampler, pointwise, against diffusers' scheduler with the same exact denoiser.
+
+Where diffusers is known to differ from the papers the comparison is left out, and said so: PNDM with v-prediction adds
+up v of different timesteps; DDIM and PNDM miss the next timestep where N does not divide T, except with "leading".
+"""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion.requests import Guidance, run
+from diffusion.samplers import SAMPLERS, STOCHASTIC
+from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import normal, stream
+from tests.oracles import FIVE_MODES, Oracle, condition
+
+ROWS = 64
+KINDS = ("epsilon", "v_prediction", "sample")
+
+DIFFUSERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "ddpm": (diffusers.DDPMScheduler, {"variance_type": "fixed_small"}),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {"lower_order_final": True}),
+}
+
+
+def scheduler_of(name: str, schedule: NoiseSchedule, num_steps: int, **options: Any) -> Any:
+    config = {key: value for key, value in schedule.to_config().items() if key != "_class_name"}
+    cls, more = DIFFUSERS[name]
+    known = set(cls.__init__.__wrapped__.__code__.co_varnames)
+    scheduler = cls(**{key: value for key, value in {**config, **more, **options}.items() if key in known})
+    scheduler.set_timesteps(num_steps)
+    return scheduler
+
+
+def diffusers_result(scheduler: Any, oracle: Oracle, x_T: Tensor, first: int, **step_options: Any) -> Tensor:
+    """diffusers' sampling loop from our variance-preserving x_T."""
+    exploding = "sigmas" in vars(scheduler) and not isinstance(scheduler, diffusers.DPMSolverMultistepScheduler)
+    x = x_T / oracle.schedule.alpha(torch.tensor([first])) if exploding else x_T
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        output = oracle.network(scaled, t.long().expand(len(x)), torch.ones(len(x), 1, 1))
+        x = scheduler.step(output, t, x, **step_options).prev_sample
+    return x
+
+
+def compare(name: str, schedule: NoiseSchedule, num_steps: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    eta = {"eta": options["eta"]} if "eta" in options else {}
+    theirs_only = {"skip_prk": "skip_prk_steps", "variance": "variance_type"}
+    scheduler = scheduler_of(name, schedule, num_steps, **{theirs_only.get(k, k): v for k, v in options.items()})
+    timesteps = torch.as_tensor(scheduler.timesteps).long().unique().flip(0)
+    if name == "pndm":
+        timesteps = schedule.timesteps(num_steps)
+    x_T = normal((ROWS, 1, 1, 2), stream(0, "start"), dtype=torch.float64)
+    draws = [normal((ROWS, 1, 1, 2), stream(0, "step", i), dtype=torch.float64) for i in range(num_steps)]
+    waiting = iter(draws)
+    for module in ("ddim", "ddpm", "euler_ancestral_discrete"):
+        path = f"diffusers.schedulers.scheduling_{module}.randn_tensor"
+        monkeypatch.setattr(path, lambda *_, **__: next(waiting))
+
+    oracle = Oracle(schedule, FIVE_MODES)
+    theirs = diffusers_result(scheduler, oracle, x_T, int(timesteps[0]), **eta)
+    sampling = SAMPLERS[name](
+        x_T,
+        schedule=schedule,
+        timesteps=timesteps,
+        condition=condition(ROWS),
+        guidance=Guidance(scale=1),
+        noise=draws.__getitem__ if name in STOCHASTIC or eta else None,
+        **options,
+    )
+    ours = run(sampling, oracle)
+    # diffusers' tables are float32.
+    torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_equals_diffusers(name: str, kind: str, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "pndm" and kind != "epsilon":
+        pytest.skip("diffusers' PNDM combines the raw outputs of different timesteps")
+    schedule = NoiseSchedule(prediction_type=kind, timestep_spacing=spacing)
+    compare(name, schedule, 20, monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_equals_diffusers_on_the_cosine_schedule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """squaredcos_cap_v2 ends at abar = 2e-9, where float32 tables are at their coarsest; v-prediction copes."""
+    kind = "epsilon" if name == "pndm" else "v_prediction"
+    schedule = NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type=kind)
+    compare(name, schedule, 25, monkeypatch)
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_final_alpha_follows_the_configuration(set_alpha_to_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = NoiseSchedule(set_alpha_to_one=set_alpha_to_one)
+    compare("ddim", schedule, 30, monkeypatch)
+    compare("pndm", schedule, 30, monkeypatch)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddim_with_noise(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare("ddim", NoiseSchedule(), 20, monkeypatch, eta=eta)
+
+
+def test_pndm_with_runge_kutta_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare("pndm", NoiseSchedule(), 20, monkeypatch, skip_prk=False)
+
+
+def test_ddpm_with_the_large_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where the last timestep is 0: from any other diffusers adds noise to the final picture."""
+    schedule = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0)
+    compare("ddpm", schedule, 20, monkeypatch, variance="fixed_large")
+
+
+def test_pndm_does_not_depend_on_the_parameterisation() -> None:
+    """What diffusers gets wrong: the same exact denoiser as v or as x0 must give the same picture."""
+    x_T = normal((ROWS, 1, 1, 2), stream(0, "start"), dtype=torch.float64)
+    results = []
+    for kind in KINDS:
+        schedule = NoiseSchedule(prediction_type=kind)
+        sampling = SAMPLERS["pndm"](
+            x_T,
+            schedule=schedule,
+            timesteps=schedule.timesteps(10),
+            condition=condition(ROWS),
+            guidance=Guidance(scale=1),
+        )
+        results.append(run(sampling, Oracle(schedule, FIVE_MODES)))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(results[2], results[0], rtol=0, atol=1e-10)
