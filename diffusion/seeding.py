@@ -44,7 +44,8 @@ def stream(seed: int, *keys: Key) -> torch.Generator:
     state = generator.get_state()
     if state.numel() != _STATE_BYTES:
         raise RuntimeError(
-            f"torch {torch.__version__}'s CPU generator state has {state.numel()} bytes, not {_STATE_BYTES}"
+            f"the CPU generator of torch {torch.__version__} has a state of {state.numel()} bytes; expected "
+            f"{_STATE_BYTES}; install the torch version of constraints.txt (its layout is written to directly)"
         )
     state[_WORDS_AT : _WORDS_AT + 8 * _NUM_WORDS].view(torch.int64).copy_(
         torch.frombuffer(bytearray(words), dtype=torch.uint8).view(_NUM_WORDS, 4).long()

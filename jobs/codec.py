@@ -110,7 +110,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             f"it must be one of {', '.join(map(str, arguments))}."
         )
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_plain(hint, value, path=path)  # type: ignore[arg-type]
+        return value if isinstance(value, hint) else _convert_dataclass(hint, value, path)  # type: ignore[arg-type]
     if origin in (tuple, list):
         return _convert_sequence(origin, arguments, value, path)
     if origin in (dict, Mapping):
@@ -132,6 +132,19 @@ def _convert_union(arguments: tuple, value: Any, path: str) -> Any:
         except InputError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _convert_dataclass(hint: type, value: Any, path: str) -> Any:
+    """A bare value stands for a table with one required setting: `sparsity=0.5` is `sparsity={start: 0.5}`."""
+    if not isinstance(value, Mapping):
+        required = [
+            field.name
+            for field in dataclasses.fields(hint)  # type: ignore[arg-type]
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ]
+        if len(required) == 1:
+            return from_plain(hint, {required[0]: value}, path=path)
+    return from_plain(hint, value, path=path)
 
 
 def _convert_sequence(origin: type, arguments: tuple, value: Any, path: str) -> Any:

@@ -109,7 +109,7 @@ def sample_orbit(
     if num_views < 1:
         raise ValueError(f"num_views is {num_views}; ask for at least 1, because no cameras render nothing.")
     device = generator.device
-    fraction, height = torch.rand((2, num_views), generator=generator, device=device)
+    fraction, height = torch.empty((2, num_views), device=device).uniform_(generator=generator)
     if stratified:
         fraction = (torch.arange(num_views, device=device) + fraction) / num_views
     azimuth = azimuth_range[0] + fraction * (azimuth_range[1] - azimuth_range[0])

@@ -71,7 +71,7 @@ class FitConfig:
     outer_radius: float = 0.85
     occupancy_resolution: int = 64
     occupancy_every: int = 8
-    occupancy_threshold: float = 0.01
+    occupancy_threshold: float = 0.004
     patience: float = 0.15
     field: FieldConfig = FieldConfig()
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
+from diffusion.prior import PriorCard
+from diffusion.prior_folder import save_prior
 from diffusion.schedule import NoiseSchedule
-from diffusion.text.clip import Clip, ClipConfig, TextConfig
+from diffusion.text.clip import Clip, ClipConfig, TextConfig, save_clip
 from diffusion.text.tokenizer import Tokenizer, empty_tokens
 from diffusion.training.autoencoder import reconstruction_loss
 from diffusion.training.contrastive import clip_loss
@@ -243,3 +245,22 @@ def run_part(name: str, data: Pictures, root: Path, config: LoopConfig, device: 
                 saved = time.monotonic()
     if name == "autoencoder":
         print(f"scaling factor {measure_scaling(data, root):.4f}", flush=True)
+
+
+def assemble(root: Path, folder: Path, *, with_judge: bool = True) -> None:
+    """Writes the prior that ships: averaged weights of every trained part, the image tower, and the judge."""
+    tokenizer = Tokenizer.for_words(vocabulary(), CONTEXT_LENGTH)
+    clip = load_averaged(Clip(clip_config(tokenizer)), root / "clip")
+    save_prior(
+        folder,
+        card=PriorCard("toybox", IMAGE_SIZE, vocabulary(), view_words=True),
+        unet=load_averaged(UNet2DCondition(UNET), root / "denoiser"),
+        autoencoder=trained_autoencoder(root),
+        text_encoder=clip.text,
+        tokenizer=tokenizer,
+        schedule=NoiseSchedule.from_config(SCHEDULER),
+    )
+    save_clip(clip, tokenizer, folder / "clip", with_text=False)
+    if with_judge:
+        judge = load_averaged(Clip(judge_config(tokenizer)), root / "judge")
+        save_clip(judge, tokenizer, folder / "judge", with_text=True)

@@ -37,7 +37,8 @@ class GaussianMixture:
     @classmethod
     def gaussian(cls, mean: Any, covariance: Any) -> "GaussianMixture":
         """One component: mean (D,), covariance (D, D)."""
-        return cls([1.0], torch.as_tensor(mean)[None], torch.as_tensor(covariance)[None])
+        one_mean, one_covariance = (torch.as_tensor(value, dtype=torch.float64)[None] for value in (mean, covariance))
+        return cls([1.0], one_mean, one_covariance)
 
     def x0_hat(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x_t], (B, D) float64, for x_t (B, D) and alpha, sigma (B,)."""

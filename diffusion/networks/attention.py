@@ -12,7 +12,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V for (B, N, L, d) and (B, N, S, d) tensors (Vaswani et al. 2017, eq. 1)."""
     if query.device.type == "cpu" and max(query.shape[2], key.shape[2]) <= WRITTEN_OUT_TOKENS:
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+        return scores.softmax(dim=-1).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value)
 
 

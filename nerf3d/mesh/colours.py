@@ -27,8 +27,8 @@ def surface_colours(
     """(N, 3) float32 sRGB in [0, 1] from short rays that start at the surface and run inwards along the normal.
 
     step: distance between samples in scene units. Samples count as in volume rendering (Mildenhall et al. 2020, eq. 3),
-    w_i = T_i (1 - exp(-sigma_i step)), so that the deep inside, which no picture ever showed, has no say. Each weight is
-    multiplied by sigma_i: just under the surface the field is still thin and tinted by the background.
+    w_i = T_i (1 - exp(-sigma_i step)), so that the deep inside, which no picture ever showed, has no say. Each weight
+    is multiplied by sigma_i: just under the surface the field is still thin and tinted by the background.
     """
     start = torch.as_tensor(vertices, device=device, dtype=torch.float32)
     inward = -torch.as_tensor(normals, device=device, dtype=torch.float32)

@@ -65,13 +65,15 @@ def fragments(triangles: np.ndarray, width: int, height: int, *, slack: float = 
     Yields chunks of (faces (K,), pixels (K,) = row * width + column, barycentric (K, 3)), for both windings. slack: how
     far under 0 a barycentric coordinate may be, so that rounding opens no pinhole between neighbours.
     """
-    low = np.clip(np.ceil(triangles.min(1) - 0.5), 0, (width, height)).astype(np.int64)
-    high = np.clip(np.floor(triangles.max(1) - 0.5) + 1, 0, (width, height)).astype(np.int64)
-    spans = np.maximum(high - low, 0)
     a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
+    least, most = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)  # numpy reduces short axes slowly
+    low = np.clip(np.ceil(least - 0.5), 0, (width, height)).astype(np.int64)
+    high = np.clip(np.floor(most - 0.5) + 1, 0, (width, height)).astype(np.int64)
+    spans = np.maximum(high - low, 0)
+    boxes = spans[:, 0] * spans[:, 1]
     doubled = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    usable = np.flatnonzero((spans.prod(1) > 0) & (np.abs(doubled) > 1e-14))
-    counts = spans[usable].prod(1)
+    usable = np.flatnonzero((boxes > 0) & (np.abs(doubled) > 1e-14))
+    counts = boxes[usable]
     # Barycentric coordinates of corner 0 and 1 as planes over the pixel's offset from the box's first pixel centre.
     corner = low[usable] + 0.5
     scale = 1 / doubled[usable]
@@ -115,7 +117,8 @@ def _visible(mesh: Mesh, pose: np.ndarray, fov: float, size: int) -> _Hits:
     corners = screen[mesh.faces]
     sides = corners[:, 1:] - corners[:, :1]
     facing = sides[:, 0, 0] * sides[:, 1, 1] - sides[:, 0, 1] * sides[:, 1, 0] < 0  # y points down on the screen
-    front = np.flatnonzero(facing & (-local[:, 2][mesh.faces] > _NEAREST).all(1))
+    ahead = (-local[:, 2] > _NEAREST)[mesh.faces]
+    front = np.flatnonzero(facing & ahead[:, 0] & ahead[:, 1] & ahead[:, 2])
     inverse_depth = 1 / depth[mesh.faces[front]]
     # One integer holds closeness (a positive float's bits sort like the float) and the face, so one maximum decides.
     nearest = np.zeros(size * size, np.int64)
@@ -125,7 +128,7 @@ def _visible(mesh: Mesh, pose: np.ndarray, fov: float, size: int) -> _Hits:
     pixels = np.flatnonzero(nearest)
     winners = nearest[pixels] & 0xFFFFFFFF
     weights = _weights_at(pixels, corners[front][winners], size) * inverse_depth[winners]
-    return _Hits(pixels, front[winners], weights / weights.sum(1, keepdims=True))
+    return _Hits(pixels, front[winners], weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:]))
 
 
 def _weights_at(pixels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
@@ -133,7 +136,7 @@ def _weights_at(pixels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarra
     centre = np.stack([pixels % size, pixels // size], 1) + 0.5
     x, y = (corners - centre[:, None]).transpose(2, 0, 1)
     weights = np.roll(x, -1, 1) * np.roll(y, -2, 1) - np.roll(x, -2, 1) * np.roll(y, -1, 1)
-    return weights / weights.sum(1, keepdims=True)
+    return weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:])
 
 
 def _shade(mesh: Mesh, hits: _Hits, shading: str, ambient: float, light: np.ndarray) -> np.ndarray:
@@ -155,11 +158,12 @@ def _average(
     pixels: np.ndarray, colours: np.ndarray, size: int, supersample: int, background: np.ndarray
 ) -> np.ndarray:
     """(size, size, 4): the mean over supersample^2 samples a pixel of colour over background, and of coverage."""
-    fine = np.zeros((size * supersample * size * supersample, 4), np.float32)
-    fine[:, :3] = background
-    fine[pixels, :3] = colours
-    fine[pixels, 3] = 1
-    return fine.reshape(size, supersample, size, supersample, 4).mean((1, 3))
+    row, column = np.divmod(pixels, size * supersample)
+    coarse = row // supersample * size + column // supersample
+    covered = np.bincount(coarse, minlength=size * size) / supersample**2
+    sums = [np.bincount(coarse, colours[:, channel], size * size) / supersample**2 for channel in range(3)]
+    rgb = np.stack(sums, 1) + (1 - covered)[:, None] * background
+    return np.hstack([rgb, covered[:, None]]).astype(np.float32).reshape(size, size, 4)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

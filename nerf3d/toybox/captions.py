@@ -14,6 +14,10 @@ _MASS_NOUNS = {"icing", "dough", "wax", "filling"}
 _SINGULAR_IN_S = {"canvas"}
 
 
+Second = tuple[str, str]
+"""A part that has another colour than the main part, and that colour's name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Meaning:
     """What a prompt says. colours: one colour name per part of the kind, in its order; proportion: a word or ""."""
@@ -23,51 +27,50 @@ class Meaning:
     proportion: str
 
 
-def _coloured_part(colour: str, part: str) -> str:
+def _coloured_part(part: str, colour: str) -> str:
     """ "a white stem", "blue legs", "pink icing"."""
     phrase = f"{colour} {part}"
     bare = part in _MASS_NOUNS or (part.endswith("s") and part not in _SINGULAR_IN_S)
     return phrase if bare else article(phrase)
 
 
-def plain_prompt(kind: Kind, main: str, *, part: str | None = None, part_colour: str | None = None, proportion="") -> str:
+def plain_prompt(kind: Kind, main: str, *, second: Second | None = None, proportion: str = "") -> str:
     """The usual sentence, such as "a small red mushroom with a white stem"."""
     head = article(f"{proportion} {main} {kind.name}".strip())
-    return head if part is None else f"{head} with {_coloured_part(part_colour, part)}"
+    return f"{head} with {_coloured_part(*second)}" if second else head
 
 
-def draw_prompt(kind: Kind, main: str, part: str | None, part_colour: str | None, proportion: str, u: Iterator[float]) -> str:
+def draw_prompt(kind: Kind, main: str, *, second: Second | None, proportion: str, u: Iterator[float]) -> str:
     """One of several equivalent sentences, chosen by three numbers of u in [0, 1)."""
     form, article_choice, prefix_choice = next(u), next(u), next(u)
-    name = f"{proportion} {kind.name}".strip()
-    if part is None:
-        phrase = _one_colour(kind, main, name, proportion, form)
+    if second is None:
+        phrase = _one_colour(kind, main, proportion, form)
     else:
-        phrase = _two_colours(kind, main, part, part_colour, name, proportion, form)
+        phrase = _two_colours(kind, main, second, proportion, form)
     if prefix_choice < 0.25:
         prefix = PREFIXES[int(prefix_choice * 4 * len(PREFIXES))]
         return f"{prefix} {phrase}" if prefix == "a toy" else f"{prefix} {article(phrase)}"
     return article(phrase) if article_choice < 0.75 else phrase
 
 
-def _one_colour(kind: Kind, main: str, name: str, proportion: str, form: float) -> str:
+def _one_colour(kind: Kind, main: str, proportion: str, form: float) -> str:
     if form < 0.06:
-        return f"{name}, {main}"
+        return f"{proportion} {kind.name}, {main}".strip()
     phrase = f"{proportion} {main} {kind.name}".strip()
     if form < 0.16 and len(kind.parts) == 2:
-        return f"{phrase} with {_coloured_part(main, kind.parts[1])}"
+        return f"{phrase} with {_coloured_part(kind.parts[1], main)}"
     return phrase
 
 
-def _two_colours(kind: Kind, main: str, part: str, part_colour: str, name: str, proportion: str, form: float) -> str:
-    second = _coloured_part(part_colour, part)
+def _two_colours(kind: Kind, main: str, second: Second, proportion: str, form: float) -> str:
+    name, extra = f"{proportion} {kind.name}".strip(), _coloured_part(*second)
     if form < 0.2 and kind.parts[0] != kind.name:
-        return f"{name} with {_coloured_part(main, kind.parts[0])} and {second}"
+        return f"{name} with {_coloured_part(kind.parts[0], main)} and {extra}"
     if form < 0.32:
-        return f"{name}, {main} with {second}"
+        return f"{name}, {main} with {extra}"
     if form < 0.44 and len(kind.parts) == 2:
-        return f"{proportion} {main} and {part_colour} {kind.name}".strip()
-    return f"{proportion} {main} {kind.name} with {second}".strip()
+        return f"{proportion} {main} and {second[1]} {kind.name}".strip()
+    return f"{proportion} {main} {kind.name} with {extra}".strip()
 
 
 _VIEW = re.compile(r",?\s*\b(" + "|".join(sorted(all_view_phrases(), key=len, reverse=True)) + r")\s*$")
@@ -83,7 +86,7 @@ def parse(prompt: str) -> Meaning | None:
     if found is None:
         return None
     kind, start, length = found
-    rest = words[:start] + ["<kind>"] + words[start + length :]
+    rest = [*words[:start], "<kind>", *words[start + length :]]
     proportion = next((w for w in rest if w in PROPORTIONS), "")
     colours = _assign_colours(kind, [w for w in rest if w not in PROPORTIONS])
     main = colours.get(kind.parts[0], "gray")
@@ -103,7 +106,7 @@ def _assign_colours(kind: Kind, words: list[str]) -> dict[str, str]:
     """A colour before a part's name is that part's; other colours go to the main part, then to the second."""
     colours: dict[str, str] = {}
     loose = []
-    for word, following in zip(words, words[1:] + [""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=True):
         if word in COLOURS:
             if following in kind.parts:
                 colours[following] = word

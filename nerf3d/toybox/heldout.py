@@ -36,7 +36,7 @@ def held_out_colours(kind: str) -> frozenset[str]:
     reserved = {c[1] for c in LISTED if len(c) == 3 and c[0] == kind} | {c[1] for c in TAUGHT if c[0] == kind}
     ranks = {colour: _rank(kind, colour) for colour in COLOURS if colour not in reserved}
     hashed = [colour for colour, rank in ranks.items() if rank < HELD_OUT_SHARE]
-    return frozenset(listed + hashed or [min(ranks, key=ranks.get)])
+    return frozenset(listed + hashed or [min(ranks, key=lambda colour: ranks[colour])])
 
 
 @functools.cache
@@ -55,15 +55,18 @@ def held_out_prompts(num: int, seed: int = 0) -> list[str]:
     Half of the prompts of kinds with several parts name two colours. The same arguments give the same list.
     """
     rng = np.random.default_rng([seed, 7])
-    names, prompts = list(KINDS), []
+    names = list(KINDS)
+    prompts: list[str] = []
     while len(prompts) < num:
         for position in rng.permutation(len(names))[: num - len(prompts)]:
             kind = KINDS[names[position]]
-            pairs = [(c,) for c in sorted(held_out_colours(kind.name))]
+            mains = sorted(held_out_colours(kind.name))
             if len(kind.parts) > 1 and rng.random() < 0.5:
-                triples = [(m, s) for m in COLOURS for s in COLOURS if m != s and is_held_out(kind.name, m, s)]
-                pairs = [t for t in triples if t[0] not in held_out_colours(kind.name)] or triples
-            main, *second = pairs[rng.integers(len(pairs))]
-            part = kind.parts[1 + rng.integers(len(kind.parts) - 1)] if second else None
-            prompts.append(captions.plain_prompt(kind, main, part=part, part_colour=second[0] if second else None))
+                pairs = [(m, s) for m in COLOURS for s in COLOURS if m != s and is_held_out(kind.name, m, s)]
+                pairs = [(m, s) for m, s in pairs if m not in mains] or pairs
+                main, colour = pairs[rng.integers(len(pairs))]
+                part = kind.parts[1 + rng.integers(len(kind.parts) - 1)]
+                prompts.append(captions.plain_prompt(kind, main, second=(part, colour)))
+            else:
+                prompts.append(captions.plain_prompt(kind, mains[rng.integers(len(mains))]))
     return prompts

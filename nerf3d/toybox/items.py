@@ -50,7 +50,9 @@ class Item:
     parts: Parts
 
 
-def build_parts(kind: Kind, palette: Sequence[Rgb], *, proportion="", size=1.0, randoms: Sequence[float] | None = None) -> Parts:
+def build_parts(
+    kind: Kind, palette: Sequence[Rgb], *, proportion="", size=1.0, randoms: Sequence[float] | None = None
+) -> Parts:
     """The object of a kind. palette: rgb per part of the kind. size: share of the kind's own bounding radius.
 
     randoms: numbers in [0, 1) that vary the proportions (14 are enough); without them the canonical object.
@@ -70,13 +72,13 @@ def make_item(index: int, *, seed: int = 0, held_out: bool = False) -> Item:
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
     u = iter(rng.random(256).tolist())
     kind = _choice(list(KINDS.values()), u)
-    main, part, part_colour = _draw_colours(kind, held_out, u, rng)
+    main, second = _draw_colours(kind, held_out, u, rng)
     proportion = _draw_proportion(kind, u)
-    colours = tuple(part_colour if name == part else main for name in kind.parts)
+    colours = tuple(second[1] if second and name == second[0] else main for name in kind.parts)
     palette = _draw_palette(colours, u)
     azimuth, elevation = 360.0 * next(u), _draw_elevation(u)
     light, ambient = _draw_light(azimuth, elevation, u), 0.35 + 0.35 * next(u)
-    prompt = captions.draw_prompt(kind, main, part, part_colour, proportion, u)
+    prompt = captions.draw_prompt(kind, main, second=second, proportion=proportion, u=u)
     caption = f"{prompt}, {view_phrase(azimuth, elevation)}" if next(u) < VIEW_WORDS_SHARE else prompt
     size = 1.0 - SIZE_JITTER * next(u)
     randoms = [next(u) for _ in range(14)]
@@ -100,18 +102,21 @@ def _choice(options: Sequence, u: Iterator[float]):
     return options[int(next(u) * len(options))]
 
 
-def _draw_colours(kind: Kind, held_out: bool, u: Iterator[float], rng) -> tuple[str, str | None, str | None]:
+def _draw_colours(
+    kind: Kind, held_out: bool, u: Iterator[float], rng: np.random.Generator
+) -> tuple[str, captions.Second | None]:
     """Main colour and, in two-colour items, one named part with another colour."""
     names = list(COLOURS)
     two = len(kind.parts) > 1 and next(u) < TWO_COLOUR_SHARE
     part = kind.parts[1 + int(next(u) * (len(kind.parts) - 1))] if two else None
     if held_out and not two:
-        return _choice(sorted(held_out_colours(kind.name)), u), None, None
+        return _choice(sorted(held_out_colours(kind.name)), u), None
     while True:
         main, second = (names[k] for k in rng.integers(len(names), size=2))
-        second = second if two else None
-        if main != second and is_held_out(kind.name, main, second) == held_out:
-            return main, part, second
+        if part is None and is_held_out(kind.name, main) == held_out:
+            return main, None
+        if part is not None and main != second and is_held_out(kind.name, main, second) == held_out:
+            return main, (part, second)
 
 
 def _draw_proportion(kind: Kind, u: Iterator[float]) -> str:
@@ -121,15 +126,15 @@ def _draw_proportion(kind: Kind, u: Iterator[float]) -> str:
 
 
 def _draw_palette(colours: Sequence[str], u: Iterator[float]) -> list[Rgb]:
-    """Albedo per part: parts of one colour share one jitter. Black and white stay grey and move less."""
+    """Albedo per part: parts of one colour share one jitter. Black, white and gray stay neutral and move less."""
     jittered = {}
     for name in dict.fromkeys(colours):
-        base = COLOURS[name]
         if name in ("black", "white", "gray"):
-            move = 0.6 * COLOUR_JITTER * (2 * next(u) - 1)
-            jittered[name] = tuple(min(max(v + move, 0.0), 1.0) for v in base)
+            move = [0.6 * COLOUR_JITTER * (2 * next(u) - 1)] * 3
         else:
-            jittered[name] = tuple(min(max(v + COLOUR_JITTER * (2 * next(u) - 1), 0.0), 1.0) for v in base)
+            move = [COLOUR_JITTER * (2 * next(u) - 1) for _ in range(3)]
+        r, g, b = (min(max(v + m, 0.0), 1.0) for v, m in zip(COLOURS[name], move, strict=True))
+        jittered[name] = (r, g, b)
     return [jittered[name] for name in colours]
 
 
@@ -153,18 +158,20 @@ def _draw_light(azimuth: float, elevation: float, u: Iterator[float]) -> Rgb:
 def _draw_background(palette: Sequence[Rgb], ambient: float, u: Iterator[float]) -> Rgb:
     """Half greys, half hues; never near a part's colour, lit or in its own shade."""
     shades = [tuple(v * k for v in c) for c in dict.fromkeys(palette) for k in (1.0, (1 + ambient) / 2)]
-    best, best_gap = None, -1.0
+    best, best_gap = (0.5, 0.5, 0.5), -1.0
     for _ in range(20):
-        if next(u) < 0.5:
-            colour = (0.04 + 0.96 * next(u),) * 3
-        else:
-            colour = _hue(u)
+        colour = _grey(u) if next(u) < 0.5 else _hue(u)
         gap = min(math.dist(colour, shade) for shade in shades)
         if gap >= MIN_BACKGROUND_DISTANCE:
             return colour
         if gap > best_gap:
             best, best_gap = colour, gap
     return best
+
+
+def _grey(u: Iterator[float]) -> Rgb:
+    value = 0.04 + 0.96 * next(u)
+    return (value, value, value)
 
 
 def _hue(u: Iterator[float]) -> Rgb:

@@ -63,7 +63,14 @@ def hexahedron_planes(params: Tensor) -> tuple[Tensor, Tensor]:
     bx, bz, tx, tz, sx, sz = params.unbind(-1)
     one, zero = torch.ones_like(bx), torch.zeros_like(bx)
     gx, gz, hx, hz = (sx + tx - bx) / 2, (sz + tz - bz) / 2, (sx - tx + bx) / 2, (sz - tz + bz) / 2
-    rows = [(one, -gx, zero), (-one, hx, zero), (zero, one, zero), (zero, -one, zero), (zero, -gz, one), (zero, hz, -one)]
+    rows = [
+        (one, -gx, zero),
+        (-one, hx, zero),
+        (zero, one, zero),
+        (zero, -one, zero),
+        (zero, -gz, one),
+        (zero, hz, -one),
+    ]
     normals = torch.stack([torch.stack(r, -1) for r in rows], -2)
     return normals, torch.stack([bx + gx, bx - hx, one, one, bz + gz, bz - hz], -1)
 
@@ -146,7 +153,7 @@ NUM_HULL_POINTS = _RING * _HEIGHTS
 
 
 def hull_points(shape: Tensor, params: Tensor) -> Tensor:
-    """Local points whose convex hull holds each part, (P, 84, 3); at most 8 % too wide for round ones, exact for boxes."""
+    """Local points whose convex hull holds each part, (P, 84, 3); exact for boxes, up to 8 % wide else."""
     device, dtype = params.device, params.dtype
     angle = torch.arange(_RING, device=device, dtype=dtype) * (2 * math.pi / _RING)
     level = torch.linspace(-math.pi / 2, math.pi / 2, _HEIGHTS, device=device, dtype=dtype).sin()

@@ -1,6 +1,6 @@
 """Shards of rendered training items: uint8 images in safetensors, a record per image in JSON lines beside them.
 
-    FOLDER/items-000000000.safetensors   images (n, 3, size, size) uint8; metadata: seed, start, num_images, size
+    FOLDER/items-000000000.safetensors   images (n, 3, size, size) uint8; metadata: items (JSON)
     FOLDER/items-000000000.jsonl         one record per image, in the same order
 
 The number is the first item's index. The images are moved into place last, so a shard whose images exist is finished.
@@ -51,7 +51,8 @@ class _Plan:
 
     @property
     def metadata(self) -> dict[str, str]:
-        return {k: str(getattr(self, k)) for k in ("start", "num_images", "seed", "size")}
+        """One entry, because safetensors writes several in an order that changes from run to run."""
+        return {"items": json.dumps({k: getattr(self, k) for k in ("start", "num_images", "seed", "size")})}
 
 
 def write_shards(
@@ -78,7 +79,8 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     stop = start + num_images
     plans = [
-        _Plan(folder, first, min(shard_size, stop - first), seed, size, device) for first in range(start, stop, shard_size)
+        _Plan(folder, first, min(shard_size, stop - first), seed, size, device)
+        for first in range(start, stop, shard_size)
     ]
     todo = [plan for plan in plans if not _is_finished(plan)]
     if workers == 1 or len(todo) <= 1:
@@ -128,7 +130,7 @@ def _is_finished(plan: _Plan) -> bool:
         found = file.metadata()
     if found != plan.metadata:
         raise ValueError(
-            f"{plan.images_path} was written with {found}, but this call asks for {plan.metadata}; "
+            f"{plan.images_path} was written with {found}, but this call would write {plan.metadata}; "
             "use another folder or the same arguments, because a mixed data set could not be repeated."
         )
     return True

@@ -6,7 +6,7 @@ Kinds draw in any unit with +Y up and the front on +Z; `Sketch.finish` stretches
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -92,11 +92,6 @@ class Sketch:
         columns = _columns(turn, radius, radius, radius)
         self._add(TORUS, (thickness / radius, 0.0, 0.0, 0.0, 0.0, 0.0), columns, centre, slot)
 
-    def mirror(self, draw: Callable[[int], None]) -> None:
-        """Calls draw with side 1 (the object's left, +X) and then -1."""
-        draw(1)
-        draw(-1)
-
     def _add(self, shape, params, columns, origin, slot) -> None:
         self.shapes.append(shape)
         self.params.append(params)
@@ -110,11 +105,13 @@ class Sketch:
         palette: the rgb colour of each slot number. Raises ValueError for more than 14 parts.
         """
         if len(self.shapes) > MAX_PARTS:
-            raise ValueError(f"this object has {len(self.shapes)} parts; draw at most {MAX_PARTS}, the renderer's share.")
+            raise ValueError(
+                f"this object has {len(self.shapes)} parts; draw at most {MAX_PARTS}, the renderer's share."
+            )
         frame = np.array(self.frames).reshape(-1, 3, 4) * np.array(stretch)[:, None]
         params = np.array(self.params)
         shape = np.array(self.shapes)
-        points = _surface_points(shape, params)
+        points = surface_points(shape, params)
         world = points @ frame[:, :, :3].transpose(0, 2, 1) + frame[:, None, :, 3]
         world = world.reshape(-1, 3)
         centre = (world.min(0) + world.max(0)) / 2
@@ -144,7 +141,7 @@ def _columns(turn, x: float, y: float, z: float):
     return (c * x, s * x, 0.0), (-s * y, c * y, 0.0), (0.0, 0.0, z)
 
 
-def _surface_points(shape: np.ndarray, params: np.ndarray) -> np.ndarray:
+def surface_points(shape: np.ndarray, params: np.ndarray) -> np.ndarray:
     """Local points on each part's surface (P, 144, 3) that reach its extremes."""
     p = params[:, :, None]
     y = (p[:, 3] + p[:, 4]) / 2 + (p[:, 4] - p[:, 3]) / 2 * _LEVEL
@@ -153,11 +150,11 @@ def _surface_points(shape: np.ndarray, params: np.ndarray) -> np.ndarray:
     if torus.any():
         y[torus] = p[torus, 0] * _LEVEL
         radius[torus] = 1 + p[torus, 0] * _RIM
-    points = np.empty((len(shape), 9, 16, 3))
-    points[..., 0] = radius[..., None] * _COS
-    points[..., 1] = y[..., None]
-    points[..., 2] = radius[..., None] * _SIN
-    points = points.reshape(len(shape), 144, 3)
+    rings = np.empty((len(shape), 9, 16, 3))
+    rings[..., 0] = radius[..., None] * _COS
+    rings[..., 1] = y[..., None]
+    rings[..., 2] = radius[..., None] * _SIN
+    points = rings.reshape(len(shape), 144, 3)
     hexa = shape == HEXAHEDRON
     if hexa.any():
         bx, bz, tx, tz, sx, sz = params[hexa].T

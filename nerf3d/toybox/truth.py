@@ -34,7 +34,7 @@ class ToyObject:
 
 
 def object_from_prompt(prompt: str) -> ToyObject | None:
-    """The canonical object of a prompt, view words allowed; None where it names no kind. Without a colour it is gray."""
+    """The canonical object of a prompt, view words allowed; gray without a colour, None without a known kind."""
     meaning = captions.parse(prompt)
     if meaning is None:
         return None

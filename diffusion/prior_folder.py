@@ -1,0 +1,90 @@
+"""Writes a prior as the published folder: fp16 safetensors, each file under a size limit, read by diffusers and by us."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.unet import UNet2DCondition
+from diffusion.prior import PriorCard
+from diffusion.schedule import NoiseSchedule
+from diffusion.text.clip import TextEncoder
+from diffusion.text.published_keys import to_published
+from diffusion.text.tokenizer import Tokenizer
+
+MAX_FILE_BYTES = 15 * 2**20
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an indented JSON file, its folder too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def save_sharded(tensors: dict[str, Tensor], folder: Path, stem: str) -> None:
+    """Writes fp16 safetensors: one file, or numbered shards with an index when they would exceed the limit."""
+    tensors = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if filled and filled + tensor.nbytes > MAX_FILE_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
+        return
+    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+        "weight_map": {key: file for file, shard in zip(names, shards, strict=True) for key in shard},
+    }
+    write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def save_prior(
+    folder: Path,
+    *,
+    card: PriorCard,
+    unet: UNet2DCondition,
+    autoencoder: AutoencoderTiny,
+    text_encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    schedule: NoiseSchedule,
+) -> None:
+    """Writes every part; existing files of the same names are replaced."""
+    diffusers_version = {"_diffusers_version": "0.35.0"}
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "StableDiffusionPipeline",
+            **diffusers_version,
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderTiny"],
+        },
+    )
+    write_json(folder / "dreamkiln.json", asdict(card))
+    write_json(folder / "unet/config.json", {"_class_name": "UNet2DConditionModel", **diffusers_version, **asdict(unet.config)})
+    save_sharded(unet.state_dict(), folder / "unet", "diffusion_pytorch_model")
+    write_json(folder / "vae/config.json", {"_class_name": "AutoencoderTiny", **diffusers_version, **asdict(autoencoder.config)})
+    save_sharded(autoencoder.state_dict(), folder / "vae", "diffusion_pytorch_model")
+    write_json(folder / "text_encoder/config.json", text_encoder.config.to_published(tokenizer))
+    save_sharded(to_published(text_encoder.tower.state_dict(), text_encoder.config.layers), folder / "text_encoder", "model")
+    tokenizer.save(folder / "tokenizer")
+    write_json(folder / "scheduler/scheduler_config.json", {**diffusers_version, **schedule.to_config()})

@@ -1,0 +1,248 @@
+"""One job from spec to finished run folder: the runtime computes, this module watches, writes and reports.
+
+It is the same for both runtimes, which is why they leave the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
+from jobs.events import Checkpoint, Event, Finished, ImageReady, Message, Progress
+from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
+from orchestrator import deliverables
+from orchestrator.progress_display import Display, SilentDisplay
+from orchestrator.run_folder import RunFolder, default_folder
+from orchestrator.runtimes.base import Attempt, PriorLoader, Runtime, resolve_device
+from orchestrator.settings import ExportSettings, RuntimeSettings
+
+__all__ = ["Outcome", "make_runtime", "perform"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished job.
+
+    Args:
+        folder: the run folder. artefacts: names of the files that were asked for.
+        did: "start", "resume" or "nothing to do".
+        seconds: stage -> wall-clock seconds of this attempt. metrics: of the finished work.
+        messages: sentences for the user.
+    """
+
+    folder: Path
+    artefacts: tuple[str, ...]
+    did: str
+    seconds: Mapping[str, float]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "folder": str(self.folder),
+            "artefacts": {name: str(self.folder / name) for name in self.artefacts},
+            "did": self.did,
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "metrics": dict(self.metrics),
+            "messages": list(self.messages),
+        }
+
+
+def perform(
+    spec: JobSpec,
+    *,
+    out: Path | str | None = None,
+    export: ExportSettings | None = None,
+    runtime: RuntimeSettings | None = None,
+    display: Display | None = None,
+    load_prior: PriorLoader | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Run `spec` to its end, or go on from where an earlier attempt in the same folder stopped.
+
+    Args:
+        out: the run folder; `runs/<slug>-<hash>` by default.
+        load_prior: what loads the prior; `orchestrator.prior_service.load_prior` by default.
+
+    Raises:
+        InputError: the folder belongs to another job, or the prior cannot be loaded.
+        OutputError: the folder cannot be written.
+        JobFailed: the job could not be finished.
+        Interrupted: Ctrl-C or SIGTERM; the same call continues.
+    """
+    export, runtime, display = export or ExportSettings(), runtime or RuntimeSettings(), display or SilentDisplay()
+    folder_path = Path(out) if out is not None else default_folder(spec)
+    with RunFolder(folder_path, spec, _expected(spec, export)) as folder:
+        for name in folder.plan.changed:
+            display.message(f"{folder.file(name)} was changed since it was written; it is left as it is.", "warning")
+        if folder.plan.action == "nothing to do":
+            return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
+        if spec.prior != "toybox" and not Path(spec.prior).is_dir():
+            raise InputError(
+                f"The prior {spec.prior!r} is neither 'toybox' nor a folder; give --prior the folder that holds its "
+                "model_index.json."
+            )
+        device = resolve_device(runtime.device)
+        try:
+            with make_runtime(spec, runtime, device, load_prior) as running:
+                return _Attempt(spec, folder, export, runtime, display, clock).run(running, device)
+        except KeyboardInterrupt:
+            message = _stopped(folder)
+            folder.stop("interrupted", message)
+            raise Interrupted(message) from None
+        except DreamKilnError as error:
+            folder.stop("failed", str(error))
+            raise
+        except Exception as error:
+            folder.stop("failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+def make_runtime(
+    spec: JobSpec, settings: RuntimeSettings, device: str, load_prior: PriorLoader | None = None
+) -> Runtime:
+    """The runtime that the settings name, not yet started."""
+    from orchestrator import prior_service
+
+    load_prior = load_prior or prior_service.load_prior
+    if settings.kind == "inline":
+        from orchestrator.runtimes.inline import InlineRuntime
+
+        return InlineRuntime(load_prior, spec.prior, device=device, num_threads=settings.num_threads)
+    from orchestrator.runtimes.ray_runtime import RayRuntime
+
+    return RayRuntime(load_prior, spec.prior, device=device, num_threads=settings.num_threads)
+
+
+class _Attempt:
+    """Turns the events of one attempt into files and a display."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        folder: RunFolder,
+        export: ExportSettings,
+        settings: RuntimeSettings,
+        display: Display,
+        clock: Callable[[], float],
+    ) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._export = export
+        self._settings = settings
+        self._display = display
+        self._clock = clock
+        self._messages: list[str] = []
+        self._did = folder.plan.action
+
+    def run(self, runtime: Runtime, device: str) -> Outcome:
+        """Run the recipe to its end and write what came out."""
+        folder, begin = self._folder, self._clock()
+        self._display.event(Progress(stage="start", step=0, total=1))
+        info = runtime.prior_info()
+        self._prior_hash = info.weights_hash
+        folder.begin(info, device=device, settings={"runtime": self._settings.kind})
+        attempt = self._attempt()
+        self._display.event(Progress(stage="start", step=1, total=1))
+        seconds = {"start": self._clock() - begin}
+        for event in runtime.run(attempt):
+            if isinstance(event, Finished):
+                return self._finish(event, seconds)
+            self._handle(event)
+        raise JobFailed(f"The job {self._spec.name} ended without a result.", job=self._spec.name)
+
+    def _attempt(self) -> Attempt:
+        """What the recipe needs to know of earlier attempts."""
+        if isinstance(self._spec, ImagesSpec):
+            done = deliverables.images_on_disk(self._folder.path, self._spec)
+            self._folder.record(self._folder.file(deliverables.image_name(index)) for index in sorted(done))
+            if done and len(done) < self._spec.num_images:
+                self._say(f"Continuing: {len(done)} of {self._spec.num_images} images are there.")
+            return Attempt(self._spec, done=done)
+        checkpoint = self._folder.load_checkpoint() if self._did == "resume" else None
+        if checkpoint is not None:
+            self._say(f"Continuing from step {checkpoint.step} of {self._spec.fit.num_steps}.")
+        return Attempt(self._spec, checkpoint=checkpoint, checkpoint_every=self._settings.checkpoint_every)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Progress():
+                self._folder.log(event)
+                self._display.event(event)
+            case Message(text=text, level=level):
+                self._say(text, level)
+            case Checkpoint():
+                self._folder.save_checkpoint(event)
+            case ImageReady(index=index):
+                if not self._folder.file(deliverables.image_name(index)).exists():
+                    path = deliverables.write_image(event, self._folder.path, self._images, prior_hash=self._prior_hash)
+                    self._folder.record([path])
+
+    def _finish(self, event: Finished, seconds: dict[str, float]) -> Outcome:
+        begin, folder = self._clock(), self._folder
+        seconds |= event.seconds
+        self._display.event(Progress(stage="export", step=0, total=1))
+        if isinstance(self._spec, TextTo3DSpec):
+            written = deliverables.write_mesh_files(
+                event.result.mesh,
+                folder.path,
+                self._spec,
+                self._export,
+                prior_hash=self._prior_hash,
+                only=folder.plan.missing,
+            )
+            for paths in written:
+                folder.record(paths)
+        else:
+            num_drawn, drawing = event.result.num_drawn, event.seconds["draw"]
+            paths = deliverables.write_images_summary(
+                folder.path, self._images, prior_hash=self._prior_hash, seconds=drawing, num_drawn=num_drawn
+            )
+            folder.record(paths)
+        seconds["export"] = self._clock() - begin
+        self._display.event(Progress(stage="export", step=1, total=1))
+        folder.finish(seconds=seconds, metrics=event.metrics)
+        return Outcome(folder.path, _artefacts(folder), self._did, seconds, event.metrics, tuple(self._messages))
+
+    @property
+    def _images(self) -> ImagesSpec:
+        assert isinstance(self._spec, ImagesSpec)
+        return self._spec
+
+    def _say(self, text: str, level: str = "info") -> None:
+        self._messages.append(text)
+        self._display.message(text, level)
+
+
+def _expected(spec: JobSpec, export: ExportSettings) -> tuple[str, ...]:
+    if isinstance(spec, TextTo3DSpec):
+        return deliverables.expected_of_text_to_3d(spec, export)
+    return deliverables.expected_of_images(spec)
+
+
+def _artefacts(folder: RunFolder) -> tuple[str, ...]:
+    """The finished files, the ones to look at first."""
+    names = folder.manifest.get("artefacts", {})
+    first = [name for name in names if name.startswith(("mesh.", "grid.", "preview.", "turntable."))]
+    return (*first, *(name for name in names if name not in first and not name.startswith("_")))
+
+
+def _stopped(folder: RunFolder) -> str:
+    """The sentence after Ctrl-C."""
+    if isinstance(folder.spec, ImagesSpec):
+        num = len(deliverables.images_on_disk(folder.path, folder.spec))
+        return f"Stopped with {num} of {folder.spec.num_images} images in {folder.path}; the same command draws the rest."
+    try:
+        last = json.loads(folder.file("progress.jsonl").read_text().splitlines()[-1])
+        where = f" at step {last['step']} of {last['total']} of {last['stage']}"
+    except (OSError, LookupError, ValueError):
+        where = ""
+    checkpoint = folder.load_checkpoint()
+    origin = f"from step {checkpoint.step}" if checkpoint else "from the start"
+    return f"Stopped{where} in {folder.path}; the same command continues {origin}."

@@ -1,0 +1,169 @@
+"""Live progress on stderr: bars on a terminal, plain lines elsewhere, nothing when nobody looks. stdout stays clean."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
+
+from jobs.events import Progress
+
+__all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "make_display"]
+
+LABELS = {
+    "start": "load the prior",
+    "prepare": "prepare",
+    "fit": "distil",
+    "mesh": "cut the mesh",
+    "draw": "draw",
+    "export": "write files",
+}
+SHOWN_METRICS = ("loss", "opacity", "occupied")
+
+
+class Display(Protocol):
+    """Where a job's progress is shown. A context manager: leaving it restores the terminal."""
+
+    def __enter__(self) -> Display: ...
+    def __exit__(self, *_: object) -> None: ...
+    def event(self, progress: Progress) -> None: ...
+    def message(self, text: str, level: str = "info") -> None: ...
+
+
+def make_display(*, stream: TextIO | None = None) -> Display:
+    """Bars if the stream is a terminal, plain lines otherwise."""
+    stream = stream or sys.stderr
+    return RichDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+
+
+class SilentDisplay:
+    """Shows nothing."""
+
+    def __enter__(self) -> SilentDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def event(self, progress: Progress) -> None:
+        """Nothing."""
+
+    def message(self, text: str, level: str = "info") -> None:
+        """Nothing."""
+
+
+class PlainDisplay:
+    """One line when a stage begins or ends, and one every few seconds between.
+
+    Args:
+        every_seconds: least time between two lines of one stage.
+        clock: seconds, monotonic; tests give their own.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = stream
+        self._every = every_seconds
+        self._clock = clock
+        self._stage = ""
+        self._last = -every_seconds
+        self._pace = _Rate(clock)
+
+    def __enter__(self) -> PlainDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def event(self, progress: Progress) -> None:
+        """A line, if one is due."""
+        new = progress.stage != self._stage
+        rate = self._pace.update(progress)
+        if not new and progress.step < progress.total and self._clock() - self._last < self._every:
+            return
+        self._stage, self._last = progress.stage, self._clock()
+        self._print(_line(progress, rate))
+
+    def message(self, text: str, level: str = "info") -> None:
+        """A line of its own."""
+        self._print(f"{level}: {text}" if level != "info" else text)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class RichDisplay:
+    """A live bar per stage."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._console = Console(file=stream)
+        self._bars = RichProgress(
+            TextColumn("{task.description:<15}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._pace = _Rate(time.monotonic)
+
+    def __enter__(self) -> RichDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def event(self, progress: Progress) -> None:
+        """Move the stage's bar."""
+        rate = self._pace.update(progress)
+        if progress.stage not in self._tasks:
+            label = LABELS.get(progress.stage, progress.stage)
+            self._tasks[progress.stage] = self._bars.add_task(label, total=progress.total, figures="")
+        task = self._tasks[progress.stage]
+        self._bars.update(task, completed=progress.step, total=progress.total, figures=_figures(progress, rate))
+
+    def message(self, text: str, level: str = "info") -> None:
+        """A line above the bars."""
+        self._console.print(text, style="yellow" if level == "warning" else None, markup=False, highlight=False)
+
+
+class _Rate:
+    """Steps per second of the running stage."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._stage = ""
+        self._origin = (0.0, 0)
+
+    def update(self, progress: Progress) -> float:
+        if progress.stage != self._stage:
+            self._stage, self._origin = progress.stage, (self._clock(), progress.step)
+        seconds, steps = self._clock() - self._origin[0], progress.step - self._origin[1]
+        return steps / seconds if seconds > 0 else 0.0
+
+
+def _line(progress: Progress, rate: float) -> str:
+    label = LABELS.get(progress.stage, progress.stage)
+    figures = _figures(progress, rate)
+    return f"{label} {progress.step}/{progress.total}" + (f"  {figures}" if figures else "")
+
+
+def _figures(progress: Progress, rate: float) -> str:
+    parts = []
+    if rate and progress.total > 1:
+        parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
+    if progress.seconds_left is not None and progress.step < progress.total:
+        parts.append(f"{_duration(progress.seconds_left)} left")
+    parts += [f"{name} {progress.metrics[name]:.3g}" for name in SHOWN_METRICS if name in progress.metrics]
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

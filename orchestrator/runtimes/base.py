@@ -1,0 +1,82 @@
+"""What a runtime is: something that holds a prior and runs one recipe, giving back its events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from jobs.events import Checkpoint, Event, Finished
+from jobs.prior_client import PriorClient, PriorInfo
+from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
+
+__all__ = ["Attempt", "PriorLoader", "Runtime", "resolve_device", "run_recipe"]
+
+PriorLoader = Callable[[str, str], PriorClient]
+"""(source, device) -> prior. It travels to the actor that will hold the prior, so it is a plain function."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a job: what to make and what an earlier attempt left.
+
+    Args:
+        checkpoint: of a 3D job. done: indices of the images that exist.
+        checkpoint_every: fit steps between two resume points.
+    """
+
+    spec: JobSpec
+    checkpoint: Checkpoint | None = None
+    done: frozenset[int] = frozenset()
+    checkpoint_every: int = 25
+
+
+class Runtime(Protocol):
+    """Used as a context manager; leaving it ends everything that it started."""
+
+    def __enter__(self) -> Runtime: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def prior_info(self) -> PriorInfo:
+        """Waits for the prior to be loaded. Raises InputError for one that cannot be."""
+        ...
+
+    def run(self, attempt: Attempt) -> Iterator[Event]:
+        """The recipe's events, the last one `Finished`. Raises what the recipe raises."""
+        ...
+
+
+def run_recipe(attempt: Attempt, prior: PriorClient, *, device: str) -> Iterator[Event]:
+    """Run the recipe of the attempt's spec; its result becomes the last event, without what cannot leave a process."""
+    match attempt.spec:
+        case TextTo3DSpec() as spec:
+            from jobs.text_to_3d import text_to_3d
+
+            result = yield from text_to_3d(
+                spec, prior, device=device, checkpoint=attempt.checkpoint, checkpoint_every=attempt.checkpoint_every
+            )
+            yield Finished(result=replace(result, field=None), seconds=result.seconds, metrics=result.metrics())
+        case ImagesSpec() as spec:
+            from jobs.images import images
+
+            drawn = yield from images(spec, prior, done=attempt.done)
+            yield Finished(result=drawn, seconds=drawn.seconds)
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" becomes "cuda" where there is a CUDA device, else "cpu". Raises InputError for a device that is not there."""
+    import torch
+
+    from jobs.errors import InputError
+
+    available = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if available else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"runtime.device is {device!r}, which torch does not know; give auto, cpu or cuda.") from error
+    if kind == "cuda" and not available:
+        raise InputError("runtime.device is 'cuda', but torch finds no CUDA device; give runtime.device=cpu.")
+    return device

@@ -1,0 +1,76 @@
+"""Settings that say where and how a job runs and what files it leaves; what shapes its result is in `jobs.specs`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jobs.errors import InputError
+from jobs.specs import MESH_FORMATS
+
+__all__ = ["ExportSettings", "PriorSettings", "RuntimeSettings"]
+
+RuntimeKind = Literal["ray", "inline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings:
+    """source: "toybox" or a folder with weights in Stable Diffusion's published layout."""
+
+    source: str = "toybox"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """How a job is run on this machine.
+
+    Args:
+        kind: "ray" (a local Ray with a prior actor and a job actor) or "inline" (everything in this process).
+        device: "auto" (CUDA where there is one), or a torch device such as "cpu" or "cuda:0".
+        num_threads: torch threads of each actor; 0 takes every core this process may use. The fit and the prior take
+            turns, so both may use all cores.
+        checkpoint_every: fit steps between two resume points.
+    """
+
+    kind: RuntimeKind = "ray"
+    device: str = "auto"
+    num_threads: int = 0
+    checkpoint_every: int = 25
+
+    def __post_init__(self) -> None:
+        if self.num_threads < 0:
+            raise InputError(f"runtime.num_threads is {self.num_threads}; give 0 (all cores) or a number of threads.")
+        if self.checkpoint_every < 1:
+            raise InputError(f"runtime.checkpoint_every is {self.checkpoint_every}; give at least 1 step.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Which files a text-to-3D job leaves beside its manifest.
+
+    Args:
+        formats: mesh files, among glb, obj, ply, stl.
+        size_metres: longest side of the object in the files.
+        preview_size: pixels per view of preview.png.
+        turntable_frames: pictures of one turn; 0 writes no turntable.
+        turntable_size: pixels per side, even.
+    """
+
+    formats: tuple[str, ...] = field(default=("glb",))
+    size_metres: float = 1.0
+    preview_size: int = 256
+    turntable_frames: int = 60
+    turntable_size: int = 320
+
+    def __post_init__(self) -> None:
+        if not set(self.formats) <= set(MESH_FORMATS):
+            unknown = ", ".join(sorted(set(self.formats) - set(MESH_FORMATS)))
+            raise InputError(f"There is no mesh format {unknown}; choose among {', '.join(MESH_FORMATS)}.")
+        if not 0 < self.size_metres <= 1e4:
+            raise InputError(f"export.size_metres is {self.size_metres}; give a positive size in metres.")
+        if self.turntable_size % 2 or not 16 <= self.turntable_size <= 4096:
+            raise InputError(f"export.turntable_size is {self.turntable_size}; give an even number of pixels, 16 to 4096.")
+        if not 16 <= self.preview_size <= 4096:
+            raise InputError(f"export.preview_size is {self.preview_size}; give 16 to 4096 pixels.")
+        if not 0 <= self.turntable_frames <= 3600:
+            raise InputError(f"export.turntable_frames is {self.turntable_frames}; give 0 (none) to 3600.")
