@@ -55,7 +55,7 @@ class FitConfig:
     low_view_share: float = 0.78
     radius: float = 2.7
     fov_degrees: float = 40.0
-    lit_from: float = 0.0
+    lit_from: float = 0.3
     textureless_share: float = 0.0
     density_rate: float = 0.06
     colour_rate: float = 0.03

@@ -62,7 +62,7 @@ class DensePyramidQuery(FieldQuery):
 
     def __init__(self, field: DensePyramid, volume: Tensor, normals: bool):
         self.field, self.volume, self.normals = field, volume, normals
-        self._table = torch.cat([volume, volume_gradient(volume[:, :1].detach() if __import__('os').environ.get('DET') else volume[:, :1])], 1) if normals else volume
+        self._table = torch.cat([volume, volume_gradient(volume[:, :1])], 1) if normals else volume
 
     def density(self, points: Tensor) -> Tensor:
         return self._density(read(self.volume[:, :1], points)[:, 0], points)

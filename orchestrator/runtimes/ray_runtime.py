@@ -28,12 +28,15 @@ from orchestrator.signals import signals_deferred
 
 __all__ = ["RayRuntime"]
 
-# For a machine of our own: nobody is told, nothing listens beyond this machine, and nothing is printed.
+# Read by Ray when it is imported and by its processes when they start; what the user has set already wins.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Despite its name this decides on every system whether Ray's ports bind to the loopback address alone. The documented
+    # `_node_ip_address="127.0.0.1"` does not: Ray replaces it by the machine's outer address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # By default Ray lowers its workers' priority to nice 15: beside any other busy program the job would starve.
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
     # A thread that waits for its next piece of work must not spin on a core that the other actor needs.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -194,7 +197,6 @@ class RayRuntime:
             logging_level=logging.CRITICAL,
             configure_logging=True,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
         )
         num_gpus = 0.5 if self._device.startswith("cuda") else 0
         options = {"num_cpus": 0.5, "num_gpus": num_gpus}

@@ -1,0 +1,118 @@
+"""`dreamkiln`: the command line. Every verb is a file beside this one; what is heavy is imported inside the verbs.
+
+Exit codes: 0 done, 1 the job failed, 2 bad usage or bad input, 130 interrupted and resumable. An error is one sentence on
+stderr; `--debug` (anywhere on the line) or DREAMKILN_DEBUG=1 shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from jobs.errors import DreamKilnError, Interrupted, OutputError
+from orchestrator.cli import common, doctor, evaluate, images, text_to_3d, toybox, train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dreamkiln",
+    help="Turn sentences into 3D meshes and into sets of images.",
+    epilog="Every verb takes settings at its end, group.key=value, such as fit.num_steps=200 or field=hash_grid.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (text_to_3d, images, train, evaluate, doctor):
+    app.command(name=verb.NAME, help=verb.HELP)(verb.command)
+app.add_typer(toybox.app, name=toybox.NAME, help=toybox.HELP)
+
+UsageError = typer.BadParameter.__bases__[0]
+"""click's; typer brings its own copy of click in some versions."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; never a traceback unless asked for."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = bool(os.environ.get("DREAMKILN_DEBUG")) or "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    as_json = "--json" in given
+    try:
+        result = typer.main.get_command(app).main(given, prog_name="dreamkiln", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        # The reader of our output has gone (`dreamkiln … | head`): nothing left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _report(Interrupted("Stopped."), as_json=as_json)
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(_explained(error), as_json=as_json)
+
+
+def _explained(error: Exception) -> DreamKilnError:
+    """Whatever was raised, as an error of ours with one sentence."""
+    if isinstance(error, DreamKilnError):
+        return error
+    if isinstance(error, UsageError):
+        return common.UsageProblem(_usage(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" that holds {error.filename}" if error.filename else ""
+        return OutputError(f"The disk{where} is full; free some space and repeat the same command to continue.")
+    log = _write_log(error)
+    return DreamKilnError(
+        f"Something unexpected went wrong ({type(error).__name__}: {_first_line(error)}); the details are in {log}."
+    )
+
+
+def _usage(error: Any) -> str:
+    """click's message as one sentence with a pointer to the help."""
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "dreamkiln"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; see '{command} --help'."
+
+
+def _report(error: DreamKilnError, *, as_json: bool) -> int:
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    print(f"dreamkiln: {sentence}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"ok": False, "error": sentence, "kind": type(error).__name__, "exit_code": error.exit_code}))
+    return error.exit_code
+
+
+def _write_log(error: Exception) -> Path:
+    """The traceback in a file: in the run folder if there is one, else in the temporary folder."""
+    text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} dreamkiln {' '.join(sys.argv[1:])}\n"
+    text += "".join(traceback.format_exception(error))
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    for folder in (common.current_run_folder, Path(tempfile.gettempdir())):
+        if folder is not None and folder.is_dir():
+            try:
+                (folder / name).write_text(text, encoding="utf-8")
+            except OSError:
+                continue
+            return folder / name
+    return Path(os.devnull)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

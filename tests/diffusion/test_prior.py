@@ -1,0 +1,185 @@
+"""A prior's folder: written, read back, read by diffusers, and refused with a sentence when it is damaged."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from diffusion.networks.unet import UNet2DCondition, UNetConfig
+from diffusion.prior import Prior, PriorCard, PriorError
+from diffusion.prior_folder import save_prior, save_sharded
+from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, Guidance, run
+from diffusion.samplers import SAMPLERS
+from diffusion.schedule import NoiseSchedule
+from diffusion.text.clip import TextConfig, TextEncoder
+from diffusion.text.tokenizer import Tokenizer
+
+WORDS = ("a", "red", "blue", "table", "with", "legs", ",", "front", "view")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior of the toybox's classes with random weights."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.for_words(WORDS, 12)
+    path = tmp_path_factory.mktemp("prior") / "tiny"
+    unet = UNetConfig(
+        sample_size=4,
+        in_channels=8,
+        out_channels=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+    )
+    vae = AutoencoderTinyConfig(
+        encoder_block_out_channels=(16,) * 3,
+        decoder_block_out_channels=(16,) * 3,
+        num_encoder_blocks=(0, 1, 1),
+        num_decoder_blocks=(1, 1, 0),
+        latent_channels=8,
+        scaling_factor=1.3,
+    )
+    save_prior(
+        path,
+        card=PriorCard("tiny", 16, WORDS, view_words=True),
+        unet=UNet2DCondition(unet),
+        autoencoder=AutoencoderTiny(vae),
+        text_encoder=TextEncoder(TextConfig(tokenizer.vocab_size, context_length=12, width=32, heads=2, layers=2)),
+        tokenizer=tokenizer,
+        schedule=NoiseSchedule(
+            beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+        ),
+    )
+    return path
+
+
+def draw(prior: Prior, prompt: str, latents: torch.Tensor, *, scale: float) -> torch.Tensor:
+    sampler = SAMPLERS["ddim"](
+        latents,
+        schedule=prior.schedule,
+        timesteps=prior.schedule.timesteps(10),
+        condition=prior.condition([prompt]),
+        guidance=Guidance(scale=scale),
+    )
+    return prior.answer(DecodeRequest(run(sampler, prior.answer)))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+def test_diffusers_draws_the_same_pictures_from_the_folder(folder: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    prior = Prior.load(folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    prompt = "a red table with blue legs, front view"
+    theirs = pipeline(
+        prompt, height=16, width=16, latents=latents, num_inference_steps=10, guidance_scale=4.0, output_type="pt"
+    ).images
+    ours = draw(prior, prompt, latents, scale=4.0)
+    psnr = -10 * (ours - theirs).square().mean().log10()
+    assert psnr > 60
+
+
+def test_the_prior_answers_every_request(folder: Path) -> None:
+    prior = Prior.load(folder)
+    assert prior.latent_shape == (8, 4, 4)
+    images = torch.full((2, 3, 16, 16), 0.4)
+    latents = prior.answer(EncodeRequest(images))
+    assert latents.shape == (2, 8, 4, 4)
+    assert prior.answer(DecodeRequest(latents)).shape == images.shape
+    gradient = prior.answer(EncodeGradientRequest(images, torch.ones_like(latents)))
+    bumped = images.clone()
+    bumped[0, 1, 3, 5] += 1e-2
+    expected = (prior.encode(bumped) - prior.encode(images)).sum() / 1e-2
+    torch.testing.assert_close(gradient[0, 1, 3, 5], expected, rtol=0.05, atol=1e-3)
+    condition = prior.condition(["a red table", "a blue table"])
+    request = DenoiseRequest(latents, torch.tensor([10, 900]), condition, Guidance(scale=3.0))
+    prediction = prior.answer(request)
+    cond, uncond = (
+        prior.answer(DenoiseRequest(latents, request.t, Condition(tokens), Guidance(scale=1.0)))
+        for tokens in (condition.tokens, condition.negative)
+    )
+    torch.testing.assert_close(prediction.v, uncond.v + 3 * (cond.v - uncond.v), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_hash_depends_on_the_weights_alone(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "copy")
+    assert Prior.load(other).weights_hash == Prior.load(folder).weights_hash
+    save_sharded({k: v + 1 for k, v in Prior.load(folder).autoencoder.state_dict().items()}, other / "vae", "diffusion_pytorch_model")
+    assert Prior.load(other).weights_hash != Prior.load(folder).weights_hash
+
+
+def test_unknown_words_are_named_once(folder: Path) -> None:
+    prior = Prior.load(folder)
+    assert prior.unknown_words("A red dragon, with a dragon, front view!") == ["dragon"]
+    assert prior.unknown_words("a blue table") == []
+
+
+def test_large_parts_are_sharded_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion import prior_folder
+    from diffusion.prior import load_weights, weight_files
+
+    monkeypatch.setattr(prior_folder, "MAX_FILE_BYTES", 100)
+    tensors = {f"layer{i}": torch.full((30,), float(i)) for i in range(4)}
+    save_sharded(tensors, tmp_path, "model")
+    files = weight_files(tmp_path, "model")
+    assert len(files) == 4
+    assert load_weights(files).keys() == tensors.keys()
+
+
+def damage_missing_file(folder: Path) -> str:
+    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
+    return "the prior lacks diffusion_pytorch_model.safetensors"
+
+
+def damage_truncated_file(folder: Path) -> str:
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return "is truncated or not a safetensors file"
+
+
+def damage_config(folder: Path) -> str:
+    (folder / "unet/config.json").write_text("{")
+    return "is not readable JSON"
+
+
+def damage_part(folder: Path) -> str:
+    shutil.rmtree(folder / "tokenizer")
+    return "the prior lacks the folder tokenizer"
+
+
+def damage_merges(folder: Path) -> str:
+    (folder / "tokenizer/merges.txt").unlink()
+    return "the prior lacks .*merges.txt"
+
+
+def damage_shape(folder: Path) -> str:
+    path = folder / "vae/config.json"
+    path.write_text(path.read_text().replace('"latent_channels": 8', '"latent_channels": 4'))
+    return "do not fit its config.json: .*expected"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_missing_file, damage_truncated_file, damage_config, damage_part, damage_merges, damage_shape],
+    ids=lambda f: f.__name__,
+)
+def test_a_damaged_folder_is_refused_by_name(folder: Path, tmp_path: Path, damage) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    message = damage(copy)
+    with pytest.raises(PriorError, match=message):
+        Prior.load(copy)
+
+
+def test_a_name_that_is_no_folder_is_refused() -> None:
+    with pytest.raises(PriorError, match="'no-such-prior' is neither 'toybox' nor a folder"):
+        Prior.load("no-such-prior")

@@ -1,0 +1,132 @@
+"""The loop resumes exactly, its schedules have the shapes they claim, and each objective has the minimum it should."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import stream
+from diffusion.training.autoencoder import reconstruction_loss
+from diffusion.training.denoiser import denoising_loss, stratified_timesteps
+from diffusion.training.loop import LoopConfig, TrainState, train
+
+
+def linear_regression(steps: int) -> tuple[TrainState, object, LoopConfig]:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+    inputs = torch.linspace(-1, 1, 96).reshape(32, 3)
+    config = LoopConfig(num_steps=steps, batch_size=8, learning_rate=1e-2, warmup_steps=2)
+
+    def loss(rows, generator):
+        noise = torch.empty(len(rows), 3).uniform_(generator=generator)
+        error = module(inputs[rows] + 0.01 * noise).float() - inputs[rows].sum(dim=1, keepdim=True)
+        return error.square().mean(), {}
+
+    return TrainState(module, weight_decay=config.weight_decay), loss, config
+
+
+def test_resumed_training_is_bit_equal(tmp_path: Path) -> None:
+    state, loss, config = linear_regression(12)
+    list(train(state, loss, config, num_rows=32, device="cpu"))
+
+    first, loss, config = linear_regression(12)
+    steps = train(first, loss, config, num_rows=32, device="cpu")
+    for _ in range(5):
+        next(steps)
+    first.save(tmp_path / "checkpoint.pt")
+    second, loss, config = linear_regression(12)
+    second.load(tmp_path / "checkpoint.pt")
+    assert second.step == 5
+    list(train(second, loss, config, num_rows=32, device="cpu"))
+    torch.testing.assert_close(second.module.weight, state.module.weight, rtol=0, atol=0)
+    torch.testing.assert_close(second.ema, state.ema, rtol=0, atol=0)
+
+
+def test_learning_rate_warms_up_holds_and_falls_to_zero() -> None:
+    config = LoopConfig(num_steps=1000, learning_rate=1.0, warmup_steps=100, decay_fraction=0.4)
+    assert config.learning_rate_at(0) == 0.01
+    assert config.learning_rate_at(100) == config.learning_rate_at(599) == 1.0
+    assert config.learning_rate_at(800) == pytest.approx(0.5)
+    assert config.learning_rate_at(999) < 1e-4
+
+
+def test_the_averaged_weights_are_swapped_in_and_out() -> None:
+    state, loss, config = linear_regression(4)
+    list(train(state, loss, config, num_rows=32, device="cpu"))
+    trained = state.module.weight.detach().clone()
+    average = state.ema[0].clone()
+    assert not torch.equal(average, trained)
+    with state.averaged() as module:
+        torch.testing.assert_close(module.weight, average, rtol=0, atol=0)
+    torch.testing.assert_close(state.module.weight, trained, rtol=0, atol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
+    state, _, config = linear_regression(4)
+
+    def loss(rows, generator):
+        return state.module.weight.sum() * float("nan"), {}
+
+    with pytest.raises(FloatingPointError, match="became nan at step 0; resume from the last checkpoint"):
+        list(train(state, loss, config, num_rows=32, device="cpu"))
+
+
+def test_stratified_timesteps_cover_the_schedule_evenly() -> None:
+    t = stratified_timesteps(100, 1000, stream(0, "t"))
+    assert t.shape == (100,)
+    torch.testing.assert_close(t // 10, torch.arange(100))
+
+
+class PerfectDenoiser(nn.Module):
+    """v of a point mass at x0: eps = (x_t - a x0) / s."""
+
+    def __init__(self, schedule: NoiseSchedule, x0: torch.Tensor) -> None:
+        super().__init__()
+        self.schedule, self.x0 = schedule, x0
+        self.contexts: list[torch.Tensor] = []
+
+    def forward(self, x_t, t, context):
+        self.contexts.append(context)
+        alpha, sigma = (w.to(x_t.dtype)[:, None, None, None] for w in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        return alpha * (x_t - alpha * self.x0) / sigma - sigma * self.x0
+
+
+def test_denoising_loss_is_zero_for_the_perfect_denoiser_and_drops_a_tenth_of_the_text() -> None:
+    schedule = NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    x0 = torch.full((1, 2, 4, 4), 0.3)
+    denoiser = PerfectDenoiser(schedule, x0)
+    text = nn.Embedding(10, 5)
+    loss = denoising_loss(
+        denoiser,
+        schedule,
+        text,
+        latents=lambda rows: x0.expand(len(rows), -1, -1, -1),
+        ids=lambda rows: torch.full((len(rows), 3), 7),
+        empty_ids=torch.zeros(3, dtype=torch.int64),
+    )
+    value, bands = loss(torch.arange(400), stream(0, "loss"))
+    assert value.item() < 1e-6
+    assert set(bands) == {"low", "middle", "high"}
+    dropped = (denoiser.contexts[0][:, 0] == text.weight[0]).all(dim=-1).float().mean().item()
+    assert 0.06 < dropped < 0.14
+
+
+def test_the_autoencoder_learns_a_flat_picture() -> None:
+    torch.manual_seed(0)
+    config = AutoencoderTinyConfig(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(0, 1),
+        num_decoder_blocks=(1, 0),
+        latent_channels=2,
+    )
+    module = AutoencoderTiny(config)
+    pictures = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 3, 8, 8)
+    state = TrainState(module, weight_decay=0.0)
+    loop = LoopConfig(num_steps=120, batch_size=4, learning_rate=5e-3, warmup_steps=5)
+    progress = list(train(state, reconstruction_loss(module, lambda rows: pictures[rows]), loop, num_rows=2, device="cpu"))
+    assert progress[-1].metrics["psnr"] > 20 > progress[0].metrics["psnr"]
+    assert progress[-1].seconds_left == 0
