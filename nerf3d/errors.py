@@ -26,7 +26,7 @@ class Nerf3DError(Exception):
     """Base of all errors of this package."""
 
 
-class FitCollapsed(Nerf3DError):  # noqa: N818 - an outcome, named as one
+class FitCollapsed(Nerf3DError):
     """The fit ended without an object.
 
     kind: "empty" (nothing left), "full" (fog everywhere) or "not_finite" (NaN or infinity).
@@ -39,9 +39,9 @@ class FitCollapsed(Nerf3DError):  # noqa: N818 - an outcome, named as one
         self.kind, self.step, self.detail = kind, step, detail
 
 
-class StateMismatch(Nerf3DError, ValueError):  # noqa: N818 - reads as a sentence at the raise
+class StateMismatch(Nerf3DError, ValueError):
     """A saved fit state does not belong to this configuration or seed."""
 
 
-class BackendUnavailable(Nerf3DError, RuntimeError):  # noqa: N818 - reads as a sentence at the raise
+class BackendUnavailable(Nerf3DError, RuntimeError):
     """nerfacc's CUDA kernels could not be built on this machine."""

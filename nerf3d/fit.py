@@ -8,6 +8,7 @@ after step k and continued equals, bit by bit, one that never stopped (same mach
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Generator, Mapping
@@ -24,6 +25,7 @@ from nerf3d.fields.base import FieldQuery
 from nerf3d.guide import Guide, GuideReply
 from nerf3d.regularisers import Schedule
 from nerf3d.rendering import Lights, Occupancy, RenderOutput, Shading, render, sample_backgrounds, sample_lights
+from nerf3d.rendering.volume import ray_interval
 from nerf3d.streams import stream, uniform
 
 PRESETS = ("draft", "default", "fine")
@@ -378,14 +380,23 @@ def _check_collapse(state: FitState, opacity: float, occupied: float) -> None:
     """Counts suspicious steps in a row; being full is normal at first, when the whole volume is fog."""
     patience = max(4, math.ceil(state.config.patience * state.config.num_steps))
     state.empty_steps = state.empty_steps + 1 if opacity < 0.005 else 0
-    full = opacity > 0.95 or (occupied > 0.9 and state.step > 2 * patience)
+    full = opacity > 0.95 * sphere_share(state.config) or (occupied > 0.9 and state.step > 2 * patience)
     state.full_steps = state.full_steps + 1 if full else 0
     if state.empty_steps >= patience:
         detail = f"mean opacity {opacity:.4f} stayed under 0.005 for {state.empty_steps} steps"
         raise FitCollapsed("empty", state.step, detail)
     if state.full_steps >= patience:
-        detail = f"mean opacity {opacity:.2f} over 0.95 or {occupied:.0%} of the cells over 90% occupied for {patience} steps"
+        detail = f"mean opacity {opacity:.2f} and {occupied:.0%} of the cells occupied, for {state.full_steps} steps"
         raise FitCollapsed("full", state.step, detail)
+
+
+@functools.cache
+def sphere_share(config: FitConfig) -> float:
+    """The largest mean opacity that pictures can have: the share of their rays that meet the field's sphere."""
+    cameras = Cameras.orbit(0, 0, radius=config.radius, fov_degrees=config.fov_degrees)
+    origins, directions = (r.reshape(-1, 3) for r in cameras.rays(64, 64))
+    near, far = ray_interval(origins, directions, radius=config.field.radius, bounds=None)
+    return float((far > near).float().mean())
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,9 @@ class AutoencoderTinyConfig:
     def from_dict(cls, config: dict[str, Any]) -> "AutoencoderTinyConfig":
         """Reads a published configuration; unknown fields are passed over."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None})
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None}
+        )
 
     @property
     def spatial_factor(self) -> int:
@@ -82,13 +84,18 @@ class AutoencoderTiny(nn.Module):
         encoder: list[nn.Module] = []
         for i, (blocks, c) in enumerate(zip(config.num_encoder_blocks, config.encoder_block_out_channels, strict=True)):
             encoder.append(
-                nn.Conv2d(config.in_channels, c, 3, padding=1) if i == 0 else nn.Conv2d(c, c, 3, padding=1, stride=2, bias=False)
+                nn.Conv2d(config.in_channels, c, 3, padding=1)
+                if i == 0
+                else nn.Conv2d(c, c, 3, padding=1, stride=2, bias=False)
             )
             encoder += [TinyBlock(c) for _ in range(blocks)]
         encoder.append(nn.Conv2d(config.encoder_block_out_channels[-1], config.latent_channels, 3, padding=1))
         self.encoder = Stack(encoder)
 
-        decoder: list[nn.Module] = [nn.Conv2d(config.latent_channels, config.decoder_block_out_channels[0], 3, padding=1), nn.ReLU()]
+        decoder: list[nn.Module] = [
+            nn.Conv2d(config.latent_channels, config.decoder_block_out_channels[0], 3, padding=1),
+            nn.ReLU(),
+        ]
         for i, (blocks, c) in enumerate(zip(config.num_decoder_blocks, config.decoder_block_out_channels, strict=True)):
             decoder += [TinyBlock(c) for _ in range(blocks)]
             last = i == len(config.num_decoder_blocks) - 1

@@ -48,7 +48,9 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in (*self.down_block_types, *self.up_block_types):
             if name not in self.SUPPORTED_BLOCKS:
-                raise ValueError(f"UNet block type {name!r} is unknown; expected one of {', '.join(self.SUPPORTED_BLOCKS)}")
+                raise ValueError(
+                    f"UNet block type {name!r} is unknown; expected one of {', '.join(self.SUPPORTED_BLOCKS)}"
+                )
         if self.addition_embed_type not in (None, "text"):
             raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is unknown; expected null or 'text'")
 
@@ -137,7 +139,9 @@ class Resampler(nn.Module):
 class UNetBlock(nn.Module):
     """One level, on the way down or up: residual blocks, each with its transformer where the level has attention."""
 
-    def __init__(self, in_channels: list[int], out_channels: int, transformer: dict[str, Any] | None, **resnet: Any) -> None:
+    def __init__(
+        self, in_channels: list[int], out_channels: int, transformer: dict[str, Any] | None, **resnet: Any
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(c, out_channels, **resnet) for c in in_channels)
         if transformer is not None:
@@ -186,7 +190,9 @@ class UNet2DCondition(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], temb_dim)
         if config.addition_embed_type == "text":
-            self.add_embedding = TextTimeEmbedding(config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads)
+            self.add_embedding = TextTimeEmbedding(
+                config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads
+            )
 
         skips = [channels[0]]
         self.down_blocks = nn.ModuleList()

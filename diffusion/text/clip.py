@@ -144,10 +144,14 @@ def load_clip(folder: Path, *, text: TextEncoder | None = None) -> Clip:
     """Reads what `save_clip` wrote; `text` is the tower to join where the folder holds none."""
     config = json.loads((folder / "clip_config.json").read_text())
     clip = Clip(ClipConfig(config["embed_dim"], TextConfig(**config["text"]), config["vision"]))
-    missing, unexpected = clip.load_state_dict({k: v.float() for k, v in load_file(folder / "clip.safetensors").items()}, strict=False)
+    missing, unexpected = clip.load_state_dict(
+        {k: v.float() for k, v in load_file(folder / "clip.safetensors").items()}, strict=False
+    )
     absent = [k for k in missing if config["with_text"] or not k.startswith("text.")]
     if absent or unexpected:
-        raise ValueError(f"{folder / 'clip.safetensors'} does not fit clip_config.json: missing {absent}, unexpected {unexpected}")
+        raise ValueError(
+            f"{folder / 'clip.safetensors'} does not fit clip_config.json: missing {absent}, unexpected {unexpected}"
+        )
     if text is not None:
         clip.text = text
     return clip.eval()

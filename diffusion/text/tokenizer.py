@@ -64,7 +64,9 @@ class Tokenizer:
             FileNotFoundError: one of the two is missing.
         """
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))]
+        merges = [
+            (a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))
+        ]
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return cls(merges, config["model_max_length"])
 
@@ -78,7 +80,12 @@ class Tokenizer:
             "vocab.json": json.dumps(self.bpe.encoder, ensure_ascii=False),
             "special_tokens_map.json": json.dumps(special, indent=2),
             "tokenizer_config.json": json.dumps(
-                {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.context_length, "do_lower_case": True, **special},
+                {
+                    "tokenizer_class": "CLIPTokenizer",
+                    "model_max_length": self.context_length,
+                    "do_lower_case": True,
+                    **special,
+                },
                 indent=2,
             ),
         }

@@ -49,8 +49,10 @@ def denoising_loss(
         output = unet(alpha * x0 + sigma * eps, t, context).float()
         squared = F.mse_loss(output, alpha * eps - sigma * x0, reduction="none").mean(dim=(1, 2, 3))
         third = schedule.num_train_timesteps // 3
-        bands = {name: squared[(t >= lo) & (t < hi)].mean().item()
-                 for name, lo, hi in (("low", 0, third), ("middle", third, 2 * third), ("high", 2 * third, 10**9))}
+        bands = {
+            name: squared[(t >= lo) & (t < hi)].mean().item()
+            for name, lo, hi in (("low", 0, third), ("middle", third, 2 * third), ("high", 2 * third, 10**9))
+        }
         return squared.mean(), bands
 
     return loss

@@ -78,7 +78,12 @@ class TrainState:
         """Writes a resume point atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        payload = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema, "step": self.step}
+        payload = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "step": self.step,
+        }
         torch.save(payload, temporary)
         os.replace(temporary, path)
 
@@ -116,7 +121,9 @@ class Averaged:
         self.swap()
 
 
-def train(state: TrainState, loss: Loss, config: LoopConfig, *, num_rows: int, device: str) -> Generator[TrainProgress, None, None]:
+def train(
+    state: TrainState, loss: Loss, config: LoopConfig, *, num_rows: int, device: str
+) -> Generator[TrainProgress, None, None]:
     """Optimises `state.module` until `config.num_steps`; yields after every step.
 
     Args:

@@ -103,11 +103,11 @@ def grid_vertices(side: int) -> Tensor:
 def read(volume: Tensor, points: Tensor) -> Tensor:
     """Trilinear read: volume (1, C, D, H, W), points (N, 3) in [-1, 1] -> (N, C). Gradient flows to the volume only."""
     num_points = len(points)
-    padding = -num_points % _READS
-    sliced = F.pad(points, (0, 0, 0, padding)).view(_READS, 1, 1, -1, 3)
+    per_slice = max(1, -(-num_points // _READS))
+    sliced = F.pad(points, (0, 0, 0, per_slice * _READS - num_points)).view(_READS, 1, 1, per_slice, 3)
     shared = volume.expand(_READS, -1, -1, -1, -1)
     values = F.grid_sample(shared, sliced, mode="bilinear", padding_mode="border", align_corners=True)
-    return values.movedim(1, -1).reshape(num_points + padding, -1)[:num_points]
+    return values.movedim(1, -1).reshape(_READS * per_slice, -1)[:num_points]
 
 
 def volume_gradient(volume: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,17 @@ def set_run_folder(folder: Path | None) -> None:
     """Where `main` writes the log of an unexpected error."""
     global current_run_folder
     current_run_folder = folder
+
+
+def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """key=value texts as a dictionary. Raises InputError for anything else."""
+    pairs = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not (equals and key):
+            raise InputError(f"{override!r} is neither an option nor a setting such as denoiser.num_steps=200.")
+        pairs[key] = value
+    return pairs
 
 
 def say_outcome(outcome: Outcome, *, as_json: bool) -> None:

@@ -10,7 +10,15 @@ from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTiny
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.prior import Prior, PriorCard, PriorError
 from diffusion.prior_folder import save_prior, save_sharded
-from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, Guidance, run
+from diffusion.requests import (
+    Condition,
+    DecodeRequest,
+    DenoiseRequest,
+    EncodeGradientRequest,
+    EncodeRequest,
+    Guidance,
+    run,
+)
 from diffusion.samplers import SAMPLERS
 from diffusion.schedule import NoiseSchedule
 from diffusion.text.clip import TextConfig, TextEncoder
@@ -114,7 +122,11 @@ def test_the_prior_answers_every_request(folder: Path) -> None:
 def test_weights_hash_depends_on_the_weights_alone(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "copy")
     assert Prior.load(other).weights_hash == Prior.load(folder).weights_hash
-    save_sharded({k: v + 1 for k, v in Prior.load(folder).autoencoder.state_dict().items()}, other / "vae", "diffusion_pytorch_model")
+    save_sharded(
+        {k: v + 1 for k, v in Prior.load(folder).autoencoder.state_dict().items()},
+        other / "vae",
+        "diffusion_pytorch_model",
+    )
     assert Prior.load(other).weights_hash != Prior.load(folder).weights_hash
 
 

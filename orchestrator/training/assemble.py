@@ -1,0 +1,30 @@
+"""From checkpoints to the folder that ships."""
+
+from pathlib import Path
+
+from diffusion.networks.unet import UNet2DCondition
+from diffusion.prior import PriorCard
+from diffusion.prior_folder import save_prior
+from diffusion.text.clip import Clip, save_clip
+from nerf3d.toybox.words import vocabulary
+from orchestrator.training import recipe
+from orchestrator.training.parts import CHECKPOINT, load_averaged, trained_autoencoder
+
+
+def assemble(root: Path, folder: Path) -> None:
+    """Writes the averaged weights of every trained part: the prior, its image tower, and the judge if there is one."""
+    tokenizer = recipe.toybox_tokenizer()
+    towers = load_averaged(Clip(recipe.clip_config(tokenizer)), root / "clip")
+    save_prior(
+        folder,
+        card=PriorCard("toybox", recipe.IMAGE_SIZE, vocabulary(), view_words=True),
+        unet=load_averaged(UNet2DCondition(recipe.UNET), root / "denoiser"),
+        autoencoder=trained_autoencoder(root),
+        text_encoder=towers.text,
+        tokenizer=tokenizer,
+        schedule=recipe.SCHEDULE,
+    )
+    save_clip(towers, tokenizer, folder / "clip", with_text=False)
+    if (root / "judge" / CHECKPOINT).exists():
+        judge = load_averaged(Clip(recipe.judge_config(tokenizer)), root / "judge")
+        save_clip(judge, tokenizer, folder / "judge", with_text=True)

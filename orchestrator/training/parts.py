@@ -1,0 +1,150 @@
+"""The four parts in training: what module, what data, what objective."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.unet import UNet2DCondition
+from diffusion.text.clip import Clip
+from diffusion.text.tokenizer import empty_tokens
+from diffusion.training.autoencoder import reconstruction_loss
+from diffusion.training.contrastive import clip_loss
+from diffusion.training.denoiser import denoising_loss
+from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, train
+from jobs.errors import InputError
+from orchestrator.training import recipe
+from orchestrator.training.pictures import Pictures
+
+CHECKPOINT = "checkpoint.pt"
+logger = logging.getLogger(__name__)
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part on its way: its state and the steps still to come."""
+
+    state: TrainState
+    steps: Iterator[TrainProgress]
+
+
+def started(module: nn.Module, folder: Path, config: LoopConfig) -> TrainState:
+    """The state at the folder's checkpoint, or at the beginning."""
+    state = TrainState(module, weight_decay=config.weight_decay)
+    if (folder / CHECKPOINT).exists():
+        state.load(folder / CHECKPOINT)
+    return state
+
+
+def load_averaged(module: Module, folder: Path) -> Module:
+    """A trained part with its averaged weights, frozen.
+
+    Raises:
+        InputError: the part has not been trained.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise InputError(f"{path} does not exist; train the {folder.name} first ('dreamkiln train {folder.name}').")
+    state = TrainState(module, weight_decay=0.0)
+    state.load(path)
+    state.averaged().swap()
+    return module.eval().requires_grad_(False)
+
+
+def autoencoder(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
+    """The autoencoder, on pictures alone."""
+    torch.manual_seed(config.seed)
+    module = AutoencoderTiny(recipe.AUTOENCODER).to(device, memory_format=torch.channels_last)
+    state = started(module, root / "autoencoder", config)
+    loss = reconstruction_loss(module, lambda rows: data.batch(rows).to(device))
+    return Part(state, train(state, loss, config, num_rows=len(data), device=device))
+
+
+def clip(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
+    """The towers of the prior, on captions with view words."""
+    return _towers(recipe.clip_config, data.images, data, data.captions, root / "clip", config, device)
+
+
+def judge(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
+    """The judge, on prompts without view words: it says what is in a picture, not from where."""
+    return _towers(recipe.judge_config, data.images, data, data.prompts, root / "judge", config, device)
+
+
+def _towers(
+    sizes: Callable, images: Tensor, data: Pictures, texts: list[str], folder: Path, config: LoopConfig, device: str
+) -> Part:
+    torch.manual_seed(config.seed)
+    tokenizer = recipe.toybox_tokenizer()
+    module = Clip(sizes(tokenizer)).to(device)
+    state = started(module, folder, config)
+    table = tokenizer(texts).to(torch.int16)
+    loss = clip_loss(module, lambda rows: data.batch(rows).to(device), lambda rows, _: table[rows].long().to(device))
+    return Part(state, train(state, loss, config, num_rows=len(images), device=device))
+
+
+def denoiser(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
+    """The UNet, on the latents of the trained autoencoder and the states of the trained text tower."""
+    tokenizer = recipe.toybox_tokenizer()
+    towers = load_averaged(Clip(recipe.clip_config(tokenizer)), root / "clip")
+    latents = all_latents(data, root, device)
+    ids = tokenizer(data.captions).to(torch.int16)
+    torch.manual_seed(config.seed)
+    module = UNet2DCondition(recipe.UNET).to(device, memory_format=torch.channels_last)
+    state = started(module, root / "denoiser", config)
+    loss = denoising_loss(
+        module,
+        recipe.SCHEDULE,
+        towers.text.to(device),
+        latents=lambda rows: latents[rows].float().to(device).contiguous(memory_format=torch.channels_last),
+        ids=lambda rows: ids[rows].long().to(device),
+        empty_ids=empty_tokens(tokenizer, 1)[0].to(device),
+    )
+    return Part(state, train(state, loss, config, num_rows=len(data), device=device))
+
+
+PARTS: dict[str, Callable[[Pictures, Path, LoopConfig, str], Part]] = {
+    "autoencoder": autoencoder,
+    "clip": clip,
+    "judge": judge,
+    "denoiser": denoiser,
+}
+
+
+def trained_autoencoder(root: Path) -> AutoencoderTiny:
+    """The autoencoder with its latents scaled to unit variance."""
+    scaling = json.loads((root / "autoencoder/scaling.json").read_text())["scaling_factor"]
+    return load_averaged(AutoencoderTiny(replace(recipe.AUTOENCODER, scaling_factor=scaling)), root / "autoencoder")
+
+
+def measure_scaling(data: Pictures, root: Path) -> float:
+    """Writes and returns 1 / standard deviation of the latents of 2,048 pictures (2112.10752, appendix G)."""
+    module = load_averaged(AutoencoderTiny(recipe.AUTOENCODER), root / "autoencoder")
+    rows = torch.arange(min(2048, len(data)))
+    with torch.no_grad():
+        latents = torch.cat([module.encode(data.batch(part)) for part in rows.split(128)])
+    scaling = 1 / latents.std().item()
+    (root / "autoencoder/scaling.json").write_text(json.dumps({"scaling_factor": scaling}))
+    return scaling
+
+
+def all_latents(data: Pictures, root: Path, device: str) -> Tensor:
+    """Latents (N, C, h, w) fp16 of the whole set, kept in a file until the autoencoder or the data changes."""
+    path = root / "latents.pt"
+    source = {"num_images": len(data), "autoencoder": (root / "autoencoder" / CHECKPOINT).stat().st_mtime_ns}
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        if kept["source"] == source:
+            return kept["latents"]
+    module = trained_autoencoder(root).to(device)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        chunks = torch.arange(len(data)).split(256)
+        latents = torch.cat([module.encode(data.batch(rows).to(device)).half().cpu() for rows in chunks])
+    torch.save({"source": source, "latents": latents}, path)
+    return latents

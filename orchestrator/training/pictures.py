@@ -1,0 +1,47 @@
+"""The rendered data set in memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jobs.errors import InputError
+from nerf3d.toybox.shards import read_shards
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """N captioned pictures.
+
+    Attributes:
+        images: (N, 3, H, W) uint8. captions: with view words. prompts: without.
+    """
+
+    images: Tensor
+    captions: list[str]
+    prompts: list[str]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Pictures":
+        """Every finished shard of `dreamkiln toybox render`.
+
+        Raises:
+            InputError: there is none.
+        """
+        try:
+            shards = list(read_shards(folder))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{folder} holds no training shards; render them with 'dreamkiln toybox render --out {folder} --num-images 200000'."
+            ) from error
+        records = [record for shard in shards for record in shard.records]
+        images = torch.cat([shard.images for shard in shards])
+        return cls(images, [r["caption"] for r in records], [r["prompt"] for r in records])
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1], channels last."""
+        return (self.images[rows].float() / 255).contiguous(memory_format=torch.channels_last)
+
+    def __len__(self) -> int:
+        return len(self.images)
