@@ -5,6 +5,7 @@ All randomness of step k comes from (seed, k) and the optimiser's moments are pa
 after step k and continued equals, bit by bit, one that never stopped (same machine, same number of threads).
 """
 
+# ruff: noqa: RUF009 - Schedule and FieldConfig are frozen, so they are safe as defaults.
 from __future__ import annotations
 
 import dataclasses
@@ -88,7 +89,7 @@ class FitConfig:
 
     @classmethod
     def preset(cls, name: str, **changes) -> FitConfig:
-        """"draft" (160 steps), "default" (400) or "fine" (1,200, one more grid). Raises ValueError for another name."""
+        """ "draft" (160 steps), "default" (400) or "fine" (1,200, one more grid). Raises ValueError for another name."""
         if name not in PRESETS:
             raise ValueError(f"There is no fit preset {name!r}; choose one of {', '.join(PRESETS)}.")
         if name == "draft":
@@ -124,9 +125,7 @@ class FitState:
         """The state before the first step."""
         field = make_field(config.field).to(device)
         step_size = 2 * config.field.radius / config.num_samples
-        occupancy = Occupancy(
-            config.occupancy_resolution, threshold=config.occupancy_threshold, step_size=step_size
-        ).to(device)
+        occupancy = Occupancy(config.occupancy_resolution, threshold=config.occupancy_threshold, step_size=step_size).to(device)
         groups = [
             {"params": field.density_parameters(), "lr": config.density_rate},
             {"params": field.colour_parameters(), "lr": config.colour_rate},
@@ -271,9 +270,7 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     )
     clock.lap("render")
     shown = _enlarged(picture.rgb, config.guide_size)
-    reply = guide(
-        shown.detach().clamp(0, 1), scene.cameras, background=scene.background, step=step, num_steps=config.num_steps
-    )
+    reply = guide(shown.detach().clamp(0, 1), scene.cameras, background=scene.background, step=step, num_steps=config.num_steps)
     clock.lap("guide")
     guide_loss = _guide_loss(shown, reply)
     draws = stream(state.seed, "regularisers", step)

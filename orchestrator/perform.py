@@ -78,16 +78,16 @@ def perform(
     """
     export, runtime, display = export or ExportSettings(), runtime or RuntimeSettings(), display or SilentDisplay()
     folder_path = Path(out) if out is not None else default_folder(spec)
+    if spec.prior != "toybox" and not Path(spec.prior).is_dir():
+        raise InputError(
+            f"The prior {spec.prior!r} is neither 'toybox' nor a folder; give --prior the folder that holds its "
+            "model_index.json."
+        )
     with RunFolder(folder_path, spec, _expected(spec, export)) as folder:
         for name in folder.plan.changed:
             display.message(f"{folder.file(name)} was changed since it was written; it is left as it is.", "warning")
         if folder.plan.action == "nothing to do":
             return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
-        if spec.prior != "toybox" and not Path(spec.prior).is_dir():
-            raise InputError(
-                f"The prior {spec.prior!r} is neither 'toybox' nor a folder; give --prior the folder that holds its "
-                "model_index.json."
-            )
         device = resolve_device(runtime.device)
         try:
             with make_runtime(spec, runtime, device, load_prior) as running:

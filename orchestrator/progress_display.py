@@ -18,6 +18,7 @@ LABELS = {
     "mesh": "cut the mesh",
     "draw": "draw",
     "export": "write files",
+    "render": "render shards",
 }
 SHOWN_METRICS = ("loss", "opacity", "occupied")
 
@@ -79,7 +80,8 @@ class PlainDisplay:
         """A line, if one is due."""
         new = progress.stage != self._stage
         rate = self._pace.update(progress)
-        if not new and progress.step < progress.total and self._clock() - self._last < self._every:
+        is_last = progress.step == progress.total > 1
+        if not (new or is_last or (progress.total > 1 and self._clock() - self._last >= self._every)):
             return
         self._stage, self._last = progress.stage, self._clock()
         self._print(_line(progress, rate))
@@ -150,7 +152,8 @@ class _Rate:
 def _line(progress: Progress, rate: float) -> str:
     label = LABELS.get(progress.stage, progress.stage)
     figures = _figures(progress, rate)
-    return f"{label} {progress.step}/{progress.total}" + (f"  {figures}" if figures else "")
+    count = f" {progress.step}/{progress.total}" if progress.total > 1 else ""
+    return label + count + (f"  {figures}" if figures else "")
 
 
 def _figures(progress: Progress, rate: float) -> str:

@@ -1,10 +1,10 @@
-"""Stand-ins that make whole jobs fast: a prior that sees a coloured ball from every side."""
+"""Stand-ins that make whole jobs fast: a prior that sees a coloured ball, and a real one with random weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +12,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion import requests
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.parameterisation import Prediction
+from diffusion.prior import PriorCard
+from diffusion.prior_folder import save_prior
 from diffusion.schedule import NoiseSchedule
+from diffusion.text.clip import TextConfig, TextEncoder
+from diffusion.text.tokenizer import Tokenizer
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
 from orchestrator.prior_service import LocalPrior
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
+TINY_VOCABULARY = ("a", "red", "blue", "table", "with", "legs", ",", "front", "view")
 VOCABULARY = ("a", "ball", *COLOURS)
 
 FAST_FIT = FitConfig(
@@ -53,14 +60,12 @@ FAST_OVERRIDES = (
 class FakePrior:
     """The surface of `diffusion.prior.Prior`; whatever the noise, it sees a ball in the prompt's colour.
 
-    Latents are the pictures shrunk four times, in [-1, 1]. seconds_per_answer slows it down, so that a test can
-    interrupt a run in the middle.
+    Latents are the pictures shrunk four times, in [-1, 1].
     """
 
     image_size: int = 16
     name: str = "fake"
     weights_hash: str = "f" * 64
-    seconds_per_answer: float = 0.0
     device: torch.device = torch.device("cpu")
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
 
@@ -77,7 +82,6 @@ class FakePrior:
         return requests.Condition(tokens, torch.zeros_like(tokens))
 
     def answer(self, request: requests.Request) -> Any:
-        time.sleep(self.seconds_per_answer)
         match request:
             case requests.DenoiseRequest(x_t, t, condition, _):
                 return self._denoise(x_t, t, condition)
@@ -103,6 +107,40 @@ def load_fake_prior(source: str, device: str = "cpu") -> LocalPrior:
     return LocalPrior(FakePrior())
 
 
-def load_slow_prior(source: str, device: str = "cpu") -> LocalPrior:
-    """The same, slow enough to be interrupted."""
-    return LocalPrior(FakePrior(seconds_per_answer=0.05))
+def save_tiny_prior(folder: Path) -> Path:
+    """A prior of the product's own classes with random weights: it draws noise, but through every part of the real path."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.for_words(TINY_VOCABULARY, 12)
+    unet = UNetConfig(
+        sample_size=4,
+        in_channels=8,
+        out_channels=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+    )
+    vae = AutoencoderTinyConfig(
+        encoder_block_out_channels=(16,) * 3,
+        decoder_block_out_channels=(16,) * 3,
+        num_encoder_blocks=(0, 1, 1),
+        num_decoder_blocks=(1, 1, 0),
+        latent_channels=8,
+    )
+    save_prior(
+        folder,
+        card=PriorCard("tiny", 16, TINY_VOCABULARY, view_words=True),
+        unet=UNet2DCondition(unet),
+        autoencoder=AutoencoderTiny(vae),
+        text_encoder=TextEncoder(TextConfig(tokenizer.vocab_size, context_length=12, width=32, heads=2, layers=2)),
+        tokenizer=tokenizer,
+        schedule=NoiseSchedule(
+            beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+        ),
+    )
+    return folder

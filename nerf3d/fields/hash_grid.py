@@ -50,9 +50,7 @@ class HashGrid(Field):
     def encode(self, points: Tensor) -> Tensor:
         """points (N, 3) -> (N, L * F): trilinear reads of every level (figure 3 of the paper)."""
         unit = ((points + 1) / 2).clamp(0, 1)
-        return torch.cat(
-            [_read_level(t, unit, r) for t, r in zip(self.tables, self.resolutions, strict=True)], -1
-        )
+        return torch.cat([_read_level(t, unit, r) for t, r in zip(self.tables, self.resolutions, strict=True)], -1)
 
     def raw(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Pre-activation density (N,) and hidden features (N, hidden_width)."""

@@ -54,23 +54,26 @@ def shade(albedo: Tensor, normals: Tensor | None, *, shading: Shading, direction
 
 
 def headlights(cameras: Cameras, *, ambient: float = 0.5) -> Lights:
-    """A light above each camera: the fixed light of previews, as in `nerf3d.toybox.render_object`."""
-    towards = cameras.camera_to_world[:, :3, 3] / cameras.radius[:, None]
-    above = towards + torch.tensor([0.0, 0.8, 0.0], device=towards.device)
-    return Lights(F.normalize(above, dim=-1), torch.full_like(cameras.radius, ambient))
+    """A light to the upper left of each camera: the light of previews, as in `nerf3d.toybox.render_object`."""
+    beside = torch.full_like(cameras.radius, -0.55)
+    return _lights_beside(cameras, beside, torch.full_like(beside, 0.7), torch.full_like(beside, ambient))
 
 
 def sample_lights(cameras: Cameras, *, generator: torch.Generator) -> Lights:
     """Random lights as in the toybox's training pictures (`nerf3d.toybox.items`), on the cameras' device.
 
-    Directions are scattered around each camera's and lifted upward; ambient is uniform in [0.35, 0.7).
+    Directions are the camera's, moved to one side and upward; ambient is uniform in [0.35, 0.7).
     """
-    num_views = len(cameras)
-    height = uniform((num_views,), generator, -1, 1)
-    turn = uniform((num_views,), generator, 0, 2 * torch.pi)
-    rim = (1 - height.square()).sqrt()
-    scatter = torch.stack([rim * turn.sin(), height, rim * turn.cos()], -1)
-    ambient = uniform((num_views,), generator, 0.35, 0.7)
-    towards = cameras.camera_to_world[:, :3, 3] / cameras.radius[:, None]
-    direction = towards + (0.8 * scatter + torch.tensor([0.0, 0.55, 0.0])).to(towards.device)
-    return Lights(F.normalize(direction, dim=-1), ambient.to(towards.device))
+    shape = (len(cameras),)
+    side = (uniform(shape, generator) < 0.5).float() * 2 - 1
+    beside = side * uniform(shape, generator, 0.35, 1.1)
+    return _lights_beside(cameras, beside, uniform(shape, generator, 0.2, 1.0), uniform(shape, generator, 0.35, 0.7))
+
+
+def _lights_beside(cameras: Cameras, beside: Tensor, above: Tensor, ambient: Tensor) -> Lights:
+    """Lights at each camera's place, moved along its right axis and world up, in units of its distance. Each (V,)."""
+    axes = cameras.camera_to_world[:, :3, :3]
+    device = axes.device
+    up = torch.tensor([0.0, 1.0, 0.0], device=device)
+    direction = axes[:, :, 2] + beside.to(device)[:, None] * axes[:, :, 0] + above.to(device)[:, None] * up
+    return Lights(F.normalize(direction, dim=-1), ambient.to(device))

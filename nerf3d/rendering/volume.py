@@ -87,9 +87,7 @@ def render(
     columns = [colour, torch.ones_like(distances)[:, None], distances[:, None]]
     if values.normals is not None:
         columns.append(values.normals)
-    sums = nerfacc_backend.sum_along_rays(
-        weights, torch.cat(columns, -1), ray_indices=rays, num_rays=num_views * size * size
-    )
+    sums = nerfacc_backend.sum_along_rays(weights, torch.cat(columns, -1), ray_indices=rays, num_rays=num_views * size * size)
     picture = sums.view(num_views, size, size, -1).permute(0, 3, 1, 2)
     alpha = picture[:, 3:4]
     return RenderOutput(
@@ -101,9 +99,7 @@ def render(
     )
 
 
-def ray_interval(
-    origins: Tensor, directions: Tensor, *, radius: float, bounds: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def ray_interval(origins: Tensor, directions: Tensor, *, radius: float, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
     """Where rays (R, 3) run inside the sphere and, if given, the box (2, 3): near and far (R,), far <= near for a miss."""
     closest = -(origins * directions).sum(-1)
     half = (radius**2 - origins.square().sum(-1) + closest.square()).clamp_min(0).sqrt()

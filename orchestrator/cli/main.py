@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as exit_:
         return exit_.exit_code
     except Exception as error:
+        if isinstance(error, UsageError) and not error.format_message():
+            return 2  # a verb without arguments: its help has been shown
         if debug:
             traceback.print_exc()
         return _report(_explained(error), as_json=as_json)

@@ -1,4 +1,4 @@
-"""`dreamkiln train`: train the parts of the toybox prior. The work itself is in `orchestrator.training_cli`."""
+"""`dreamkiln train`: train the parts of the toybox prior. The work itself is in `orchestrator.training`."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def command(
     out: Annotated[Path, typer.Option(help="Where checkpoints, logs and plots go.")] = Path("training/toybox"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Hands a plain dictionary over: parts, data, out, device, overrides (dotted key -> text)."""
+    """Trains one part, or all in order; a repeated command goes on from the last checkpoint."""
     if part != "all" and part not in PARTS:
         from jobs.codec import near_matches
 
         raise InputError(f"There is no part {part!r}{near_matches(part, PARTS)}; choose all or {', '.join(PARTS)}.")
-    from orchestrator import training_cli
+    from orchestrator.progress_display import make_display
     from orchestrator.runtimes.base import resolve_device
     from orchestrator.signals import stop_signals_interrupt
+    from orchestrator.training.run import train_parts
 
     with stop_signals_interrupt():
-        training_cli.main(
-            {
-                "parts": list(PARTS) if part == "all" else [part],
-                "data": data,
-                "out": out,
-                "device": resolve_device(device),
-                "overrides": common.split_overrides(overrides or ()),
-            }
+        train_parts(
+            PARTS if part == "all" else [part],
+            data,
+            out,
+            device=resolve_device(device),
+            overrides=common.split_overrides(overrides or ()),
+            display=make_display(),
         )

@@ -145,6 +145,7 @@ def all_latents(data: Pictures, root: Path, device: str) -> Tensor:
     module = trained_autoencoder(root).to(device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         chunks = torch.arange(len(data)).split(256)
-        latents = torch.cat([module.encode(data.batch(rows).to(device)).half().cpu() for rows in chunks])
+        encoded = [module.encode(data.batch(rows).to(device)).half().cpu() for rows in chunks]
+    latents = torch.cat(encoded)
     torch.save({"source": source, "latents": latents}, path)
     return latents

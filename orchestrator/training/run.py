@@ -88,7 +88,7 @@ def draw_samples(root: Path, path: Path) -> None:
     assemble(root, root / "prior")
     prompts = tuple(f"{prompt}, front left view" for prompt in held_out_prompts(len(KINDS)))
     request = DrawRequest(
-        prompts=prompts, seeds=tuple(range(len(prompts))), num_steps=25, guidance=Guidance(scale=4.0, rescale=0.5)
+        prompts=prompts, seeds=tuple(range(len(prompts))), num_steps=20, guidance=Guidance(scale=4.0, rescale=0.5)
     )
     write_image_grid(load_prior(str(root / "prior")).draw(request), path)
 

@@ -1,0 +1,166 @@
+"""The two recipes with a fake prior: order of events, exact resume, clear failures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.errors import CollapsedError, JobFailed, PriorFailed
+from jobs.events import Checkpoint, ImageReady, Message, Progress
+from jobs.images import chunks, images
+from jobs.pace import Pace
+from jobs.prior_client import DistillationQuery, DrawRequest
+from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.text_to_3d import PriorGuide, text_to_3d, view_prompts
+from nerf3d.cameras import Cameras
+from orchestrator.prior_service import LocalPrior
+from tests.fakes import FAST_FIT, FAST_MESH, FakePrior
+
+SPEC = TextTo3DSpec(prompt="a red ball", fit=dataclasses.replace(FAST_FIT, num_steps=12), mesh=FAST_MESH)
+
+
+def exhaust(generator):
+    """(events, result)"""
+    events = []
+    while True:
+        try:
+            events.append(next(generator))
+        except StopIteration as finished:
+            return events, finished.value
+
+
+def assert_same_mesh(a, b):
+    for name in ("vertices", "faces", "normals", "colours"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return LocalPrior(FakePrior())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prior):
+    return exhaust(text_to_3d(SPEC, prior, checkpoint_every=5))
+
+
+def test_a_fit_reports_its_stages_and_steps_in_order(undisturbed):
+    events, result = undisturbed
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert list(dict.fromkeys(event.stage for event in progress)) == ["prepare", "fit", "mesh"]
+    assert [event.step for event in progress if event.stage == "fit"] == list(range(13))
+    assert all(event.total == 12 for event in progress if event.stage == "fit")
+    assert [event.step for event in events if isinstance(event, Checkpoint)] == [5, 10, 12]
+    assert set(result.seconds) == {"prepare", "fit", "mesh"}
+    assert result.metrics()["num_faces"] == len(result.mesh.faces) > 0
+
+
+@pytest.mark.parametrize("step", [5, 12])
+def test_a_resumed_fit_ends_with_the_same_mesh(prior, undisturbed, step):
+    events, result = undisturbed
+    checkpoint = next(event for event in events if isinstance(event, Checkpoint) and event.step == step)
+    again, resumed = exhaust(text_to_3d(SPEC, prior, checkpoint=checkpoint))
+    assert [event.step for event in again if isinstance(event, Progress) and event.stage == "fit"][0] == step
+    assert_same_mesh(result.mesh, resumed.mesh)
+
+
+def test_a_checkpoint_of_another_seed_is_refused(prior, undisturbed):
+    checkpoint = next(event for event in undisturbed[0] if isinstance(event, Checkpoint))
+    with pytest.raises(JobFailed, match="seed"):
+        exhaust(text_to_3d(dataclasses.replace(SPEC, seed=1), prior, checkpoint=checkpoint))
+
+
+def test_unknown_words_are_named_with_the_known_ones_and_a_way_out(prior):
+    events, _ = exhaust(images(ImagesSpec(prompt="a quixotic red ball", num_images=1, num_steps=1), prior))
+    (message,) = [event for event in events if isinstance(event, Message)]
+    assert message.level == "warning" and "quixotic" in message.text and "--prior" in message.text
+
+
+def test_a_prior_that_stops_being_finite_fails_the_job():
+    class Broken(FakePrior):
+        def answer(self, request):
+            answer = super().answer(request)
+            return answer * float("nan") if isinstance(answer, torch.Tensor) else answer
+
+    with pytest.raises(PriorFailed, match="not finite"):
+        exhaust(text_to_3d(SPEC, LocalPrior(Broken())))
+
+
+def test_an_empty_field_is_a_collapse(prior):
+    field = dataclasses.replace(SPEC.fit.field, density_bias=-60.0, blob_scale=0.0)
+    spec = dataclasses.replace(SPEC, fit=dataclasses.replace(SPEC.fit, field=field, num_steps=1))
+    with pytest.raises(CollapsedError) as caught:
+        exhaust(text_to_3d(spec, prior))
+    assert caught.value.job == spec.name
+
+
+def test_the_guide_is_a_pure_function_of_the_step(prior):
+    guide = PriorGuide(prior, prior.info(), "a red ball", 3, SPEC.distillation)
+    rgb = torch.full((2, 3, 16, 16), 0.3)
+    views = Cameras.orbit([0.0, 90.0], [10.0, 50.0])
+    background = torch.zeros(2, 3)
+    replies = [guide(rgb, views, background=background, step=step, num_steps=12) for step in (4, 4, 5)]
+    torch.testing.assert_close(replies[0].gradient, replies[1].gradient, rtol=0, atol=0)
+    assert replies[0].gradient.shape == rgb.shape and replies[0].target.shape == rgb.shape
+
+
+def test_prompts_say_where_the_camera_stands():
+    views = Cameras.orbit([0.0, 90.0, 180.0], [10.0, 50.0, -5.0])
+    assert view_prompts("a chair", views) == (
+        "a chair, front view",
+        "a chair, left side view from above",
+        "a chair, back view from below",
+    )
+
+
+def test_the_guide_is_shown_the_priors_own_size(prior):
+    spec = dataclasses.replace(SPEC, fit=dataclasses.replace(SPEC.fit, guide_size=64, num_steps=1))
+    events, _ = exhaust(text_to_3d(spec, prior))
+    assert any(isinstance(event, Message) and "16 pixels" in event.text for event in events)
+
+
+def test_image_i_is_drawn_from_seed_plus_i(prior):
+    spec = ImagesSpec(prompt="a red ball", num_images=5, seed=40, num_steps=2, chunk_size=2)
+    events, result = exhaust(images(spec, prior))
+    ready = [event for event in events if isinstance(event, ImageReady)]
+    assert [(event.index, event.seed) for event in ready] == [(i, 40 + i) for i in range(5)]
+    assert all(event.image.shape == (16, 16, 3) and event.image.dtype == np.uint8 for event in ready)
+    assert result.num_drawn == 5
+
+
+def test_only_chunks_with_missing_images_are_drawn(prior):
+    spec = ImagesSpec(prompt="a red ball", num_images=5, num_steps=1, chunk_size=2)
+    assert chunks(spec, {0, 1, 2}) == [range(2, 4), range(4, 5)]
+    events, _ = exhaust(images(spec, prior, done={0, 1, 2}))
+    assert [event.index for event in events if isinstance(event, ImageReady)] == [2, 3, 4]
+    assert events[0] == Progress(stage="draw", step=2, total=5)
+
+
+def test_an_image_does_not_depend_on_its_neighbours(prior):
+    alone = prior.draw(DrawRequest(prompts=("a ball",), seeds=(7,), num_steps=3, sampler="ddpm"))
+    among = prior.draw(DrawRequest(prompts=("a ball",) * 3, seeds=(6, 7, 8), num_steps=3, sampler="ddpm"))
+    np.testing.assert_allclose(alone[0].astype(int), among[1].astype(int), atol=1)
+
+
+def test_a_view_does_not_depend_on_its_neighbours(prior):
+    def query(views):
+        return DistillationQuery(
+            images=torch.full((len(views), 3, 16, 16), 0.5),
+            prompts=("a red ball",) * len(views),
+            t=torch.full((len(views),), 300),
+            noise_keys=tuple((0, "noise", view) for view in views),
+        )
+
+    both, second = prior.distill(query([0, 1])), prior.distill(query([1]))
+    torch.testing.assert_close(both.gradient[1:], second.gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_time_left_follows_the_last_steps():
+    now = iter([0.0, 10.0, 11.0, 12.0, 13.0])
+    pace = Pace(memory=0.5, clock=lambda: next(now))
+    assert pace.lap(left=4) == 40
+    left = [pace.lap(left=n) for n in (3, 2, 1)]
+    assert left[-1] < 3 and left == sorted(left, reverse=True)

@@ -1,0 +1,183 @@
+"""The fit: it finds a ball, repeats itself, resumes exactly, and says how it collapsed."""
+
+import dataclasses
+
+import pytest
+import torch
+from image_guide import ImageGuide
+
+from nerf3d.cameras import Cameras
+from nerf3d.errors import FitCollapsed, StateMismatch
+from nerf3d.fields import FieldConfig
+from nerf3d.fit import FitConfig, FitState, draw_scene, fit, sphere_share
+from nerf3d.guide import GuideReply
+from nerf3d.regularisers import Schedule
+from nerf3d.rendering import render_views
+from nerf3d.toybox.items import build_parts
+from nerf3d.toybox.kinds import KINDS
+from nerf3d.toybox.render import render_object
+
+TINY = FitConfig(
+    num_steps=10,
+    num_views=2,
+    render_sizes=((0.0, 12), (0.4, 16)),
+    guide_size=16,
+    num_samples=16,
+    occupancy_resolution=16,
+    occupancy_every=3,
+    field=FieldConfig(resolutions=(8, 16)),
+)
+BALL = build_parts(KINDS["ball"], [(0.9, 0.7, 0.1)])
+
+
+def ball_guide(config, seed=0, **options):
+    return ImageGuide(BALL, config, seed, **options)
+
+
+def finish(steps):
+    """Runs a fit to its end: all progress reports and the result."""
+    reports = []
+    while True:
+        try:
+            reports.append(next(steps))
+        except StopIteration as end:
+            return reports, end.value
+
+
+def test_a_ball_is_found_from_its_pictures():
+    config = FitConfig(
+        num_steps=70, num_views=3, render_sizes=((0.0, 24),), guide_size=24, num_samples=32,
+        occupancy_resolution=32, field=FieldConfig(resolutions=(8, 16, 32)),
+    )  # fmt: skip
+    reports, result = finish(fit(config, ball_guide(config), seed=0))
+    cameras = Cameras.orbit([0.0, 120.0, 240.0], [0.0, 20.0, 50.0])
+    white = torch.ones(3)
+    rgb, alpha = render_views(result.field, result.occupancy, cameras, 48, background=white)
+    true_rgb, true_alpha = render_object(BALL, cameras, 48)
+    ours, theirs = alpha > 0.5, true_alpha > 0.5
+    assert (ours & theirs).sum() / (ours | theirs).sum() > 0.9
+    assert (rgb - true_rgb).abs().mean() < 0.05
+    assert reports[-1].metrics["guide"] < reports[0].metrics["guide"] / 5
+    assert [r.step for r in reports] == list(range(1, 71))
+
+
+@pytest.mark.parametrize("kind", ["dense_pyramid", "hash_grid"])
+def test_a_stopped_and_resumed_fit_equals_one_that_never_stopped(kind):
+    field = dataclasses.replace(TINY.field, kind=kind, num_levels=3, log2_table_size=10, finest_resolution=32)
+    config = dataclasses.replace(TINY, field=field)
+    guide = ball_guide(config)
+    _, whole = finish(fit(config, guide, seed=0))
+    steps = fit(config, guide, seed=0)
+    for _ in range(5):
+        saved = next(steps).state.state_dict()
+    torch.rand(3)  # the global generator moves on between two processes
+    reports, resumed = finish(fit(config, guide, seed=0, state=saved))
+    assert [r.step for r in reports] == [6, 7, 8, 9, 10]
+    for name, value in whole.field.state_dict().items():
+        assert torch.equal(resumed.field.state_dict()[name], value), name
+    assert torch.equal(whole.occupancy.estimator.occs, resumed.occupancy.estimator.occs)
+
+
+def test_two_fits_are_bit_equal_and_another_seed_differs():
+    fields = [finish(fit(TINY, ball_guide(TINY, seed), seed=seed))[1].field.state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(fields[0][k], fields[1][k]) for k in fields[0])
+    assert any(not torch.equal(fields[0][k], fields[2][k]) for k in fields[0])
+
+
+def test_a_saved_state_is_a_copy_of_plain_tensors():
+    steps = fit(TINY, ball_guide(TINY), seed=0)
+    saved = next(steps).state.state_dict()
+    before = {k: v.clone() for k, v in saved.items()}
+    next(steps)
+    assert all(torch.equal(saved[k], before[k]) for k in saved)
+    assert all(v.is_contiguous() and not v.requires_grad for v in saved.values())
+
+
+def test_a_state_of_another_seed_or_field_is_refused():
+    saved = next(fit(TINY, ball_guide(TINY), seed=0)).state.state_dict()
+    with pytest.raises(StateMismatch, match="has seed 0, this one has 1"):
+        next(fit(TINY, ball_guide(TINY), seed=1, state=saved))
+    other = dataclasses.replace(TINY, field=FieldConfig(resolutions=(8,)))
+    with pytest.raises(StateMismatch, match="the configuration that it was started with"):
+        next(fit(other, ball_guide(other), seed=0, state=saved))
+    with pytest.raises(StateMismatch, match="counters"):
+        FitState.create(TINY, seed=0).load_state_dict({})
+
+
+def test_the_gradient_form_descends_as_the_target_form_does():
+    """With the gradient of the squared error the fit takes the very steps that the target form takes."""
+    config = dataclasses.replace(TINY, background=Schedule(0.0))
+    targets = finish(fit(config, ball_guide(config), seed=0))[1].field
+    gradients = finish(fit(config, ball_guide(config, with_target=False), seed=0))[1].field
+    for one, other in zip(targets.parameters(), gradients.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=5e-3, rtol=0)
+
+
+class Constant:
+    """A guide that wants every picture to be one colour, or the background (None), or speaks nonsense."""
+
+    def __init__(self, colour=None, gradient=None):
+        self.colour, self.gradient = colour, gradient
+
+    def __call__(self, rgb, views, *, background, step, num_steps):
+        if self.gradient is not None:
+            return GuideReply(torch.full_like(rgb, self.gradient))
+        wanted = background if self.colour is None else torch.tensor(self.colour).expand(len(rgb), 3)
+        target = wanted[:, :, None, None].expand_as(rgb)
+        return GuideReply(2 * (rgb - target), target)
+
+
+def test_a_fit_that_loses_its_object_says_so():
+    config = dataclasses.replace(TINY, num_steps=60, density_rate=0.5)
+    with pytest.raises(FitCollapsed, match=r"at step \d+: the object vanished .* under 0.005 .* lower sparsity") as error:
+        finish(fit(config, Constant(), seed=0))
+    assert error.value.kind == "empty" and error.value.step < 60
+
+
+def test_a_fit_that_fills_up_says_so():
+    config = dataclasses.replace(TINY, num_steps=60, density_rate=0.5)
+    with pytest.raises(FitCollapsed, match=r"at step \d+: the volume filled up with fog .* higher sparsity") as error:
+        finish(fit(config, Constant((0.5, 0.2, 0.1)), seed=0))
+    assert error.value.kind == "full"
+
+
+@pytest.mark.parametrize("nonsense", [float("nan"), float("inf")])
+def test_a_guide_that_is_not_finite_is_named(nonsense):
+    with pytest.raises(FitCollapsed, match=r"at step 0: a number stopped being finite \(loss is") as error:
+        finish(fit(TINY, Constant(gradient=nonsense), seed=0))
+    assert error.value.kind == "not_finite"
+
+
+def test_scenes_cover_all_sides_and_repeat():
+    config = FitConfig()
+    first, again = (draw_scene(config, seed=3, step=7) for _ in range(2))
+    assert torch.equal(first.cameras.camera_to_world, again.cameras.camera_to_world)
+    assert torch.equal(first.lights.direction, again.lights.direction) and torch.equal(first.background, again.background)
+    gaps = first.cameras.azimuth_degrees.sort().values
+    assert (gaps.diff() < 180).all()
+    elevations = torch.cat([draw_scene(config, seed=0, step=s).cameras.elevation_degrees for s in range(200)])
+    assert elevations.min() >= -10 and elevations.max() <= 65
+    assert (elevations < 40).float().mean().item() == pytest.approx(0.78, abs=0.05)
+
+
+def test_the_largest_opacity_is_the_disc_of_the_sphere():
+    assert 0.7 < sphere_share(FitConfig()) < 0.9
+
+
+def test_presets_are_named_and_unknown_ones_refused():
+    assert [FitConfig.preset(n).num_steps for n in ("draft", "default", "fine")] == [160, 400, 1200]
+    assert FitConfig.preset("draft", num_views=2).num_views == 2
+    with pytest.raises(ValueError, match="choose one of draft, default, fine"):
+        FitConfig.preset("finest")
+
+
+@pytest.mark.parametrize("bad", [{"num_steps": 0}, {"num_views": 0}, {"num_samples": 0}])
+def test_counts_under_one_are_refused(bad):
+    with pytest.raises(ValueError, match=r"is 0; give at least 1"):
+        FitConfig(**bad)
+
+
+def test_render_sizes_start_at_the_first_step():
+    assert [FitConfig().render_size(p) for p in (0.0, 0.39, 0.4, 0.99)] == [32, 32, 64, 64]
+    with pytest.raises(ValueError, match="the size of the first step"):
+        FitConfig(render_sizes=((0.2, 32),))

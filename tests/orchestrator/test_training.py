@@ -1,0 +1,84 @@
+"""`dreamkiln train`: every part from rendered shards to a prior that draws, in a few steps each."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusion.prior import Prior
+from diffusion.text.clip import load_clip
+from jobs.errors import InputError
+from nerf3d.toybox.shards import write_shards
+from orchestrator.progress_display import SilentDisplay
+from orchestrator.training.run import loop_configs, train_parts
+
+SHORT = {
+    f"{part}.{field}": value
+    for part in ("autoencoder", "clip", "judge", "denoiser")
+    for field, value in (("num_steps", "2"), ("batch_size", "4"))
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    list(write_shards(folder, 48, shard_size=24))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("toybox")
+    parts = ("autoencoder", "clip", "judge", "denoiser", "assemble")
+    train_parts(parts, shards, root, device="cpu", overrides=SHORT, display=SilentDisplay())
+    return root
+
+
+def test_every_part_leaves_a_checkpoint_a_log_and_a_plot(trained: Path) -> None:
+    for part in ("autoencoder", "clip", "judge", "denoiser"):
+        assert (trained / part / "checkpoint.pt").exists()
+        assert (trained / part / "loss.png").stat().st_size > 1000
+        steps = [json.loads(line)["step"] for line in (trained / part / "log.jsonl").read_text().splitlines()]
+        assert steps == [1, 2]
+    assert (trained / "denoiser/samples-000002.png").exists()
+
+
+def test_the_assembled_folder_is_a_prior_with_a_judge(trained: Path) -> None:
+    prior = Prior.load(trained / "prior")
+    assert prior.latent_shape == (8, 16, 16)
+    assert prior.unknown_words("a red dragon") == ["dragon"]
+    assert load_clip(trained / "prior/clip", text=prior.text_encoder).config.embed_dim == 192
+    assert load_clip(trained / "prior/judge").config.embed_dim == 128
+    files = [path for path in (trained / "prior").rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) <= 16 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 48 * 2**20
+
+
+def test_training_goes_on_from_the_checkpoint(trained: Path, shards: Path) -> None:
+    longer = {**SHORT, "judge.num_steps": "3"}
+    train_parts(["judge"], shards, trained, device="cpu", overrides=longer, display=SilentDisplay())
+    steps = [json.loads(line)["step"] for line in (trained / "judge/log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_the_denoiser_needs_its_predecessors(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train the clip first"):
+        train_parts(["denoiser"], shards, tmp_path, device="cpu", overrides=SHORT, display=SilentDisplay())
+
+
+def test_missing_shards_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no training shards; render them with 'dreamkiln toybox render"):
+        train_parts(["judge"], tmp_path, tmp_path, device="cpu", overrides={}, display=SilentDisplay())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"painter.num_steps": "3"}, "There is no training setting 'painter.num_steps'"),
+        ({"judge.num_step": "3"}, "num_step"),
+        ({"judge.num_steps": "many"}, "judge.num_steps is 'many', but a number was expected"),
+    ],
+)
+def test_a_wrong_setting_is_named(overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        loop_configs(overrides)
