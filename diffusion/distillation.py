@@ -67,13 +67,9 @@ class DistillationConfig:
         _check_choice("form", self.form, get_args(Form))
         _check_choice("weighting", self.weighting, get_args(Weighting))
         if not math.isfinite(self.guidance_scale):
-            raise DiffusionError.explained(
-                f"guidance_scale is {self.guidance_scale}", expected="a finite number", fix="use 7"
-            )
+            raise DiffusionError.explained(f"guidance_scale is {self.guidance_scale}", expected="a finite number", fix="use 7")
         if not 0 <= self.guidance_rescale <= 1:
-            raise DiffusionError.explained(
-                f"guidance_rescale is {self.guidance_rescale}", expected="0 to 1", fix="use 0.5"
-            )
+            raise DiffusionError.explained(f"guidance_rescale is {self.guidance_rescale}", expected="0 to 1", fix="use 0.5")
         for name in ("t_max_start", "t_max_end"):
             high = getattr(self, name)
             if not 0 <= self.t_min < high <= 1:

@@ -34,9 +34,7 @@ class Prediction:
     sigma: Tensor
 
     @classmethod
-    def from_output(
-        cls, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str = "epsilon"
-    ) -> "Prediction":
+    def from_output(cls, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str = "epsilon") -> "Prediction":
         """Read a network's output.
 
         Args:

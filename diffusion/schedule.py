@@ -164,9 +164,7 @@ class NoiseSchedule:
             prediction_type=config.get("prediction_type", "epsilon"),
             steps_offset=int(config.get("steps_offset", 0)),
             set_alpha_to_one=bool(config.get("set_alpha_to_one", name.startswith(_ALPHA_ONE_BY_DEFAULT))),
-            timestep_spacing=config.get(
-                "timestep_spacing", "linspace" if name.startswith(_LINSPACE_BY_DEFAULT) else "leading"
-            ),
+            timestep_spacing=config.get("timestep_spacing", "linspace" if name.startswith(_LINSPACE_BY_DEFAULT) else "leading"),
             rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
         )
 
@@ -268,7 +266,8 @@ class NoiseSchedule:
         table), "trailing" counts back from T - 1 in strides of T / num_steps, "linspace" includes both ends.
 
         Returns:
-            (num_steps,) long, strictly decreasing. diffusers' list for the same settings.
+            (num_steps,) long, strictly decreasing: the list of diffusers' DDIM, DDPM and PNDM for the same settings. (Its
+            Euler and Heun do not round "linspace", its DPM-Solver spaces "leading" and "linspace" otherwise.)
 
         Raises:
             DiffusionError: num_steps below 1 or above T; an unknown spacing.

@@ -54,7 +54,7 @@ class GaussianMixture:
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, D) exact samples."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        z = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)  # noqa: TID251
+        z = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
         scaled = self.eigenvalues.clamp(min=0).sqrt()[component] * z
         return self.means[component] + torch.einsum("be,bde->bd", scaled, self.basis[component])
 

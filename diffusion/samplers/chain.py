@@ -86,9 +86,7 @@ def levels(schedule: NoiseSchedule, timesteps: Tensor, *, final_abar: float = 1.
             fix="take them from schedule.timesteps(...)",
         )
     t = timesteps.cpu()
-    steps = [
-        Level(int(step), float(a), float(s)) for step, a, s in zip(t, schedule.alpha(t), schedule.sigma(t), strict=True)
-    ]
+    steps = [Level(int(step), float(a), float(s)) for step, a, s in zip(t, schedule.alpha(t), schedule.sigma(t), strict=True)]
     return [*steps, Level(-1, final_abar**0.5, (1 - final_abar) ** 0.5)]
 
 

@@ -47,9 +47,7 @@ def sdedit(
     if len(kept) == 0:
         return reference
     x = schedule.add_noise(reference, start_noise, kept[0].expand(len(reference)))
-    chain = sampler(
-        x, schedule=schedule, timesteps=kept, condition=condition, guidance=guidance, noise=noise, **options
-    )
+    chain = sampler(x, schedule=schedule, timesteps=kept, condition=condition, guidance=guidance, noise=noise, **options)
     if mask is None:
         return (yield from chain)
     edited = yield from keeping(chain, reference, mask, schedule=schedule)
@@ -79,9 +77,7 @@ def keeping(chain: Sampling, reference: Tensor, mask: Tensor, *, schedule: Noise
         except StopIteration as finished:
             return finished.value
         answer = yield request
-        known = Prediction.from_output(
-            reference, request.x_t, schedule.alpha(request.t), schedule.sigma(request.t), "sample"
-        )
+        known = Prediction.from_output(reference, request.x_t, schedule.alpha(request.t), schedule.sigma(request.t), "sample")
         weight = mask.to(reference).expand_as(reference)
         x0 = torch.lerp(answer.x0, known.x0, weight)
         eps = torch.lerp(answer.eps, known.eps, weight)

@@ -62,7 +62,9 @@ def caption_pool(prompts: Sequence[str], *, num_captions: int = NUM_CAPTIONS, se
         found.setdefault(_meaning(prompt), without_view_words(prompt))
     places = {meaning: place for place, meaning in enumerate(found)}
     size = max(num_captions, 2 * len(found))
-    _fill(found, _in_turn([_near_misses(c, seed) for c in found.values()]), len(found) + round(HARD_SHARE * (size - len(found))))
+    _fill(
+        found, _in_turn([_near_misses(c, seed) for c in found.values()]), len(found) + round(HARD_SHARE * (size - len(found)))
+    )
     _fill(found, _any_captions(seed), size)
     captions = tuple(found.values())
     return CaptionPool(captions, tuple(places[_meaning(prompt)] for prompt in prompts), tuple(map(kind_of, captions)))

@@ -45,9 +45,7 @@ def read_pictures(folder: Path) -> list[Picture]:
     files = [path for path in files if _NUMBERED.fullmatch(path.name)] or files
     pictures = [picture for path in files if (picture := _read(path)) is not None]
     if not pictures:
-        raise InputError(
-            f"{folder} holds no PNG with a prompt in its text chunks; give a run folder of 'dreamkiln images'."
-        )
+        raise InputError(f"{folder} holds no PNG with a prompt in its text chunks; give a run folder of 'dreamkiln images'.")
     return pictures
 
 

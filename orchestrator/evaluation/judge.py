@@ -16,8 +16,10 @@ from diffusion.prior import TOYBOX, hash_files
 from diffusion.text.clip import Clip, load_clip
 from diffusion.text.tokenizer import Tokenizer
 from jobs.errors import InputError
+from orchestrator.evaluation.settings import EvaluationSettings
+from orchestrator.runtimes.base import resolve_device
 
-__all__ = ["Judge", "judge_folder", "load_judge"]
+__all__ = ["Judge", "judge_folder", "judge_of", "load_judge"]
 
 BATCH_SIZE = 64
 
@@ -58,6 +60,12 @@ class Judge:
 def judge_folder(prior: str) -> Path:
     """Where a prior ("toybox" or a folder) keeps its judge."""
     return (TOYBOX if prior == "toybox" else Path(prior)) / "judge"
+
+
+def judge_of(settings: EvaluationSettings) -> Judge:
+    """The judge that the settings name. Raises as `load_judge` does."""
+    folder = Path(settings.judge) if settings.judge else judge_folder(settings.prior)
+    return load_judge(folder, device=resolve_device(settings.device))
 
 
 def load_judge(folder: Path, *, device: str = "cpu") -> Judge:

@@ -38,8 +38,7 @@ def read_mesh(folder: Path) -> MadeMesh:
         kind, prompt = manifest["kind"], manifest["spec"]["prompt"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            f"{folder} is not a run folder: its manifest.json cannot be read ({error}); give folders of 'dreamkiln "
-            "text-to-3d'."
+            f"{folder} is not a run folder: its manifest.json cannot be read ({error}); give folders of 'dreamkiln text-to-3d'."
         ) from error
     if kind != "text-to-3d":
         raise InputError(f"{folder} holds a run of {kind!r}, but one of 'text-to-3d' was expected.")

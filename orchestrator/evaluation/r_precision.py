@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from orchestrator.evaluation.captions import CaptionPool
 
-__all__ = ["RPrecision", "Retrieval", "mean_embedding", "retrieve", "summarise"]
+__all__ = ["RPrecision", "Retrieval", "by_teaching", "mean_embedding", "retrieve", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Retrieval:
     ranks: Tensor
     similarities: Tensor
     best: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Retrieval:
+        """Some of the pictures."""
+        return Retrieval(self.ranks[rows], self.similarities[rows], self.best[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,18 @@ def summarise(retrieval: Retrieval, pool: CaptionPool, truths: Sequence[int]) ->
         mean_rank=ranks.sum().item() / num,
         right_kind=sum(right) / num,
     )
+
+
+def by_teaching(
+    retrieval: Retrieval, pool: CaptionPool, held_out: Sequence[bool | None], *, name: str
+) -> dict[str, RPrecision]:
+    """`name`: of all rows; "<name>, held out" and "<name>, taught": of those rows, where there are both or others."""
+    found = {name: summarise(retrieval, pool, pool.truths)}
+    for label, flag in (("held out", True), ("taught", False)):
+        rows = [number for number, other in enumerate(held_out) if other is flag]
+        if 0 < len(rows) < len(held_out):
+            found[f"{name}, {label}"] = summarise(retrieval[torch.tensor(rows)], pool, [pool.truths[row] for row in rows])
+    return found
 
 
 def mean_embedding(views: Tensor) -> Tensor:

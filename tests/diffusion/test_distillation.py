@@ -28,9 +28,7 @@ UNCOND = GaussianMixture.gaussian([0.0] * 3, torch.eye(3))
 ALL_TIMESTEPS = torch.arange(20, 981)
 
 
-def distil(
-    images: Tensor, oracle: Oracle, t: Tensor, noise: Tensor, *, scale: float = 1.0, **options: Any
-) -> Distilled:
+def distil(images: Tensor, oracle: Oracle, t: Tensor, noise: Tensor, *, scale: float = 1.0, **options: Any) -> Distilled:
     generator = score_distillation(
         images,
         condition=condition(len(images)),

@@ -62,9 +62,7 @@ def diffusers_result(scheduler: Any, oracle: Oracle, x_T: Tensor, first: int, **
     return x
 
 
-def compare(
-    name: str, schedule: NoiseSchedule, num_steps: int, monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> None:
+def compare(name: str, schedule: NoiseSchedule, num_steps: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     eta = {"eta": options["eta"]} if "eta" in options else {}
     theirs_only = {"skip_prk": "skip_prk_steps", "variance": "variance_type"}
     scheduler = scheduler_of(name, schedule, num_steps, **{theirs_only.get(k, k): v for k, v in options.items()})

@@ -29,9 +29,7 @@ STABLE_DIFFUSION = {
 @pytest.mark.parametrize("total", [1000, 50])
 def test_table_is_diffusers_in_double_precision(beta_schedule: Any, total: int) -> None:
     ours = NoiseSchedule(num_train_timesteps=total, beta_schedule=beta_schedule, beta_start=1e-4, beta_end=0.02)
-    theirs = diffusers.DDPMScheduler(
-        num_train_timesteps=total, beta_schedule=beta_schedule, beta_start=1e-4, beta_end=0.02
-    )
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=total, beta_schedule=beta_schedule, beta_start=1e-4, beta_end=0.02)
     torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=2e-4, atol=3e-7)
     assert ours.alphas_cumprod.dtype == torch.float64
 
@@ -73,9 +71,7 @@ def test_every_number_of_steps_stays_inside_and_falls(spacing: Any) -> None:
 
 
 def test_configuration_round_trip_and_diffusers_reads_it() -> None:
-    schedule = NoiseSchedule(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
-    )
+    schedule = NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing")
     assert NoiseSchedule.from_config(schedule.to_config()) == schedule
     theirs = diffusers.DDIMScheduler.from_config(schedule.to_config())
     theirs.set_timesteps(20)
@@ -83,9 +79,7 @@ def test_configuration_round_trip_and_diffusers_reads_it() -> None:
     assert theirs.timesteps.tolist() == schedule.timesteps(20).tolist()
 
 
-@pytest.mark.parametrize(
-    "name", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
-)
+@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
 def test_absent_fields_take_the_defaults_of_the_class(name: str) -> None:
     theirs = getattr(diffusers, name)().config
     ours = NoiseSchedule.from_config({"_class_name": name})

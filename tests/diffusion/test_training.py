@@ -74,10 +74,13 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         list(train(state, loss, config, num_rows=32, device="cpu"))
 
 
-def test_stratified_timesteps_cover_the_schedule_evenly() -> None:
-    t = stratified_timesteps(100, 1000, stream(0, "t"))
-    assert t.shape == (100,)
-    torch.testing.assert_close(t // 10, torch.arange(100))
+def test_stratified_timesteps_follow_the_logit_normal() -> None:
+    t = stratified_timesteps(1000, 1000, stream(0, "t"))
+    assert t.min() >= 0 and t.max() <= 999 and bool((t.diff() >= 0).all())
+    share = (t + 0.5) / 1000
+    logits = torch.logit(share)
+    torch.testing.assert_close(logits.mean(), torch.tensor(0.25), atol=0.01, rtol=0)
+    torch.testing.assert_close(logits.std(), torch.tensor(1.25), atol=0.02, rtol=0)
 
 
 class PerfectDenoiser(nn.Module):

@@ -1,0 +1,201 @@
+"""The command line: what bad input earns, what --json prints, what --help costs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import DreamKilnError
+from orchestrator.cli import common
+from orchestrator.cli.main import main
+from tests.fakes import FAST_OVERRIDES
+from tests.orchestrator.conftest import COMMAND, command_environment
+
+INLINE = ("--runtime", "inline", "runtime.num_threads=1")
+SENTENCE = "dreamkiln: "
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence on stderr of a command that ends with exit code 2."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(SENTENCE), captured.err
+    return lines[0].removeprefix(SENTENCE)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["text-to-3d", "images"])
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [("", "prompt is empty"), ("x" * 10_000, "10,000 characters"), ("🍄🔥", "no letter or digit")],
+)
+def test_bad_prompts(capsys, verb, prompt, sentence):
+    assert sentence in refused(capsys, verb, prompt)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["text-to-3d"], "Missing argument"),
+        (["text-to3d", "a chair"], "No such command 'text-to3d'"),
+        (["text-to-3d", "a chair", "--sed", "3"], "No such option: --sed"),
+        (["images", "a chair", "--num-images", "many"], "--num-images"),
+        (["images", "a chair", "--num-images", "0"], "num_images is 0"),
+        (["images", "a chair", "--sampler", "dim"], "no sampler 'dim' (did you mean ddim"),
+        (["images", "a chair", "--seed", "-1"], "seed is -1"),
+        (["text-to-3d", "a chair", "--format", "glb,fbx"], "no mesh format"),
+        (["text-to-3d", "a chair", "--format", ","], "formats is"),
+        (["text-to-3d", "a chair", "--preset", "drft"], "no preset 'drft' (did you mean draft"),
+        (["text-to-3d", "a chair", "--runtime", "slurm"], "no runtime 'slurm'"),
+        (["text-to-3d", "a", "red", "chair"], "put the whole prompt in quotes"),
+        (["text-to-3d", "a chair", "fit.num_step=3"], "no setting 'fit.num_step' (did you mean fit.num_steps"),
+        (["text-to-3d", "a chair", "fti.num_steps=3"], "no setting 'fti.num_steps' (did you mean fit.num_steps"),
+        (["text-to-3d", "a chair", "fit.num_steps=few"], "fit.num_steps is 'few', but a whole number"),
+        (["text-to-3d", "a chair", "fit.num_steps=[1"], "could not be read"),
+        (["text-to-3d", "a chair", "+fit.x=1"], "would add or remove a setting"),
+        (["text-to-3d", "a chair", "field=cube"], "no field 'cube'"),
+        (["text-to-3d", "a chair", "colour=red"], "no setting 'colour'"),
+        (["text-to-3d", "a chair", "distillation.t_min=2"], "t_min is 2.0"),
+        (["text-to-3d", "a chair", "--prior", "/nowhere"], "'/nowhere' is neither 'toybox' nor a folder"),
+        (["text-to-3d", "a chair", "runtime.device=cuda:9x"], "runtime.device"),
+        (["train", "denoisr"], "no part 'denoisr' (did you mean denoiser"),
+        (["toybox", "render", "--num-items", "0"], "--num-items is 0"),
+        (["toybox", "render", "kind=mug"], "has no settings"),
+    ],
+)
+def test_bad_usage(capsys, arguments, sentence):
+    assert sentence in refused(capsys, *arguments)
+
+
+def test_a_bad_command_leaves_no_folder(capsys, tmp_path):
+    refused(capsys, "images", "a chair", "--prior", "/nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    sentence = refused(capsys, "images", "a chair", "--out", tmp_path / "file" / "run")
+    assert "could not be written" in sentence and "--out" in sentence
+
+
+def test_priors_that_lack_a_file_or_a_byte(capsys, tmp_path, tiny_prior):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_prior, copy)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    run = ("images", "a red table", "--prior", copy, *INLINE)
+    assert "truncated" in _last_line(capsys, *run)
+    weights.unlink()
+    assert "diffusion_pytorch_model.safetensors" in _last_line(capsys, *run)
+
+
+def _last_line(capsys, *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_images_end_to_end(capsys, tmp_path, tiny_prior):
+    arguments = ["images", "a red table, ../../etc", "--prior", str(tiny_prior), *INLINE]
+    arguments += ["--num-images", "3", "--steps", "2", "--json", "images.chunk_size=2"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    folder = Path(answer["folder"])
+    assert answer["ok"] and folder.parent == Path("runs") and ".." not in folder.name
+    names = {"000000000.png", "000000001.png", "000000002.png", "grid.png", "manifest.json", "progress.jsonl", "_shards"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert set(Path.cwd().iterdir()) == {tmp_path / "runs"}
+    assert "never shown: etc" in captured.err
+
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["did"] == "nothing to do"
+
+
+def test_errors_are_json_too(capsys):
+    assert main(["images", "", "--json"]) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is False and answer["exit_code"] == 2 and "prompt is empty" in answer["error"]
+
+
+def test_what_nobody_expected_is_one_line_and_a_log(capsys, tmp_path, monkeypatch, tiny_prior):
+    monkeypatch.setattr("orchestrator.deliverables.write_images_summary", lambda *a, **k: 1 / 0)
+    arguments = ["images", "a table", "--prior", str(tiny_prior), *INLINE, "--num-images", "1", "--steps", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "ZeroDivisionError" in error
+    (log,) = (tmp_path / "run").glob("error-*.log")
+    assert "Traceback" in log.read_text() and str(log) in error
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "failed"
+
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_disk_outside_our_own_writers(capsys, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/data/run")
+
+    monkeypatch.setattr(common, "run_job", full)
+    assert "/data/run is full" in refused(capsys, "images", "a chair")
+
+
+def test_the_installed_command_answers_bad_input_with_one_sentence(dreamkiln):
+    for arguments in (["text-to-3d", ""], ["images", "a", "--colour", "red"], ["images", "🍄"]):
+        result = dreamkiln(*arguments)
+        assert result.returncode == 2 and result.stdout == ""
+        assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.startswith(SENTENCE)
+
+
+def test_help_imports_nothing_heavy():
+    """What makes --help slow is imports; unlike seconds they can be counted on any machine."""
+    code = (
+        "import sys; from orchestrator.cli.main import main; code = main(['--help']);"
+        "heavy = {'torch', 'numpy', 'ray', 'hydra', 'omegaconf', 'open_clip', 'nerfacc', 'PIL'} & set(sys.modules);"
+        "print(sorted(heavy), code, file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True, timeout=60
+    )
+    assert result.stderr.strip() == "[] 0"
+    for verb in ("text-to-3d", "images", "train", "toybox", "evaluate", "doctor"):
+        assert verb in result.stdout
+
+
+def test_every_verb_explains_itself(capsys):
+    for arguments in (["text-to-3d"], ["images"], ["train"], ["toybox", "render"], ["evaluate"], ["doctor"]):
+        assert main([*arguments, "--help"]) == 0
+        assert "Usage" in capsys.readouterr().out
+
+
+def test_toybox_renders_a_preview(capsys, tmp_path):
+    assert main(["toybox", "render", "--preview", "--out", str(tmp_path / "toybox"), "--size", "16"]) == 0
+    assert Path(capsys.readouterr().out.strip()).exists()
+
+
+def test_an_error_of_ours_needs_no_log():
+    from orchestrator.cli.main import _explained
+
+    error = DreamKilnError("x")
+    assert _explained(error) is error
+
+
+def test_text_to_3d_settings_reach_the_spec(capsys, tmp_path, tiny_prior):
+    out = tmp_path / "run"
+    overrides = [*FAST_OVERRIDES, "fit.num_steps=2", "export.turntable_frames=0", "export.preview_size=16"]
+    arguments = ["text-to-3d", "a red table", "--prior", str(tiny_prior), "--out", str(out), *INLINE, *overrides]
+    assert main([*arguments, "--seed", "5", "--format", "obj,stl"]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["seed"] == 5 and manifest["spec"]["fit"]["num_steps"] == 2
+    assert set(manifest["artefacts"]) == {"mesh.obj", "mesh.mtl", "mesh.stl", "preview.png"}
+    assert COMMAND[0] and "mesh.obj" in capsys.readouterr().out
