@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from diffusion.guidance import guided_prediction
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from diffusion.networks.layout import channels_last
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.parameterisation import Prediction
 from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, Request
@@ -198,8 +199,8 @@ class Prior:
         return cls(
             card=PriorCard.load(folder, unet.config, autoencoder.config.spatial_factor),
             schedule=NoiseSchedule.from_config(read_json(folder / "scheduler/scheduler_config.json")),
-            unet=unet.to(memory_format=torch.channels_last),
-            autoencoder=autoencoder.to(memory_format=torch.channels_last),
+            unet=channels_last(unet),
+            autoencoder=channels_last(autoencoder),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             weights_hash=hash_files([*unet_files, *vae_files, *text_files]),

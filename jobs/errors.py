@@ -7,7 +7,8 @@
     │   └── OutputError     exit 2   the place to write to cannot be written (missing rights, full disk, another run)
     ├── JobFailed           exit 1   the job was started and could not be finished
     │   ├── CollapsedError           the fit ended empty, full or not-a-number
-    │   └── PriorFailed              the prior (or the process that hosts it) died while answering
+    │   ├── PriorFailed              the prior (or the process that hosts it) died while answering
+    │   └── UnexpectedError          a mistake of ours in another process; its notes hold the traceback
     └── Interrupted         exit 130 the user stopped the job; it can be resumed
 
 A message is one sentence with four parts where they apply: what happened with the actual value, what was expected,
@@ -24,6 +25,7 @@ __all__ = [
     "JobFailed",
     "OutputError",
     "PriorFailed",
+    "UnexpectedError",
 ]
 
 
@@ -80,6 +82,10 @@ class CollapsedError(JobFailed):
 
 class PriorFailed(JobFailed):
     """The prior stopped answering: its process died, ran out of memory or returned not-a-number."""
+
+
+class UnexpectedError(JobFailed):
+    """Something that none of these foresees, raised in another process; the traceback travels in `__notes__`."""
 
 
 class Interrupted(DreamKilnError):

@@ -7,7 +7,7 @@ than its pictures (48 KB for one of 64x64) and the same query always has the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -61,7 +61,7 @@ class DistillationQuery:
     t: Tensor
     noise_keys: tuple[tuple[Key, ...], ...]
     negative_prompt: str = ""
-    guidance: Guidance = Guidance()
+    guidance: Guidance = field(default_factory=Guidance)
     form: Form = "x0"
     weighting: Weighting = "uniform"
 
@@ -91,7 +91,7 @@ class DrawRequest:
     seeds: tuple[int, ...]
     num_steps: int = 30
     sampler: str = "ddim"
-    guidance: Guidance = Guidance()
+    guidance: Guidance = field(default_factory=Guidance)
     negative_prompt: str = ""
 
 

@@ -60,14 +60,15 @@ class FitConfig:
     fov_degrees: float = 40.0
     lit_from: float = 0.3
     textureless_share: float = 0.0
-    density_rate: float = 0.06
+    density_rate: float = 0.12
     colour_rate: float = 0.03
     rate_decay: float = 0.1
     guide_weight: Schedule = Schedule(1.0)
     sparsity: Schedule = Schedule(0.0)
-    opaqueness: Schedule = Schedule(0.0, 0.02, 0.3, 1.0)
+    opaqueness: Schedule = Schedule(0.0, 0.3, 0.3, 1.0)
     background: Schedule = Schedule(0.1)
     orientation: Schedule = Schedule(0.0, 0.02, 0.3, 1.0)
+    depth_variance: Schedule = Schedule(0.0)
     density_variation: Schedule = Schedule(0.01)
     colour_variation: Schedule = Schedule(0.01)
     outer_density: Schedule = Schedule(0.01)
@@ -338,6 +339,8 @@ def _regularisation(
         total = total + weight * regularisers.background_carving(alpha, target, background)
     if (weight := config.orientation.value(progress)) and picture.samples.normals is not None:
         total = total + weight * regularisers.orientation(picture.samples, alpha.numel())
+    if weight := config.depth_variance.value(progress):
+        total = total + weight * regularisers.depth_variance(picture.samples, picture.depth)
     density_weight = config.density_variation.value(progress)
     colour_weight = config.colour_variation.value(progress)
     if density_weight or colour_weight:

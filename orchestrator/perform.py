@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.codec import to_plain
 from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
 from jobs.events import Checkpoint, Event, Finished, ImageReady, Message, Progress
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
@@ -84,6 +85,12 @@ def perform(
             "model_index.json."
         )
     with RunFolder(folder_path, spec, _expected(spec, export)) as folder:
+        if folder.manifest.get("settings", {}).get("export", _shaping(export)) != _shaping(export):
+            display.message(
+                f"The files in {folder_path} were written with other export settings and are left as they are; choose "
+                "another --out for files with these.",
+                "warning",
+            )
         for name in folder.plan.changed:
             display.message(f"{folder.file(name)} was changed since it was written; it is left as it is.", "warning")
         if folder.plan.action == "nothing to do":
@@ -104,9 +111,7 @@ def perform(
             raise
 
 
-def make_runtime(
-    spec: JobSpec, settings: RuntimeSettings, device: str, load_prior: PriorLoader | None = None
-) -> Runtime:
+def make_runtime(spec: JobSpec, settings: RuntimeSettings, device: str, load_prior: PriorLoader | None = None) -> Runtime:
     """The runtime that the settings name, not yet started."""
     from orchestrator import prior_service
 
@@ -117,7 +122,15 @@ def make_runtime(
         return InlineRuntime(load_prior, spec.prior, device=device, num_threads=settings.num_threads)
     from orchestrator.runtimes.ray_runtime import RayRuntime
 
-    return RayRuntime(load_prior, spec.prior, device=device, num_threads=settings.num_threads)
+    # torch's optimisers import torch._dynamo at their first step, a second's work that can be done early.
+    modules = ("jobs.text_to_3d", "nerfacc", "skimage.measure", "trimesh", "torch._dynamo")
+    return RayRuntime(
+        load_prior,
+        spec.prior,
+        device=device,
+        num_threads=settings.num_threads,
+        modules=modules if isinstance(spec, TextTo3DSpec) else (),
+    )
 
 
 class _Attempt:
@@ -147,7 +160,8 @@ class _Attempt:
         self._display.event(Progress(stage="start", step=0, total=1))
         info = runtime.prior_info()
         self._prior_hash = info.weights_hash
-        folder.begin(info, device=device, settings={"runtime": self._settings.kind})
+        settings = {"runtime": to_plain(self._settings), "export": _shaping(self._export)}
+        folder.begin(info, device=device, settings=settings)
         attempt = self._attempt()
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {"start": self._clock() - begin}
@@ -224,6 +238,11 @@ def _expected(spec: JobSpec, export: ExportSettings) -> tuple[str, ...]:
     if isinstance(spec, TextTo3DSpec):
         return deliverables.expected_of_text_to_3d(spec, export)
     return deliverables.expected_of_images(spec)
+
+
+def _shaping(export: ExportSettings) -> dict[str, Any]:
+    """The export settings that show inside a file."""
+    return {name: value for name, value in to_plain(export).items() if name != "formats"}
 
 
 def _artefacts(folder: RunFolder) -> tuple[str, ...]:

@@ -22,12 +22,16 @@ __all__ = ["AnswersRequests", "LocalPrior", "load_prior"]
 class AnswersRequests(Protocol):
     """What `LocalPrior` needs of `diffusion.prior.Prior`."""
 
-    name: str
     schedule: NoiseSchedule
-    image_size: int
-    latent_shape: tuple[int, int, int]
     weights_hash: str
     device: torch.device
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> requests.Condition: ...
     def answer(self, request: requests.Request) -> Any: ...
@@ -64,7 +68,7 @@ class LocalPrior:
             PriorFailed: the answer holds a number that is not finite.
         """
         generator = score_distillation(
-            query.images,
+            query.images.to(self._prior.device),
             condition=self._condition(query.prompts, query.negative_prompt),
             guidance=query.guidance,
             schedule=self._prior.schedule,

@@ -61,9 +61,7 @@ class PlainDisplay:
         clock: seconds, monotonic; tests give their own.
     """
 
-    def __init__(
-        self, stream: TextIO, *, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, stream: TextIO, *, every_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._every = every_seconds
         self._clock = clock

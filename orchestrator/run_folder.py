@@ -24,7 +24,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from jobs.errors import InputError, OutputError
 from jobs.events import Checkpoint, Progress
@@ -113,7 +113,7 @@ class RunFolder:
         self.spec = spec
         self.expected = tuple(expected)
         self._begin = time.monotonic()
-        self._progress = None
+        self._progress: TextIO | None = None
         self._handle = _hold(path)
         try:
             self.manifest: dict[str, Any] = self._read_manifest() or {}
@@ -299,7 +299,7 @@ class _ProbeDoneError(Exception):
     """Leaves `atomic_path` before it renames anything."""
 
 
-def _open_for_append(path: Path):
+def _open_for_append(path: Path) -> TextIO:
     """Opens with a fresh line, even after a process that was killed in the middle of one."""
     with path.open("ab+") as file:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":

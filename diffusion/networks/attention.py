@@ -36,9 +36,7 @@ class Attention(nn.Module):
     def forward(self, tokens_BLD: Tensor, context_BSD: Tensor | None = None) -> Tensor:
         """(B, L, D) and optionally (B, S, context_dim) -> (B, L, D)."""
         context = tokens_BLD if context_BSD is None else context_BSD
-        out = attention(
-            self.split(self.to_q(tokens_BLD)), self.split(self.to_k(context)), self.split(self.to_v(context))
-        )
+        out = attention(self.split(self.to_q(tokens_BLD)), self.split(self.to_k(context)), self.split(self.to_v(context)))
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
 
@@ -95,14 +93,10 @@ class SpatialTransformer(nn.Module):
         # 1e-6 here and 1e-5 in the residual blocks: as published, and invisible at fp32 tolerances if confused.
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         project = (
-            (lambda: nn.Linear(channels, channels))
-            if use_linear_projection
-            else (lambda: nn.Conv2d(channels, channels, 1))
+            (lambda: nn.Linear(channels, channels)) if use_linear_projection else (lambda: nn.Conv2d(channels, channels, 1))
         )
         self.proj_in, self.proj_out = project(), project()
-        self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, num_heads, context_dim) for _ in range(depth)
-        )
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, num_heads, context_dim) for _ in range(depth))
 
     def forward(self, x_BCHW: Tensor, context_BSD: Tensor) -> Tensor:
         """(B, C, H, W), (B, S, context_dim) -> (B, C, H, W)."""

@@ -6,7 +6,7 @@ published folders, its state dict has their keys.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in (*self.down_block_types, *self.up_block_types):
             if name not in self.SUPPORTED_BLOCKS:
-                raise ValueError(
-                    f"UNet block type {name!r} is unknown; expected one of {', '.join(self.SUPPORTED_BLOCKS)}"
-                )
+                raise ValueError(f"UNet block type {name!r} is unknown; expected one of {', '.join(self.SUPPORTED_BLOCKS)}")
         if self.addition_embed_type not in (None, "text"):
             raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is unknown; expected null or 'text'")
 
@@ -58,7 +56,9 @@ class UNetConfig:
     def from_dict(cls, config: dict[str, Any]) -> "UNetConfig":
         """Reads a published configuration; fields that change nothing here (names, dropout, ...) are passed over."""
         known = {f.name for f in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None
+        }
         return cls(**values)
 
     @property
@@ -140,12 +140,22 @@ class UNetBlock(nn.Module):
     """One level, on the way down or up: residual blocks, each with its transformer where the level has attention."""
 
     def __init__(
-        self, in_channels: list[int], out_channels: int, transformer: dict[str, Any] | None, **resnet: Any
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        transformer: dict[str, Any] | None,
+        *,
+        resample: Literal["down", "up"] | None = None,
+        **resnet: Any,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(c, out_channels, **resnet) for c in in_channels)
         if transformer is not None:
             self.attentions = nn.ModuleList(SpatialTransformer(out_channels, **transformer) for _ in in_channels)
+        if resample == "down":
+            self.downsamplers = nn.ModuleList([Resampler(out_channels, up=False)])
+        elif resample == "up":
+            self.upsamplers = nn.ModuleList([Resampler(out_channels, up=True)])
 
     def step(self, index: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """Residual block `index` and, where there is one, its transformer."""
@@ -190,20 +200,16 @@ class UNet2DCondition(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], temb_dim)
         if config.addition_embed_type == "text":
-            self.add_embedding = TextTimeEmbedding(
-                config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads
-            )
+            self.add_embedding = TextTimeEmbedding(config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads)
 
         skips = [channels[0]]
         self.down_blocks = nn.ModuleList()
         for level, kind in enumerate(config.down_block_types):
             inputs = [channels[max(level - 1, 0)]] + [channels[level]] * (layers[level] - 1)
-            block = UNetBlock(inputs, channels[level], transformer(level) if "CrossAttn" in kind else None, **resnet)
-            skips += [channels[level]] * layers[level]
-            if level < levels - 1:
-                block.downsamplers = nn.ModuleList([Resampler(channels[level], up=False)])
-                skips.append(channels[level])
-            self.down_blocks.append(block)
+            attention = transformer(level) if "CrossAttn" in kind else None
+            last = level == levels - 1
+            self.down_blocks.append(UNetBlock(inputs, channels[level], attention, resample=None if last else "down", **resnet))
+            skips += [channels[level]] * (layers[level] + (not last))
 
         self.mid_block = MidBlock(channels[-1], transformer(levels - 1), **resnet)
 
@@ -214,10 +220,8 @@ class UNet2DCondition(nn.Module):
             for _ in range(layers[level] + 1):
                 inputs.append(below + skips.pop())
                 below = channels[level]
-            block = UNetBlock(inputs, channels[level], transformer(level) if "CrossAttn" in kind else None, **resnet)
-            if level > 0:
-                block.upsamplers = nn.ModuleList([Resampler(channels[level], up=True)])
-            self.up_blocks.append(block)
+            attention = transformer(level) if "CrossAttn" in kind else None
+            self.up_blocks.append(UNetBlock(inputs, channels[level], attention, resample="up" if level > 0 else None, **resnet))
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
@@ -244,7 +248,7 @@ class UNet2DCondition(nn.Module):
 
         x = self.conv_in(x_BCHW)
         skips = [x]
-        for block in self.down_blocks:
+        for block in cast(list[UNetBlock], self.down_blocks):
             for index in range(len(block.resnets)):
                 x = block.step(index, x, temb, context_BSD)
                 skips.append(x)
@@ -252,7 +256,7 @@ class UNet2DCondition(nn.Module):
                 x = block.downsamplers[0](x)
                 skips.append(x)
         x = self.mid_block(x, temb, context_BSD)
-        for block in self.up_blocks:
+        for block in cast(list[UNetBlock], self.up_blocks):
             for index in range(len(block.resnets)):
                 x = block.step(index, torch.cat([x, skips.pop()], dim=1), temb, context_BSD)
             if hasattr(block, "upsamplers"):

@@ -1,4 +1,4 @@
-"""OpenCLIP towers: text for conditioning, text and image together for CLIP scores. The only file that imports open_clip's models."""
+"""OpenCLIP towers: text for conditioning, text and image for CLIP scores. The only importer of open_clip's models."""
 
 import json
 from dataclasses import asdict, dataclass, field

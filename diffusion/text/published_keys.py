@@ -41,9 +41,7 @@ def from_published(tensors: dict[str, Tensor], layers: int) -> dict[str, Tensor]
             parts = [tensors.pop(f"text_model.encoder.layers.{i}.self_attn.{p}.{kind}") for p in PROJECTIONS]
             ours[f"transformer.resblocks.{i}.attn.in_proj_{kind}"] = torch.cat(parts)
     if tensors:
-        raise ValueError(
-            f"the text encoder has {len(tensors)} keys that its configuration does not: {sorted(tensors)[:5]}"
-        )
+        raise ValueError(f"the text encoder has {len(tensors)} keys that its configuration does not: {sorted(tensors)[:5]}")
     return ours
 
 
@@ -54,7 +52,6 @@ def to_published(tensors: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
         for kind in ("weight", "bias"):
             parts = tensors[f"transformer.resblocks.{i}.attn.in_proj_{kind}"].chunk(3)
             theirs |= {
-                f"text_model.encoder.layers.{i}.self_attn.{p}.{kind}": t
-                for p, t in zip(PROJECTIONS, parts, strict=True)
+                f"text_model.encoder.layers.{i}.self_attn.{p}.{kind}": t for p, t in zip(PROJECTIONS, parts, strict=True)
             }
     return theirs

@@ -7,6 +7,7 @@ the embedding table of the full 49,408 tokens would outweigh the whole text towe
 import functools
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,9 +65,7 @@ class Tokenizer:
             FileNotFoundError: one of the two is missing.
         """
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [
-            (a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))
-        ]
+        merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))]
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return cls(merges, config["model_max_length"])
 
@@ -98,7 +97,7 @@ def merges_spelling(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[s
     symbols = [*word[:-1], word[-1] + "</w>"]
     used = set()
     while len(symbols) > 1:
-        best = min(zip(symbols, symbols[1:], strict=False), key=lambda pair: ranks.get(pair, float("inf")))
+        best = min(itertools.pairwise(symbols), key=lambda pair: ranks.get(pair, float("inf")))
         if best not in ranks:
             break
         used.add(best)
@@ -120,7 +119,8 @@ def full_table() -> Tokenizer:
     ensure_torchvision_imports()
     from open_clip.tokenizer import default_bpe
 
-    lines = gzip.open(default_bpe()).read().decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
     return Tokenizer([(a, b) for a, _, b in (line.partition(" ") for line in lines)], 77)
 
 

@@ -27,8 +27,8 @@ class FieldConfig:
 
     kind: FieldKind = "dense_pyramid"
     radius: float = 0.95
-    density_scale: float = 10.0
-    density_bias: float = -4.0
+    density_scale: float = 30.0
+    density_bias: float = -5.2
     blob_scale: float = 5.0
     blob_radius: float = 0.7
     resolutions: tuple[int, ...] = (16, 32, 64)

@@ -14,7 +14,9 @@ HELP = "Score run folders: R-Precision with the judge, and geometry against the 
 
 
 def command(
-    folders: Annotated[list[str], typer.Argument(help="Run folders, then settings (key=value).", show_default=False)],
+    folders: Annotated[
+        list[str], typer.Argument(help="images or meshes, then run folders, then settings (key=value).", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option(help="Where the table and the picture go.")] = None,
     json: common.Json = False,
 ) -> int:

@@ -20,9 +20,7 @@ def command(
     seed: common.Seed = 0,
     steps: Annotated[int | None, typer.Option(help="Sampler steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="s of uncond + s (cond - uncond).")] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m.")
-    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m.")] = None,
     prior: common.PriorName = None,
     preset: common.Preset = None,
     runtime: common.RuntimeName = None,

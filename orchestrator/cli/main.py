@@ -19,7 +19,7 @@ from typing import Any
 
 import typer
 
-from jobs.errors import DreamKilnError, Interrupted, OutputError
+from jobs.errors import DreamKilnError, Interrupted, OutputError, UnexpectedError
 from orchestrator.cli import common, doctor, evaluate, images, text_to_3d, toybox, train
 
 __all__ = ["app", "main"]
@@ -37,7 +37,7 @@ for verb in (text_to_3d, images, train, evaluate, doctor):
     app.command(name=verb.NAME, help=verb.HELP)(verb.command)
 app.add_typer(toybox.app, name=toybox.NAME, help=toybox.HELP)
 
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 """click's; typer brings its own copy of click in some versions."""
 
 
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = bool(os.environ.get("DREAMKILN_DEBUG")) or "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     as_json = "--json" in given
+    common.set_run_folder(None)
     try:
         result = typer.main.get_command(app).main(given, prog_name="dreamkiln", standalone_mode=False)
         sys.stdout.flush()
@@ -69,17 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: Exception) -> DreamKilnError:
     """Whatever was raised, as an error of ours with one sentence."""
-    if isinstance(error, DreamKilnError):
+    if isinstance(error, DreamKilnError) and not isinstance(error, UnexpectedError):
         return error
     if isinstance(error, UsageError):
         return common.UsageProblem(_usage(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" that holds {error.filename}" if error.filename else ""
         return OutputError(f"The disk{where} is full; free some space and repeat the same command to continue.")
-    log = _write_log(error)
-    return DreamKilnError(
-        f"Something unexpected went wrong ({type(error).__name__}: {_first_line(error)}); the details are in {log}."
-    )
+    what = _first_line(error) if isinstance(error, UnexpectedError) else f"{type(error).__name__}: {_first_line(error)}"
+    return DreamKilnError(f"Something unexpected went wrong ({what}); the details are in {_write_log(error)}.")
 
 
 def _usage(error: Any) -> str:

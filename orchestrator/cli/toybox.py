@@ -59,8 +59,8 @@ def _write_preview(out: Path, *, start: int, seed: int, size: int) -> Path:
     from orchestrator.exports.contact_sheet import to_uint8
 
     items = [make_item(index, seed=seed) for index in range(start, start + PREVIEW_ITEMS)]
-    images = to_uint8(render_items(items, size))
-    return write_image_grid(images, out / "preview.png", metadata={"seed": str(seed), "start": str(start)})
+    rgb, _ = render_items(items, size=size)
+    return write_image_grid(to_uint8(rgb), out / "preview.png", metadata={"seed": str(seed), "start": str(start)})
 
 
 def _write_shards(out: Path, num_items: int, start: int, seed: int, size: int, shard_size: int, workers: int) -> None:
@@ -74,9 +74,7 @@ def _write_shards(out: Path, num_items: int, start: int, seed: int, size: int, s
     try:
         with make_display() as display:
             display.event(Progress(stage="render", step=0, total=total))
-            shards = write_shards(
-                out, num_items, shard_size=shard_size, start=start, seed=seed, size=size, workers=workers
-            )
+            shards = write_shards(out, num_items, shard_size=shard_size, start=start, seed=seed, size=size, workers=workers)
             for number, _ in enumerate(shards, 1):
                 left = pace.lap(left=total - number)
                 display.event(Progress(stage="render", step=number, total=total, seconds_left=left))

@@ -20,6 +20,7 @@ def command(
     overrides: common.Overrides = None,
     data: Annotated[Path, typer.Option(help="Shards of 'dreamkiln toybox render'.")] = Path("training/shards"),
     out: Annotated[Path, typer.Option(help="Where checkpoints, logs and plots go.")] = Path("training/toybox"),
+    start_from: Annotated[Path | None, typer.Option(help="Go on from a prior's folder that 'assemble' wrote.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Trains one part, or all in order; a repeated command goes on from the last checkpoint."""
@@ -30,9 +31,12 @@ def command(
     from orchestrator.progress_display import make_display
     from orchestrator.runtimes.base import resolve_device
     from orchestrator.signals import stop_signals_interrupt
+    from orchestrator.training.assemble import unpack
     from orchestrator.training.run import train_parts
 
     with stop_signals_interrupt():
+        if start_from is not None:
+            unpack(start_from, out)
         train_parts(
             PARTS if part == "all" else [part],
             data,

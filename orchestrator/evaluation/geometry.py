@@ -32,7 +32,7 @@ LONGEST_SIDE = 1.0
 GRID_RESOLUTION = 160
 """Cells along the scene box's sides of 2, so 80 along a longest side of 1."""
 
-SILHOUETTE_SIZE = 96
+SILHOUETTE_SIZE = 128
 CUT_RESOLUTION = 128
 _BLOCK = 4
 _HALF = OBJECT_RADIUS * 1.05

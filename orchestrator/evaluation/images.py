@@ -12,11 +12,13 @@ from jobs.events import Progress
 from nerf3d.toybox.heldout import held_out_prompts
 from orchestrator import prior_service
 from orchestrator.evaluation import r_precision
-from orchestrator.evaluation.captions import caption_pool, held_out, taught_prompts
+from orchestrator.evaluation.captions import CaptionPool, caption_pool, held_out, taught_prompts
 from orchestrator.evaluation.image_sets import Picture, as_tensor, draw_pictures, read_pictures
 from orchestrator.evaluation.judge import Judge, judge_of
+from orchestrator.evaluation.mesh_views import photograph_truth, scattered
 from orchestrator.evaluation.picture import enlarge, labelled_sheet, ranked_tile
-from orchestrator.evaluation.report import ImageScore, ImagesReport, Ranked, Setting
+from orchestrator.evaluation.r_precision import RPrecision
+from orchestrator.evaluation.report import TRUE_OBJECTS, ImageScore, ImagesReport, Ranked, Setting
 from orchestrator.evaluation.settings import EvaluationSettings
 from orchestrator.exports.png_metadata import write_png
 from orchestrator.progress_display import Display, SilentDisplay
@@ -71,14 +73,16 @@ def score_images(
     """Ranks every picture's prompt among a pool of captions; see `evaluate_images`."""
     pool = caption_pool([picture.prompt for picture in pictures], num_captions=num_captions)
     embedded = judge.embed_images(as_tensor(pictures, judge.image_size))
-    found = r_precision.retrieve(embedded, judge.embed_texts(pool.captions), torch.tensor(pool.truths))
+    captions = judge.embed_texts(pool.captions)
+    found = r_precision.retrieve(embedded, captions, torch.tensor(pool.truths))
     items = tuple(
         ImageScore(name=picture.name, prompt=picture.prompt, held_out=held_out(picture.prompt), judged=judged)
         for picture, judged in zip(pictures, Ranked.rows(found, pool), strict=True)
     )
+    precision = r_precision.by_teaching(found, pool, [item.held_out for item in items], name="all")
     report = ImagesReport(
         setting=Setting.of(judge, pool, prior=prior, prior_hash=prior_hash),
-        precision=r_precision.by_teaching(found, pool, [item.held_out for item in items], name="all"),
+        precision=precision | _true_objects(pictures, judge, captions, pool),
         items=items,
     )
     tiles = [
@@ -86,3 +90,18 @@ def score_images(
         for picture, item in zip(pictures, items, strict=True)
     ]
     return report, labelled_sheet(tiles, num_columns=NUM_COLUMNS)
+
+
+def _true_objects(
+    pictures: Sequence[Picture], judge: Judge, captions: torch.Tensor, pool: CaptionPool
+) -> dict[str, RPrecision]:
+    """The judge's own ceiling: one rendering of each true object, as far as the prompts are the toybox's."""
+    cameras = scattered(len(pictures))
+    views = [photograph_truth(p.prompt, cameras[n], size=judge.image_size) for n, p in enumerate(pictures)]
+    rows = [number for number, view in enumerate(views) if view is not None]
+    if not rows:
+        return {}
+    embedded = judge.embed_images(torch.cat([view for view in views if view is not None]))
+    truths = [pool.truths[row] for row in rows]
+    found = r_precision.retrieve(embedded, captions, torch.tensor(truths))
+    return {TRUE_OBJECTS: r_precision.summarise(found, pool, truths)}

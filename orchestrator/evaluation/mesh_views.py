@@ -1,4 +1,4 @@
-"""Photographs of a mesh for the judge: from all around, in the toybox's light, on a neutral ground."""
+"""Photographs for the judge, of a mesh and of the true object: in the toybox's light, on a neutral ground."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch.nn import functional as F
 
 from nerf3d.cameras import Cameras
 from nerf3d.mesh import Mesh, draw_mesh
+from nerf3d.toybox.render import Shading, render_object
+from nerf3d.toybox.truth import object_from_prompt
+from orchestrator.evaluation.captions import is_toybox_prompt
 from orchestrator.exports.transform import fill_frame
 
-__all__ = ["SHADINGS", "orbit", "photograph", "toybox_lights"]
+__all__ = ["SHADINGS", "orbit", "photograph", "photograph_truth", "scattered", "toybox_lights"]
 
 Shade = Literal["coloured", "textureless"]
-SHADINGS: tuple[Shade, ...] = ("coloured", "textureless")
+SHADINGS: dict[Shade, Shading] = {"coloured": "lambert", "textureless": "textureless"}
+"""What pictures are scored, and how the renderers call it."""
 
 ELEVATION_DEGREES = 18.0
 FRAME_RADIUS = 0.72
@@ -30,22 +34,37 @@ def orbit(num_views: int) -> Cameras:
     return Cameras.orbit([360 * view / num_views for view in range(num_views)], ELEVATION_DEGREES)
 
 
+def scattered(num: int) -> Cameras:
+    """num cameras of which no two stand alike: the golden angle from one to the next."""
+    return Cameras.orbit([(137.508 * number + 30) % 360 for number in range(num)], ELEVATION_DEGREES)
+
+
 def photograph(mesh: Mesh, *, num_views: int, size: int, shading: Shade = "coloured") -> Tensor:
     """(V, 3, size, size) in [0, 1]: the mesh, framed, from `orbit(num_views)`; lit white clay where "textureless"."""
     framed, cameras = fill_frame(mesh, radius=FRAME_RADIUS), orbit(num_views)
-    background = BACKGROUNDS[shading]
     views = [
         draw_mesh(
             framed,
             cameras[view],
             size,
-            shading="lambert" if shading == "coloured" else "textureless",
-            background=background,
+            shading=SHADINGS[shading],
+            background=BACKGROUNDS[shading],
             light=light,
         )[0]
         for view, light in enumerate(toybox_lights(cameras).tolist())
     ]
     return torch.cat(views)
+
+
+def photograph_truth(prompt: str, cameras: Cameras, *, size: int, shading: Shade = "coloured") -> Tensor | None:
+    """(V, 3, size, size): the object that a toybox prompt means, in its own size; None for any other sentence.
+
+    What the judge makes of these pictures is the most that a mesh or a drawn picture can be expected to score.
+    """
+    truth = object_from_prompt(prompt) if is_toybox_prompt(prompt) else None
+    if truth is None:
+        return None
+    return render_object(truth.parts, cameras, size, shading=SHADINGS[shading], background=BACKGROUNDS[shading])[0]
 
 
 def toybox_lights(cameras: Cameras) -> Tensor:

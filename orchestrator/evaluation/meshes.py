@@ -12,18 +12,15 @@ from torch import Tensor
 
 from jobs.errors import InputError
 from jobs.events import Progress
-from nerf3d.cameras import Cameras
-from nerf3d.toybox.render import render_object
-from nerf3d.toybox.truth import object_from_prompt
 from orchestrator.evaluation import r_precision
 from orchestrator.evaluation.captions import CaptionPool, caption_pool, held_out
 from orchestrator.evaluation.geometry import GeometryScore, compare, true_mesh
 from orchestrator.evaluation.judge import Judge, judge_of
 from orchestrator.evaluation.mesh_sets import MadeMesh, read_mesh
-from orchestrator.evaluation.mesh_views import BACKGROUNDS, ELEVATION_DEGREES, SHADINGS, photograph
+from orchestrator.evaluation.mesh_views import SHADINGS, orbit, photograph, photograph_truth
 from orchestrator.evaluation.picture import Tile, enlarge, labelled_sheet, ranked_tile
 from orchestrator.evaluation.r_precision import RPrecision
-from orchestrator.evaluation.report import MeshesReport, MeshScore, Ranked, Setting, geometry_means
+from orchestrator.evaluation.report import TRUE_OBJECTS, MeshesReport, MeshScore, Ranked, Setting, geometry_means
 from orchestrator.evaluation.settings import EvaluationSettings
 from orchestrator.exports.contact_sheet import to_uint8
 from orchestrator.progress_display import Display, SilentDisplay
@@ -36,9 +33,10 @@ NUM_COLUMNS = 3
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """One mesh: its views (V, 3, H, W) by shading, and its geometry where the true object is known."""
+    """One mesh: its views (V, 3, H, W) by shading, and where the true object is known its coloured views and the geometry."""
 
     views: dict[str, Tensor]
+    true_views: Tensor | None
     geometry: GeometryScore | None
     true_components: int | None
 
@@ -73,11 +71,13 @@ def score_meshes(
     pool = caption_pool([made.prompt for made in meshes], num_captions=num_captions)
     flags = [held_out(made.prompt) for made in meshes]
     captions = judge.embed_texts(pool.captions)
-    ranked, precision = {}, {}
+    ranked: dict[str, list[Ranked]] = {}
+    precision: dict[str, RPrecision] = {}
     for shading in SHADINGS:
         views = judge.embed_images(torch.cat([m.views[shading] for m in measured]))
         ranked[shading], figures = _rank(views.view(len(meshes), num_views, -1), captions, pool, flags, name=shading)
         precision |= figures
+    precision |= _true_objects([m.true_views for m in measured], judge, captions, pool)
     items = tuple(
         MeshScore(
             name=made.name,
@@ -100,7 +100,7 @@ def score_meshes(
         geometry=geometry_means(items),
         items=items,
     )
-    tiles = [_tile(item, m.views) for item, m in zip(items, measured, strict=True)]
+    tiles = [_tile(item, m) for item, m in zip(items, measured, strict=True)]
     return report, labelled_sheet(tiles, num_columns=NUM_COLUMNS)
 
 
@@ -108,6 +108,7 @@ def _measure(made: MadeMesh, *, num_views: int, size: int) -> _Measured:
     truth = true_mesh(made.prompt)
     return _Measured(
         {shading: photograph(made.mesh, num_views=num_views, size=size, shading=shading) for shading in SHADINGS},
+        photograph_truth(made.prompt, orbit(num_views), size=size),
         None if truth is None else compare(made.mesh, truth, num_views=num_views),
         None if truth is None else truth.num_components,
     )
@@ -127,18 +128,27 @@ def _rank(
     return Ranked.rows(whole, pool, alone.ranks.view(num_objects, num_views).tolist()), precision
 
 
-def _tile(item: MeshScore, views: dict[str, Tensor]) -> Tile:
+def _true_objects(views: Sequence[Tensor | None], judge: Judge, captions: Tensor, pool: CaptionPool) -> dict[str, RPrecision]:
+    """The judge's own ceiling: the true objects, coloured, from the same sides."""
+    rows = [number for number, view in enumerate(views) if view is not None]
+    if not rows:
+        return {}
+    known = torch.stack([view for view in views if view is not None])
+    embedded = judge.embed_images(known.flatten(0, 1)).view(len(rows), known.shape[1], -1)
+    truths = [pool.truths[row] for row in rows]
+    found = r_precision.retrieve(r_precision.mean_embedding(embedded), captions, torch.tensor(truths))
+    return {TRUE_OBJECTS: r_precision.summarise(found, pool, truths)}
+
+
+def _tile(item: MeshScore, measured: _Measured) -> Tile:
     """Front left and back right as the judge saw them, the front left as clay, and the true object."""
-    num_views, _, _, size = views["coloured"].shape
+    coloured, textureless = measured.views["coloured"], measured.views["textureless"]
+    num_views = len(coloured)
     front, back = round(num_views / 8) % num_views, round(num_views * 5 / 8) % num_views
-    shown = [views["coloured"][front], views["coloured"][back], views["textureless"][front]]
+    truth = textureless[back] if measured.true_views is None else measured.true_views[front]
+    shown = torch.stack([coloured[front], coloured[back], textureless[front], truth])
     figures = [f"clay {item.textureless.rank}"]
-    truth = None if item.geometry is None else object_from_prompt(item.prompt)
-    if item.geometry is None or truth is None:
-        shown.append(views["textureless"][back])
-    else:
-        camera = Cameras.orbit(360 * front / num_views, ELEVATION_DEGREES)
-        shown.append(render_object(truth.parts, camera, size, background=BACKGROUNDS["coloured"])[0][0])
+    if item.geometry is not None:
         figures.append(f"silhouette {item.geometry.silhouette_iou:.2f}")
-    images = [enlarge(image, TILE_SIZE) for image in to_uint8(torch.stack(shown))]
+    images = [enlarge(image, TILE_SIZE) for image in to_uint8(shown)]
     return ranked_tile(images, item.prompt, item.coloured.rank, item.coloured.taken_for, *figures)

@@ -18,6 +18,9 @@ from orchestrator.evaluation.captions import CaptionPool
 
 __all__ = ["RPrecision", "Retrieval", "by_teaching", "mean_embedding", "retrieve", "summarise"]
 
+SAME = 1e-6
+"""Cosines closer than this are equal: a matrix product rounds equal columns differently, by where they stand."""
+
 
 @dataclass(frozen=True)
 class Retrieval:
@@ -58,7 +61,7 @@ def retrieve(images: Tensor, captions: Tensor, truths: Tensor) -> Retrieval:
     """
     similarities = images @ captions.T
     true = similarities.gather(1, truths[:, None])
-    ranks = len(captions) - (similarities < true).sum(1)
+    ranks = len(captions) - (similarities < true - SAME).sum(1)
     # Of captions that tie at the top, the true one is not the answer.
     others = similarities.scatter(1, truths[:, None], -float("inf"))
     best = (others if len(captions) > 1 else similarities).argmax(1)

@@ -13,6 +13,7 @@ from orchestrator.evaluation.judge import Judge
 from orchestrator.evaluation.r_precision import Retrieval, RPrecision
 
 __all__ = [
+    "TRUE_OBJECTS",
     "GeometryMeans",
     "ImageScore",
     "ImagesReport",
@@ -24,6 +25,9 @@ __all__ = [
     "geometry_means",
     "is_sound",
 ]
+
+TRUE_OBJECTS = "true objects"
+"""Name of the row for renderings of what the prompts mean: how well the judge itself can tell the captions apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ class GeometryMeans:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesReport:
-    """precision: "all", and "all, held out" and "all, taught" where there are both."""
+    """precision: "all", and "all, held out" and "all, taught" where there are both; `TRUE_OBJECTS` for comparison."""
 
     kind: ClassVar[str] = "images"
 
@@ -152,7 +156,9 @@ class ImagesReport:
 @dataclass(frozen=True, kw_only=True)
 class MeshesReport:
     """precision: "coloured" and "textureless" of whole objects, the same with ", views" of single views, and the objects'
-    with ", held out" and ", taught" where there are both. geometry: None without a known truth."""
+    with ", held out" and ", taught" where there are both; `TRUE_OBJECTS` as coloured whole objects, for comparison.
+    geometry: None without a known truth.
+    """
 
     kind: ClassVar[str] = "meshes"
 

@@ -32,6 +32,7 @@ def print_report(report: ImagesReport | MeshesReport, stream: TextIO) -> None:
             f"{means.volumetric_iou:.3f}, Chamfer {means.chamfer:.4f}, F-score {means.f_score:.3f} (at 0.05 of the longest "
             f"side). {means.num_sound} of {len(report.items)} watertight and in one piece (or as many as the true object).",
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -11,6 +11,8 @@ What Ray 2.60 does that shaped this file (seen here, see the tests):
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import os
 import traceback
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.errors import DreamKilnError, JobFailed, PriorFailed
+from jobs.errors import DreamKilnError, JobFailed, PriorFailed, UnexpectedError
 from jobs.events import Event
 from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorClient, PriorInfo
 from orchestrator.runtimes.base import Attempt, PriorLoader, run_recipe
@@ -50,7 +52,7 @@ class Raised:
         if isinstance(error, DreamKilnError):
             self.error: DreamKilnError = error
         else:
-            self.error = JobFailed(f"The job failed unexpectedly: {type(error).__name__}: {error}")
+            self.error = UnexpectedError(f"{type(error).__name__}: {error}")
         self.error.add_note("".join(traceback.format_exception(error)))
         self.notes = self.error.__notes__
 
@@ -126,6 +128,12 @@ class JobActor:
         self._device = device
         use_threads(num_threads)
 
+    def warm_up(self, modules: Sequence[str]) -> None:
+        """Import what the recipe will need, while the prior is still loading on another core."""
+        for module in modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+
     def run(self, attempt: Attempt) -> Iterator[Event | Raised]:
         """The recipe's events; an error is the last item."""
         try:
@@ -139,10 +147,20 @@ class RayRuntime:
 
     Args:
         load_prior: see `PriorLoader`. source: what it is given. device: a torch device. num_threads: 0 for all cores.
+        modules: what the job's actor imports while the prior's loads.
     """
 
-    def __init__(self, load_prior: PriorLoader, source: str, *, device: str = "cpu", num_threads: int = 0) -> None:
+    def __init__(
+        self,
+        load_prior: PriorLoader,
+        source: str,
+        *,
+        device: str = "cpu",
+        num_threads: int = 0,
+        modules: Sequence[str] = (),
+    ) -> None:
         self._load_prior = load_prior
+        self._modules = tuple(modules)
         self._source = source
         self._device = device
         self._num_threads = num_threads
@@ -200,7 +218,9 @@ class RayRuntime:
         )
         num_gpus = 0.5 if self._device.startswith("cuda") else 0
         options = {"num_cpus": 0.5, "num_gpus": num_gpus}
-        self._prior = ray.remote(PriorActor).options(**options).remote(
-            self._load_prior, self._source, self._device, self._num_threads
+        self._prior = (
+            ray.remote(PriorActor).options(**options).remote(self._load_prior, self._source, self._device, self._num_threads)
         )
         self._job = ray.remote(JobActor).options(**options).remote(self._prior, self._device, self._num_threads)
+        self._prior.call.remote("info")
+        self._job.warm_up.remote(self._modules)

@@ -1,7 +1,6 @@
 """The four parts in training: what module, what data, what objective."""
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.layout import channels_last
 from diffusion.networks.unet import UNet2DCondition
 from diffusion.text.clip import Clip
 from diffusion.text.tokenizer import empty_tokens
@@ -23,7 +23,6 @@ from orchestrator.training import recipe
 from orchestrator.training.pictures import Pictures
 
 CHECKPOINT = "checkpoint.pt"
-logger = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -61,7 +60,7 @@ def load_averaged(module: Module, folder: Path) -> Module:
 def autoencoder(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
     """The autoencoder, on pictures alone."""
     torch.manual_seed(config.seed)
-    module = AutoencoderTiny(recipe.AUTOENCODER).to(device, memory_format=torch.channels_last)
+    module = channels_last(AutoencoderTiny(recipe.AUTOENCODER)).to(device)
     state = started(module, root / "autoencoder", config)
     loss = reconstruction_loss(module, lambda rows: data.batch(rows).to(device))
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
@@ -96,7 +95,7 @@ def denoiser(data: Pictures, root: Path, config: LoopConfig, device: str) -> Par
     latents = all_latents(data, root, device)
     ids = tokenizer(data.captions).to(torch.int16)
     torch.manual_seed(config.seed)
-    module = UNet2DCondition(recipe.UNET).to(device, memory_format=torch.channels_last)
+    module = channels_last(UNet2DCondition(recipe.UNET)).to(device)
     state = started(module, root / "denoiser", config)
     loss = denoising_loss(
         module,

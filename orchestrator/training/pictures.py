@@ -33,7 +33,7 @@ class Pictures:
             shards = list(read_shards(folder))
         except FileNotFoundError as error:
             raise InputError(
-                f"{folder} holds no training shards; render them with 'dreamkiln toybox render --out {folder} --num-items 200000'."
+                f"{folder} holds no training shards; render them: 'dreamkiln toybox render --out {folder} --num-items 200000'."
             ) from error
         records = [record for shard in shards for record in shard.records]
         images = torch.cat([shard.images for shard in shards])

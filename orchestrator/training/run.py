@@ -136,9 +136,7 @@ def loop_configs(overrides: Mapping[str, str]) -> dict[str, LoopConfig]:
     for key, text in overrides.items():
         part, _, field = key.partition(".")
         if part not in values:
-            raise InputError(
-                f"There is no training setting {key!r}; write PART.SETTING, with a part of {', '.join(values)}."
-            )
+            raise InputError(f"There is no training setting {key!r}; write PART.SETTING, with a part of {', '.join(values)}.")
         try:
             values[part][field] = json.loads(text)
         except json.JSONDecodeError:

@@ -12,7 +12,15 @@ from jobs.errors import CollapsedError, DreamKilnError, InputError, Interrupted,
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(DreamKilnError, 1), (InputError, 2), (OutputError, 2), (JobFailed, 1), (CollapsedError, 1), (PriorFailed, 1), (Interrupted, 130)],
+    [
+        (DreamKilnError, 1),
+        (InputError, 2),
+        (OutputError, 2),
+        (JobFailed, 1),
+        (CollapsedError, 1),
+        (PriorFailed, 1),
+        (Interrupted, 130),
+    ],
 )
 def test_exit_codes(error, code):
     assert error("x").exit_code == code and issubclass(error, DreamKilnError)

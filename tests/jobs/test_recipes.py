@@ -63,7 +63,7 @@ def test_a_resumed_fit_ends_with_the_same_mesh(prior, undisturbed, step):
     events, result = undisturbed
     checkpoint = next(event for event in events if isinstance(event, Checkpoint) and event.step == step)
     again, resumed = exhaust(text_to_3d(SPEC, prior, checkpoint=checkpoint))
-    assert [event.step for event in again if isinstance(event, Progress) and event.stage == "fit"][0] == step
+    assert next(event.step for event in again if isinstance(event, Progress) and event.stage == "fit") == step
     assert_same_mesh(result.mesh, resumed.mesh)
 
 

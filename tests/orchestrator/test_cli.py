@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import DreamKilnError
+from jobs.errors import DreamKilnError, UnexpectedError
 from orchestrator.cli import common
 from orchestrator.cli.main import main
 from tests.fakes import FAST_OVERRIDES
-from tests.orchestrator.conftest import COMMAND, command_environment
+from tests.orchestrator.conftest import command_environment
 
 INLINE = ("--runtime", "inline", "runtime.num_threads=1")
 SENTENCE = "dreamkiln: "
@@ -164,9 +164,7 @@ def test_help_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'ray', 'hydra', 'omegaconf', 'open_clip', 'nerfacc', 'PIL'} & set(sys.modules);"
         "print(sorted(heavy), code, file=sys.stderr)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", code], env=command_environment(), capture_output=True, text=True, timeout=60)
     assert result.stderr.strip() == "[] 0"
     for verb in ("text-to-3d", "images", "train", "toybox", "evaluate", "doctor"):
         assert verb in result.stdout
@@ -183,11 +181,16 @@ def test_toybox_renders_a_preview(capsys, tmp_path):
     assert Path(capsys.readouterr().out.strip()).exists()
 
 
-def test_an_error_of_ours_needs_no_log():
+def test_an_error_of_ours_needs_no_log_but_a_mistake_in_another_process_does():
     from orchestrator.cli.main import _explained
 
     error = DreamKilnError("x")
     assert _explained(error) is error
+    mistake = UnexpectedError("ValueError: y")
+    mistake.add_note("the traceback over there")
+    sentence = str(_explained(mistake))
+    assert "(ValueError: y)" in sentence
+    assert "the traceback over there" in Path(sentence.rsplit(" in ", 1)[1].rstrip(".")).read_text()
 
 
 def test_text_to_3d_settings_reach_the_spec(capsys, tmp_path, tiny_prior):
@@ -198,4 +201,4 @@ def test_text_to_3d_settings_reach_the_spec(capsys, tmp_path, tiny_prior):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["seed"] == 5 and manifest["spec"]["fit"]["num_steps"] == 2
     assert set(manifest["artefacts"]) == {"mesh.obj", "mesh.mtl", "mesh.stl", "preview.png"}
-    assert COMMAND[0] and "mesh.obj" in capsys.readouterr().out
+    assert "mesh.obj" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_the_same_job_twice_is_the_same_mesh(finished, tmp_path):
 
 
 def test_a_stopped_fit_goes_on_to_the_same_mesh(finished, tmp_path):
-    with pytest.raises(Interrupted, match="Stopped at step 9 of 10 of fit .* continues from step 8"):
+    with pytest.raises(Interrupted, match=r"Stopped at step 9 of 10 of fit .* continues from step 8"):
         run(MESH_SPEC, tmp_path, display=StopAt("fit", 9))
     assert manifest(tmp_path)["state"] == "interrupted"
     outcome = run(MESH_SPEC, tmp_path)
@@ -124,6 +124,18 @@ def test_what_the_user_edited_is_left_alone(finished):
 
     run(MESH_SPEC, finished, display=Listen())
     assert (finished / "mesh.stl").read_bytes() == b"mine" and "mesh.stl was changed" in told[0]
+
+
+def test_other_export_settings_are_said_not_to_change_what_is_there(finished):
+    told = []
+
+    class Listen(SilentDisplay):
+        def message(self, text, level="info"):
+            told.append(text)
+
+    before = digests(finished)
+    outcome = run(MESH_SPEC, finished, display=Listen(), export=dataclasses.replace(SMALL, size_metres=2.0))
+    assert outcome.did == "nothing to do" and digests(finished) == before and "other export settings" in told[0]
 
 
 def test_images_carry_how_they_were_made(tmp_path):

@@ -10,6 +10,7 @@ from diffusion.text.clip import load_clip
 from jobs.errors import InputError
 from nerf3d.toybox.shards import write_shards
 from orchestrator.progress_display import SilentDisplay
+from orchestrator.training.assemble import assemble, unpack
 from orchestrator.training.run import loop_configs, train_parts
 
 SHORT = {
@@ -61,13 +62,19 @@ def test_training_goes_on_from_the_checkpoint(trained: Path, shards: Path) -> No
     assert steps == [1, 2, 3]
 
 
+def test_a_shipped_prior_can_be_trained_on(trained: Path, tmp_path: Path) -> None:
+    unpack(trained / "prior", tmp_path)
+    assemble(tmp_path, tmp_path / "prior")
+    assert Prior.load(tmp_path / "prior").weights_hash == Prior.load(trained / "prior").weights_hash
+
+
 def test_the_denoiser_needs_its_predecessors(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="train the clip first"):
         train_parts(["denoiser"], shards, tmp_path, device="cpu", overrides=SHORT, display=SilentDisplay())
 
 
 def test_missing_shards_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no training shards; render them with 'dreamkiln toybox render"):
+    with pytest.raises(InputError, match="holds no training shards; render them: 'dreamkiln toybox render"):
         train_parts(["judge"], tmp_path, tmp_path, device="cpu", overrides={}, display=SilentDisplay())
 
 

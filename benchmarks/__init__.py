@@ -1,0 +1,1 @@
+"""Measurements of DreamKiln on the machine at hand; `python -m benchmarks.run` lists and runs them."""

@@ -1,0 +1,240 @@
+"""The gallery: 24 prompts, 12 of them held out, through the product itself, all shown, with the judge's scores.
+
+The prompts and the seed are fixed below and nothing is picked; what fails is shown as failed. An interrupted run goes on
+when it is repeated. docs/gallery/ gets one small contact sheet a prompt, README.md and scores.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.machine import describe_machine, one_line
+from benchmarks.pictures import write_small_webp
+from jobs.errors import DreamKilnError, InputError, JobFailed
+from jobs.prompts import slug
+
+if TYPE_CHECKING:
+    from orchestrator.evaluation.report import MeshesReport, MeshScore
+
+HELD_OUT = (
+    "a red table",
+    "a purple chair",
+    "a blue mushroom with a yellow stem",
+    "a pink house with a blue roof",
+    "a green rocket",
+    "a blue car",
+    "an orange duck",
+    "a yellow lighthouse",
+    "a cyan robot",
+    "a purple sofa",
+    "a red teapot",
+    "a blue snowman",
+)
+"""Colours of a kind that training never drew."""
+
+TAUGHT = (
+    "a red mushroom with a white stem",
+    "a yellow plane",
+    "a green boat with a yellow sail",
+    "a red barrel",
+    "a pink cactus with a white pot",
+    "a black hat with a red band",
+    "a blue bottle",
+    "a white lamp with a red base",
+    "an orange truck",
+    "a green pine tree with a brown trunk",
+    "a pink donut with brown dough",
+    "a gray hammer with a brown handle",
+)
+PROMPTS = HELD_OUT + TAUGHT
+SEED = 0
+
+MAX_SHEET_BYTES = 60_000
+SHEET_WIDTH = 560
+
+
+@dataclass(frozen=True)
+class Made:
+    """One prompt's run folder; failure: why there is no mesh."""
+
+    number: int
+    prompt: str
+    folder: Path
+    failure: str = ""
+
+    @property
+    def sheet(self) -> str:
+        """File name of its contact sheet in the gallery."""
+        return f"{self.number:02d}-{slug(self.prompt)}.webp"
+
+
+def make(prompts: Sequence[str], *, preset: str, runs: Path, overrides: Sequence[str] = ()) -> list[Made]:
+    """Runs text-to-3d for every prompt in this process; finished ones are kept.
+
+    Raises:
+        InputError: the settings or the prior cannot be used. Interrupted: repeat to go on.
+    """
+    from orchestrator.compose import compose
+    from orchestrator.perform import perform
+    from orchestrator.progress_display import make_display
+    from orchestrator.signals import stop_signals_interrupt
+
+    settings = compose(overrides, options={"preset": preset, "runtime": "inline"})
+    made = []
+    for number, prompt in enumerate(prompts, 1):
+        folder = runs / f"{number:02d}-{slug(prompt)}"
+        print(f"{number}/{len(prompts)} {prompt}", file=sys.stderr, flush=True)
+        spec = settings.text_to_3d(prompt, seed=SEED)
+        try:
+            with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
+                perform(spec, out=folder, export=settings.export, runtime=settings.runtime, display=display)
+            made.append(Made(number, prompt, folder))
+        except JobFailed as error:
+            made.append(Made(number, prompt, folder, failure=" ".join(str(error).split())))
+    return made
+
+
+def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, judge: str = "") -> MeshesReport | None:
+    """Contact sheets, overview, scores and index; None where no prompt came to a mesh.
+
+    Raises:
+        InputError: the judge cannot be used.
+    """
+    from PIL import Image
+
+    from orchestrator.atomic import write_text
+    from orchestrator.evaluation.meshes import evaluate_meshes
+    from orchestrator.evaluation.settings import EvaluationSettings
+    from orchestrator.progress_display import make_display
+
+    docs.mkdir(parents=True, exist_ok=True)
+    succeeded = [one for one in made if not one.failure]
+    for one in succeeded:
+        with Image.open(one.folder / "preview.png") as preview:
+            sheet = np.asarray(preview.convert("RGB"))
+        write_small_webp(sheet, docs / one.sheet, max_bytes=MAX_SHEET_BYTES, max_width=SHEET_WIDTH)
+    report = None
+    if succeeded:
+        with make_display(stream=sys.stderr) as display:
+            settings = EvaluationSettings(prior=prior, judge=judge)
+            report, page = evaluate_meshes([one.folder for one in succeeded], settings, display=display)
+        write_small_webp(page, docs / "overview.webp", max_bytes=3 * MAX_SHEET_BYTES)
+        write_text(docs / "scores.json", json.dumps(report.to_json(), indent=2) + "\n")
+    write_text(docs / "README.md", index(made, report, preset=preset, machine=one_line(describe_machine())))
+    return report
+
+
+def index(made: Sequence[Made], report: MeshesReport | None, *, preset: str, machine: str) -> str:
+    """docs/gallery/README.md."""
+    scores = {item.name: item for item in report.items} if report else {}
+    lines = [
+        "# Gallery",
+        "",
+        f"`python -m benchmarks.gallery --preset {preset}`: {len(made)} fixed prompts, seed {SEED}, none picked, none left",
+        "out. Held-out prompts name colours of a kind that the prior's training never drew. Each sheet shows the mesh from",
+        "eight sides, and the last row the same mesh as white clay.",
+        "",
+        f"Measured on: {machine}.",
+        "",
+        *_summary(made, report),
+        "",
+        *_table(made, scores),
+        "",
+    ]
+    if report is not None:
+        lines += ["What the judge saw, beside the true objects:", "", "![overview](overview.webp)", ""]
+    for one in made:
+        lines += [f"## {one.number}. {one.prompt}", ""]
+        lines += [f"Failed: {one.failure}" if one.failure else f"![{one.prompt}]({one.sheet})", ""]
+    return "\n".join(lines)
+
+
+def _summary(made: Sequence[Made], report: MeshesReport | None) -> list[str]:
+    failed = sum(bool(one.failure) for one in made)
+    lines = [f"{len(made) - failed} of {len(made)} prompts came to a mesh."]
+    if report is None:
+        return lines
+    lines += [
+        "",
+        f"| R-Precision among {report.setting.num_captions} captions | scored | R@1 | R@5 | mean rank | right kind |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {p.num_scored} | {p.r_at_1:.1%} | {p.r_at_5:.1%} | {p.mean_rank:.1f} | {p.right_kind:.1%} |"
+        for name, p in report.precision.items()
+    ]
+    if (means := report.geometry) is not None:
+        lines += [
+            "",
+            f"Against the true objects (mean of {means.num_objects}): silhouette IoU {means.silhouette_iou:.3f}, volume IoU "
+            f"{means.volumetric_iou:.3f}, Chamfer distance {means.chamfer:.4f}, F-score {means.f_score:.3f} at 0.05; lengths "
+            f"are shares of the longest side. {means.num_sound} are watertight and in one piece (or as many as the true "
+            "object).",
+        ]
+    return lines
+
+
+def _table(made: Sequence[Made], scores: Mapping[str, MeshScore]) -> list[str]:
+    lines = [
+        "| | prompt | held out | rank | views right | clay rank | silhouette IoU | volume IoU | F-score | pieces | watertight | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in made:
+        held_out = "yes" if one.prompt in HELD_OUT else "no"
+        item = scores.get(one.folder.name)
+        if item is None:
+            lines.append(f"| {one.number} | {one.prompt} | {held_out} | failed {'| ' * 8}|")
+            continue
+        ranks, shape = item.coloured.view_ranks, item.geometry
+        cells = [
+            f"[{one.prompt}]({one.sheet})",
+            held_out,
+            str(item.coloured.rank) + ("" if item.coloured.rank == 1 else f" ({item.coloured.taken_for})"),
+            f"{sum(rank == 1 for rank in ranks)}/{len(ranks)}",
+            str(item.textureless.rank),
+            *((f"{shape.silhouette_iou:.2f}", f"{shape.volumetric_iou:.2f}", f"{shape.f_score:.2f}") if shape else ("",) * 3),
+            str(item.num_components),
+            "yes" if item.is_watertight else "no",
+            "" if item.seconds is None else f"{item.seconds:.0f}",
+        ]
+        lines.append(f"| {one.number} | {' | '.join(cells)} |")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """1 if a prompt came to no mesh."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="default", help="draft, default or fine")
+    parser.add_argument("--prior", default="toybox")
+    parser.add_argument("--judge", default="", help="another judge's folder than the prior's")
+    parser.add_argument("--first", type=int, default=len(PROMPTS), metavar="N", help="only the first N prompts, for a trial")
+    parser.add_argument("--runs", type=Path, help="run folders; by default runs/gallery-<preset>")
+    parser.add_argument("--docs", type=Path, default=Path("docs/gallery"))
+    parser.add_argument("overrides", nargs="*", metavar="GROUP.KEY=VALUE")
+    options = parser.parse_args(arguments)
+    runs = options.runs or Path("runs") / f"gallery-{options.preset}"
+    try:
+        overrides = [f"prior.source={options.prior}", *options.overrides]
+        made = make(PROMPTS[: max(1, options.first)], preset=options.preset, runs=runs, overrides=overrides)
+        report = write_gallery(made, options.docs, preset=options.preset, prior=options.prior, judge=options.judge)
+    except DreamKilnError as error:
+        print(f"gallery: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, InputError) else 1
+    if report is not None:
+        from orchestrator.evaluation.table import print_report
+
+        print_report(report, sys.stdout)
+    print(options.docs / "README.md")
+    return int(any(one.failure for one in made))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

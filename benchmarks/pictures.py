@@ -1,0 +1,30 @@
+"""Small picture files for docs/."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+
+def write_small_webp(image: np.ndarray, path: Path, *, max_bytes: int, max_width: int | None = None) -> Path:
+    """An (H, W, 3) uint8 image as WebP of at most max_bytes: first at full quality, then less, then smaller.
+
+    Raises ValueError where even 64 pixels of width are too many bytes.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    width = min(picture.width, max_width or picture.width)
+    while width >= 64:
+        scaled = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+        for quality in (90, 80, 70, 60):
+            buffer = io.BytesIO()
+            scaled.save(buffer, format="WEBP", quality=quality, method=6)
+            if buffer.tell() <= max_bytes:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(buffer.getvalue())
+                return path
+        width = round(width * 0.8)
+    raise ValueError(f"the picture cannot be made smaller than {max_bytes} bytes; allow more.")

@@ -1,0 +1,40 @@
+"""Lists the benchmarks and runs their short versions: `python -m benchmarks.run [NAME ...] [--list]`.
+
+Each is a script of its own with more options: `python -m benchmarks.NAME --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+QUICK: dict[str, tuple[str, ...]] = {
+    "command_times": ("--only", "help", "images", "draft", "--repeats", "1"),
+    "prior_grid": ("--kinds", "8", "--out", "runs/benchmarks/prior_grid"),
+    "gallery": ("--preset", "draft", "--first", "2", "--docs", "runs/benchmarks/gallery"),
+}
+"""Short name -> the arguments of its short version; none of them touches docs/."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the named benchmarks, or all of them, one after another; returns the worst exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"among {', '.join(QUICK)}; all by default")
+    parser.add_argument("--list", action="store_true", help="only say what there is")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.names) - set(QUICK)):
+        parser.error(f"there is no benchmark {unknown[0]!r}; choose among {', '.join(QUICK)}")
+    worst = 0
+    for name in options.names or QUICK:
+        module = importlib.import_module(f"benchmarks.{name}")
+        if options.list:
+            print(f"{name:<14} {(module.__doc__ or '').splitlines()[0]}")
+            continue
+        print(f"== python -m benchmarks.{name} {' '.join(QUICK[name])}", flush=True)
+        worst = max(worst, module.main(list(QUICK[name])))
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
