@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine, one_line
 from benchmarks.pictures import write_small_webp
-from jobs.errors import DreamKilnError, InputError, JobFailed
+from jobs.errors import DreamKilnError, JobFailed
 from jobs.prompts import slug
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ TAUGHT = (
 PROMPTS = HELD_OUT + TAUGHT
 SEED = 0
 
+COLUMNS = (
+    *("prompt", "held out", "rank", "views right", "clay rank"),
+    *("silhouette IoU", "volume IoU", "F-score", "pieces", "watertight", "seconds"),
+)
+
 MAX_SHEET_BYTES = 60_000
 SHEET_WIDTH = 560
 
@@ -76,7 +81,7 @@ class Made:
         return f"{self.number:02d}-{slug(self.prompt)}.webp"
 
 
-def make(prompts: Sequence[str], *, preset: str, runs: Path, overrides: Sequence[str] = ()) -> list[Made]:
+def make(prompts: Sequence[str], *, preset: str, prior: str, runs: Path, overrides: Sequence[str] = ()) -> list[Made]:
     """Runs text-to-3d for every prompt in this process; finished ones are kept.
 
     Raises:
@@ -87,7 +92,7 @@ def make(prompts: Sequence[str], *, preset: str, runs: Path, overrides: Sequence
     from orchestrator.progress_display import make_display
     from orchestrator.signals import stop_signals_interrupt
 
-    settings = compose(overrides, options={"preset": preset, "runtime": "inline"})
+    settings = compose(overrides, options={"preset": preset, "runtime": "inline", "prior.source": prior})
     made = []
     for number, prompt in enumerate(prompts, 1):
         folder = runs / f"{number:02d}-{slug(prompt)}"
@@ -184,14 +189,14 @@ def _summary(made: Sequence[Made], report: MeshesReport | None) -> list[str]:
 
 def _table(made: Sequence[Made], scores: Mapping[str, MeshScore]) -> list[str]:
     lines = [
-        "| | prompt | held out | rank | views right | clay rank | silhouette IoU | volume IoU | F-score | pieces | watertight | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| | {' | '.join(COLUMNS)} |",
+        f"|---|{'---|' * len(COLUMNS)}",
     ]
     for one in made:
         held_out = "yes" if one.prompt in HELD_OUT else "no"
         item = scores.get(one.folder.name)
         if item is None:
-            lines.append(f"| {one.number} | {one.prompt} | {held_out} | failed {'| ' * 8}|")
+            lines.append(f"| {one.number} | {one.prompt} | {held_out} | failed {'| ' * (len(COLUMNS) - 3)}|")
             continue
         ranks, shape = item.coloured.view_ranks, item.geometry
         cells = [
@@ -222,12 +227,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     runs = options.runs or Path("runs") / f"gallery-{options.preset}"
     try:
-        overrides = [f"prior.source={options.prior}", *options.overrides]
-        made = make(PROMPTS[: max(1, options.first)], preset=options.preset, runs=runs, overrides=overrides)
+        made = make(
+            PROMPTS[: max(1, options.first)],
+            preset=options.preset,
+            prior=options.prior,
+            runs=runs,
+            overrides=options.overrides,
+        )
         report = write_gallery(made, options.docs, preset=options.preset, prior=options.prior, judge=options.judge)
     except DreamKilnError as error:
         print(f"gallery: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, InputError) else 1
+        return error.exit_code
     if report is not None:
         from orchestrator.evaluation.table import print_report
 

@@ -32,14 +32,10 @@ def grid_prompts(kind: Kind) -> list[str]:
 
 
 def two_colour_prompts(kind: Kind) -> list[str]:
-    """Each of a few pairs of colours both ways round, so that a colour on the wrong part shows."""
+    """Two pairs of colours, each both ways round, so that a colour on the wrong part shows."""
     rng = np.random.default_rng([1, *kind.name.encode()])
-    part = kind.parts[1]
-    prompts = []
-    for _ in range(2):
-        a, b = (list(COLOURS)[k] for k in rng.choice(len(COLOURS), 2, replace=False))
-        prompts += [plain_prompt(kind, a, second=(part, b)), plain_prompt(kind, b, second=(part, a))]
-    return prompts
+    a, b, c, d = (list(COLOURS)[k] for k in rng.choice(len(COLOURS), 4, replace=False))
+    return [plain_prompt(kind, main, second=(kind.parts[1], other)) for main, other in ((a, b), (b, a), (c, d), (d, c))]
 
 
 def draw_sheet(prompts: list[str], *, prior: str, seed: int, num_columns: int, tile_size: int) -> np.ndarray:

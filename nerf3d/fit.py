@@ -68,7 +68,7 @@ class FitConfig:
     opaqueness: Schedule = Schedule(0.0, 0.3, 0.3, 1.0)
     background: Schedule = Schedule(0.1)
     orientation: Schedule = Schedule(0.0, 0.02, 0.3, 1.0)
-    depth_variance: Schedule = Schedule(0.0)
+    depth_variance: Schedule = Schedule(0.0, 4.0, 0.3, 0.6)
     density_variation: Schedule = Schedule(0.01)
     colour_variation: Schedule = Schedule(0.01)
     outer_density: Schedule = Schedule(0.01)
@@ -229,8 +229,11 @@ class Scene:
         return Scene(self.cameras.to(device), self.lights.to(device), self.background.to(device), self.shading)
 
 
-def draw_scene(config: FitConfig, *, seed: int, step: int) -> Scene:
-    """The scene of a step, on CPU: always the same for the same configuration, seed and step."""
+def draw_scene(config: FitConfig, *, seed: int, step: int, avoid: Tensor | None = None) -> Scene:
+    """The scene of a step, on CPU: always the same for the same arguments.
+
+    avoid: (N, 3) colours that backgrounds keep away from; cameras and lights do not depend on them.
+    """
     draws = stream(seed, "scene", step)
     num_views = config.num_views
     # One view in each azimuth slice, and all of them turned together: no side is missed.
@@ -246,8 +249,20 @@ def draw_scene(config: FitConfig, *, seed: int, step: int) -> Scene:
     shading: Shading = "albedo"
     if step >= config.lit_from * config.num_steps:
         shading = "textureless" if float(uniform((), draws)) < config.textureless_share else "lambert"
-    background = sample_backgrounds(num_views, generator=draws)
-    return Scene(cameras, sample_lights(cameras, generator=draws), background, shading)
+    lights = sample_lights(cameras, generator=draws)
+    return Scene(cameras, lights, sample_backgrounds(num_views, generator=draws, avoid=avoid), shading)
+
+
+@torch.no_grad()
+def object_colours(field: Field, *, generator: torch.Generator, num_points: int = 2048, density: float = 5.0) -> Tensor:
+    """(N, 3) on CPU: albedo at those of num_points random places that are at least this dense (1/m), and its shade.
+
+    The toybox never shows an object before a background of its own lit or shaded colour, so neither should a fit.
+    """
+    points = uniform((num_points, 3), generator, -1, 1).to(next(field.parameters()).device)
+    values = field.query().samples(points)
+    albedo = values.colour[values.density > density].cpu()
+    return torch.cat([albedo, 0.75 * albedo])
 
 
 def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitProgress:
@@ -255,7 +270,8 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     config, step = state.config, state.step
     progress = step / config.num_steps
     clock = _Clock()
-    scene = draw_scene(config, seed=state.seed, step=step).to(device)
+    avoid = object_colours(state.field, generator=stream(state.seed, "colours", step))
+    scene = draw_scene(config, seed=state.seed, step=step, avoid=avoid).to(device)
     query = state.field.query(normals=scene.shading != "albedo")
     picture = render(
         query,

@@ -74,8 +74,8 @@ def depth_variance(samples: RaySamples, depth: Tensor) -> Tensor:
     """Sum over a ray of w * (t - mean t)^2 in square metres, mean over rays: thin surfaces, not soft shells (z-variance in
     HiFA, Zhu and Zhuang 2023, section 4.2).
 
-    depth: (V, 1, H, W) metres, the mean of t, a constant here. A ray through two surfaces pays for the gap between them, so
-    the weights count up to where the ray has lost nine tenths of its light only through the surface it met first.
+    depth: (V, 1, H, W) metres, the mean of t, a constant here. Without it a thick object turns opaque at so little density
+    that no iso level cuts it where it looks solid.
     """
     mean = depth.detach().reshape(-1)[samples.ray_indices]
     return (samples.weights * (samples.distances - mean).square()).sum() / depth.numel()

@@ -35,7 +35,10 @@ class AutoencoderTinyConfig:
     def from_dict(cls, config: dict[str, Any]) -> "AutoencoderTinyConfig":
         """Reads a published configuration; unknown fields are passed over."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None
+        }
+        return cls(**values)
 
     @property
     def spatial_factor(self) -> int:

@@ -20,6 +20,9 @@ _READS = 2
 class DensePyramid(Field):
     """config.resolutions grids of density and albedo over [-1, 1]^3, vertices on the corners. No network."""
 
+    start: Tensor
+    distance: Tensor
+
     def __init__(self, config: FieldConfig):
         super().__init__()
         if not config.resolutions or min(config.resolutions) < 2:

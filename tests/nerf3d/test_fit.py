@@ -8,11 +8,12 @@ from image_guide import ImageGuide
 
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, StateMismatch
-from nerf3d.fields import FieldConfig
-from nerf3d.fit import FitConfig, FitState, draw_scene, fit, sphere_share
+from nerf3d.fields import FieldConfig, make_field
+from nerf3d.fit import FitConfig, FitState, draw_scene, fit, object_colours, sphere_share
 from nerf3d.guide import GuideReply
 from nerf3d.regularisers import Schedule
 from nerf3d.rendering import render_views
+from nerf3d.streams import stream
 from nerf3d.toybox.items import build_parts
 from nerf3d.toybox.kinds import KINDS
 from nerf3d.toybox.render import render_object
@@ -158,6 +159,14 @@ def test_scenes_cover_all_sides_and_repeat():
     elevations = torch.cat([draw_scene(config, seed=0, step=s).cameras.elevation_degrees for s in range(200)])
     assert elevations.min() >= -10 and elevations.max() <= 65
     assert (elevations < 40).float().mean().item() == pytest.approx(0.78, abs=0.05)
+
+
+def test_object_colours_are_those_of_dense_places():
+    field = make_field(FieldConfig(resolutions=(8,), blob_scale=30.0, blob_radius=0.6))
+    field.colour_grids[0].data[:, 0] = 9.0
+    colours = object_colours(field, generator=stream(0))
+    assert len(colours) > 50 and (colours[: len(colours) // 2, 0] > 0.99).all()
+    assert len(object_colours(field, generator=stream(0), density=1e9)) == 0
 
 
 def test_the_largest_opacity_is_the_disc_of_the_sphere():

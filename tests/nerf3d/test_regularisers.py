@@ -51,6 +51,14 @@ def test_orientation_needs_normals():
         regularisers.orientation(samples(None, [[0.0, 0.0, 1.0]], [1.0]), 1)
 
 
+def test_depth_variance_is_weighted_square_distance_from_the_mean():
+    rays = RaySamples(
+        torch.tensor([0, 0, 3]), torch.zeros(3, 3), torch.tensor([2.0, 2.4, 9.0]), torch.tensor([0.5, 0.5, 1.0]), None
+    )
+    depth = torch.tensor([2.2, 0.0, 0.0, 9.0]).view(1, 1, 2, 2)
+    assert regularisers.depth_variance(rays, depth).item() == pytest.approx(0.04 / 4)
+
+
 def test_schedules_hold_ramp_and_hold():
     assert [Schedule(0.3).value(p) for p in (0.0, 0.5, 1.0)] == [0.3, 0.3, 0.3]
     ramp = Schedule(1.0, 3.0, begin=0.2, until=0.6)

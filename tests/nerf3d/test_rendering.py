@@ -220,6 +220,15 @@ def test_lights_and_backgrounds_follow_the_toybox():
     torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.06, rtol=0)
 
 
+def test_backgrounds_keep_away_from_the_object():
+    red = torch.tensor([[0.8, 0.1, 0.1]] * 9 + [[0.5, 0.5, 0.5]])
+    backgrounds = sample_backgrounds(500, generator=stream(0), avoid=red)
+    assert (backgrounds - red[0]).norm(dim=-1).min() >= 0.15
+    free = sample_backgrounds(500, generator=stream(0))
+    torch.testing.assert_close(sample_backgrounds(500, generator=stream(0), avoid=red[:0]), free)
+    assert (backgrounds != free).any(-1).float().mean() < 0.1
+
+
 def test_unknown_shading_is_refused():
     with pytest.raises(ValueError, match="choose one of albedo, lambert, textureless, normal"):
         render(random_field(), None, CAMERAS, 4, background=GREY, shading="toon")

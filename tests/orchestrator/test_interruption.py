@@ -18,7 +18,7 @@ from tests.orchestrator.conftest import COMMAND, command_environment
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 150
+NUM_STEPS = 60
 SETTINGS = (
     *FAST_OVERRIDES,
     f"fit.num_steps={NUM_STEPS}",
