@@ -120,14 +120,11 @@ def hash_index(corner: Tensor, length: int, resolution: int) -> Tensor:
 
 
 def _read_level(table: Tensor, unit: Tensor, resolution: int) -> Tensor:
+    """Trilinear: unit (N, 3) in [0, 1] -> (N, F), all eight corners at once."""
     scaled = unit * resolution
     low = scaled.floor().clamp_max(resolution - 1)
-    fraction, low = scaled - low, low.long()
-    total = None
-    for bits in range(8):
-        step = torch.tensor([bits & 1, bits >> 1 & 1, bits >> 2 & 1], device=unit.device)
-        weight = torch.where(step.bool(), fraction, 1 - fraction).prod(-1, keepdim=True)
-        value = weight * table[hash_index(low + step, len(table), resolution)]
-        total = value if total is None else total + value
-    assert total is not None
-    return total
+    fraction = (scaled - low)[:, None]
+    corners = torch.cartesian_prod(*[torch.arange(2, device=unit.device)] * 3)
+    weights = torch.where(corners.bool(), fraction, 1 - fraction).prod(-1, keepdim=True)
+    rows = table[hash_index(low.long()[:, None] + corners, len(table), resolution)]
+    return (weights * rows).sum(1)

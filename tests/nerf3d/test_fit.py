@@ -176,6 +176,7 @@ def test_the_largest_opacity_is_the_disc_of_the_sphere():
 def test_presets_are_named_and_unknown_ones_refused():
     assert [FitConfig.preset(n).num_steps for n in ("draft", "default", "fine")] == [160, 400, 1200]
     assert FitConfig.preset("draft", num_views=2).num_views == 2
+    assert FitConfig.preset("draft", field=FieldConfig(kind="hash_grid")).density_rate == 0.01
     with pytest.raises(ValueError, match="choose one of draft, default, fine"):
         FitConfig.preset("finest")
 
