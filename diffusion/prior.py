@@ -54,9 +54,7 @@ class PriorCard:
             return cls(folder.name, unet.sample_size * factor)
         card = read_json(path)
         words = card.get("vocabulary")
-        return cls(
-            card["name"], card["image_size"], None if words is None else tuple(words), card.get("view_words", False)
-        )
+        return cls(card["name"], card["image_size"], None if words is None else tuple(words), card.get("view_words", False))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -68,9 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PriorError(
-            f"the prior lacks {path.name} in {path.parent}; copy the folder again, with all its files"
-        ) from None
+        raise PriorError(f"the prior lacks {path.name} in {path.parent}; copy the folder again, with all its files") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PriorError(f"{path} is not readable JSON ({error}); copy the folder again") from None
 

@@ -80,9 +80,7 @@ def save_prior(
         },
     )
     write_json(folder / "dreamkiln.json", asdict(card))
-    write_json(
-        folder / "unet/config.json", {"_class_name": "UNet2DConditionModel", **diffusers_version, **asdict(unet.config)}
-    )
+    write_json(folder / "unet/config.json", {"_class_name": "UNet2DConditionModel", **diffusers_version, **asdict(unet.config)})
     save_sharded(unet.state_dict(), folder / "unet", "diffusion_pytorch_model")
     write_json(
         folder / "vae/config.json",
@@ -90,8 +88,6 @@ def save_prior(
     )
     save_sharded(autoencoder.state_dict(), folder / "vae", "diffusion_pytorch_model")
     write_json(folder / "text_encoder/config.json", text_encoder.config.to_published(tokenizer))
-    save_sharded(
-        to_published(text_encoder.tower.state_dict(), text_encoder.config.layers), folder / "text_encoder", "model"
-    )
+    save_sharded(to_published(text_encoder.tower.state_dict(), text_encoder.config.layers), folder / "text_encoder", "model")
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", {**diffusers_version, **schedule.to_config()})

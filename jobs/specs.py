@@ -104,7 +104,7 @@ class ImagesSpec(_Spec):
     seed: int = 0
     prior: str = "toybox"
     num_steps: int = 30
-    guidance_scale: float = 7.0
+    guidance_scale: float = 3.0
     guidance_rescale: float = 0.5
     sampler: str = "ddim"
     negative_prompt: str = ""

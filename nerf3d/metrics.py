@@ -68,9 +68,7 @@ def chamfer_distance(a: Solid, b: Solid, *, num_points: int = NUM_SURFACE_POINTS
     For two dense concentric spheres this is the difference of the radii. Sampling adds about the mean spacing of the
     points, sqrt(area / num_points) / 2: two samplings of one unit sphere are 0.018 apart.
     """
-    return _chamfer(
-        *nearest_distances(surface_points(a, num_points, seed=seed), surface_points(b, num_points, seed=seed + 1))
-    )
+    return _chamfer(*nearest_distances(surface_points(a, num_points, seed=seed), surface_points(b, num_points, seed=seed + 1)))
 
 
 def f_score(

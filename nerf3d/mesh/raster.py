@@ -154,9 +154,7 @@ def _shade(mesh: Mesh, hits: _Hits, shading: str, ambient: float, light: np.ndar
     return albedo * (ambient + (1 - ambient) * np.maximum(normals @ light.astype(np.float32), 0))[:, None]
 
 
-def _average(
-    pixels: np.ndarray, colours: np.ndarray, size: int, supersample: int, background: np.ndarray
-) -> np.ndarray:
+def _average(pixels: np.ndarray, colours: np.ndarray, size: int, supersample: int, background: np.ndarray) -> np.ndarray:
     """(size, size, 4): the mean over supersample^2 samples a pixel of colour over background, and of coverage."""
     row, column = np.divmod(pixels, size * supersample)
     coarse = row // supersample * size + column // supersample

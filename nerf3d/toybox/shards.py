@@ -79,8 +79,7 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     stop = start + num_images
     plans = [
-        _Plan(folder, first, min(shard_size, stop - first), seed, size, device)
-        for first in range(start, stop, shard_size)
+        _Plan(folder, first, min(shard_size, stop - first), seed, size, device) for first in range(start, stop, shard_size)
     ]
     todo = [plan for plan in plans if not _is_finished(plan)]
     if workers == 1 or len(todo) <= 1:

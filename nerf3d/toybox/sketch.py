@@ -105,9 +105,7 @@ class Sketch:
         palette: the rgb colour of each slot number. Raises ValueError for more than 14 parts.
         """
         if len(self.shapes) > MAX_PARTS:
-            raise ValueError(
-                f"this object has {len(self.shapes)} parts; draw at most {MAX_PARTS}, the renderer's share."
-            )
+            raise ValueError(f"this object has {len(self.shapes)} parts; draw at most {MAX_PARTS}, the renderer's share.")
         frame = np.array(self.frames).reshape(-1, 3, 4) * np.array(stretch)[:, None]
         params = np.array(self.params)
         shape = np.array(self.shapes)

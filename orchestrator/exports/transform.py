@@ -40,9 +40,7 @@ def fill_frame(mesh: Mesh, *, radius: float = 0.85) -> Mesh:
     """The mesh centred and scaled into a sphere of `radius`, which the default camera (2.7 away, 40 deg) just holds."""
     low, high = mesh.bounds
     offset = mesh.vertices - (low + high) / 2
-    return dataclasses.replace(
-        mesh, vertices=offset * (radius / max(float(np.linalg.norm(offset, axis=1).max()), 1e-9))
-    )
+    return dataclasses.replace(mesh, vertices=offset * (radius / max(float(np.linalg.norm(offset, axis=1).max()), 1e-9)))
 
 
 def srgb_to_linear(colours: np.ndarray) -> np.ndarray:

@@ -51,9 +51,7 @@ def write_turntable(
                 _write_mp4(frames, temporary, frames_per_second)
             return path
         except (ImportError, RuntimeError) as error:  # imageio-ffmpeg raises RuntimeError without a working binary
-            logger.warning(
-                "no mp4 (%s); writing an animated webp instead", str(error).splitlines()[0] if str(error) else error
-            )
+            logger.warning("no mp4 (%s); writing an animated webp instead", str(error).splitlines()[0] if str(error) else error)
         path = path.with_suffix(".webp")
     with atomic_path(path) as temporary:
         _write_webp(frames, temporary, frames_per_second)

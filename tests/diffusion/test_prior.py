@@ -62,9 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         autoencoder=AutoencoderTiny(vae),
         text_encoder=TextEncoder(TextConfig(tokenizer.vocab_size, context_length=12, width=32, heads=2, layers=2)),
         tokenizer=tokenizer,
-        schedule=NoiseSchedule(
-            beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
-        ),
+        schedule=NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"),
     )
     return path
 

@@ -130,8 +130,6 @@ def test_the_autoencoder_learns_a_flat_picture() -> None:
     pictures = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 3, 8, 8)
     state = TrainState(module, weight_decay=0.0)
     loop = LoopConfig(num_steps=120, batch_size=4, learning_rate=5e-3, warmup_steps=5)
-    progress = list(
-        train(state, reconstruction_loss(module, lambda rows: pictures[rows]), loop, num_rows=2, device="cpu")
-    )
+    progress = list(train(state, reconstruction_loss(module, lambda rows: pictures[rows]), loop, num_rows=2, device="cpu"))
     assert progress[-1].metrics["psnr"] > 20 > progress[0].metrics["psnr"]
     assert progress[-1].seconds_left == 0

@@ -40,9 +40,7 @@ def test_an_item_is_a_function_of_its_index(items):
 
 def test_held_out_combinations_are_never_drawn(items):
     assert not any(is_held_out(item.kind, *main_and_second(item)) for item in items)
-    assert all(
-        is_held_out(item.kind, *main_and_second(item)) for item in (make_item(k, held_out=True) for k in range(500))
-    )
+    assert all(is_held_out(item.kind, *main_and_second(item)) for item in (make_item(k, held_out=True) for k in range(500)))
 
 
 def test_the_listed_combinations_are_held_out():

@@ -12,9 +12,7 @@ from nerf3d.toybox.primitives import QUADRIC, TORUS, Parts
 from nerf3d.toybox.sketch import OBJECT_RADIUS, Sketch
 
 PALETTE = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
-DIRECTIONS = torch.nn.functional.normalize(
-    torch.empty(2000, 3).normal_(generator=torch.Generator().manual_seed(0)), dim=-1
-)
+DIRECTIONS = torch.nn.functional.normalize(torch.empty(2000, 3).normal_(generator=torch.Generator().manual_seed(0)), dim=-1)
 CAMERAS = Cameras.orbit([20, 140, 265], [-9, 25, 60])
 
 

@@ -17,9 +17,7 @@ def test_shapes_and_ranges():
     assert rgb.shape == (24, 3, 32, 32) and alpha.shape == (24, 1, 32, 32)
     assert rgb.min() >= 0 and rgb.max() <= 1
     assert set((alpha * 4).unique().tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
-    assert (alpha[..., 0, :].amax() == 0) and (alpha.amax((1, 2, 3)) == 1).all(), (
-        "an object fills the frame and fits it"
-    )
+    assert (alpha[..., 0, :].amax() == 0) and (alpha.amax((1, 2, 3)) == 1).all(), "an object fills the frame and fits it"
 
 
 def test_an_image_does_not_depend_on_its_neighbours():

@@ -106,9 +106,7 @@ def test_axes_and_size_of_each_format(tmp_path, name, unit, left, up, front):
     frame = np.array([left, up, front], float)
     # The triangles themselves, turned back, are the placed originals: no mirror, no other order.
     expected = place(mesh, longest_side=0.5 * unit)
-    np.testing.assert_allclose(
-        loaded.triangles @ frame.T, expected.vertices[expected.faces], atol=2e-6 * unit, rtol=1e-5
-    )
+    np.testing.assert_allclose(loaded.triangles @ frame.T, expected.vertices[expected.faces], atol=2e-6 * unit, rtol=1e-5)
     assert loaded.volume > 0
 
 
