@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PROMPT ?= a red mushroom with a white stem
+PROMPT ?= a cyan rocket with a red nose
 
 .PHONY: demo test test-all lint bench clean-venv
 
