@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import kornia.metrics
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +18,14 @@ LATENT_NOISE = 0.05
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
     """Horizontal and vertical differences of (B, 3, H, W)."""
     return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
+
+
+def likeness(output: Tensor, target: Tensor) -> dict[str, float]:
+    """PSNR in decibels and mean SSIM (Wang et al. 2004, windows of 7 pixels) of (B, 3, H, W) pictures in [0, 1]."""
+    with torch.autocast(output.device.type, enabled=False):
+        psnr = kornia.metrics.psnr(output, target, max_val=1.0)
+        ssim = kornia.metrics.ssim(output, target, window_size=7).mean()
+    return {"psnr": psnr.item(), "ssim": ssim.item()}
 
 
 def reconstruction_loss(autoencoder: AutoencoderTiny, images: Callable[[Tensor], Tensor]) -> Loss:
@@ -35,6 +44,6 @@ def reconstruction_loss(autoencoder: AutoencoderTiny, images: Callable[[Tensor],
         sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(output), edges(target), strict=True))
         spread = latents.float().square().mean()
         value = 10 * squared + F.l1_loss(output, target) + sharp + 1e-3 * spread
-        return value, {"psnr": -10 * squared.detach().log10().item(), "latent_rms": spread.sqrt().item()}
+        return value, {**likeness(output.detach(), target), "latent_rms": spread.sqrt().item()}
 
     return loss
