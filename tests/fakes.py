@@ -131,6 +131,7 @@ def save_tiny_prior(folder: Path) -> Path:
         num_encoder_blocks=(0, 1, 1),
         num_decoder_blocks=(1, 1, 0),
         latent_channels=8,
+        scaling_factor=1.3,
     )
     save_prior(
         folder,

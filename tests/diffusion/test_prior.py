@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from diffusion.networks.unet import UNet2DCondition, UNetConfig
-from diffusion.prior import Prior, PriorCard, PriorError
-from diffusion.prior_folder import save_prior, save_sharded
+from diffusion.prior import Prior, PriorError
+from diffusion.prior_folder import save_sharded
 from diffusion.requests import (
     Condition,
     DecodeRequest,
@@ -20,51 +18,13 @@ from diffusion.requests import (
     run,
 )
 from diffusion.samplers import SAMPLERS
-from diffusion.schedule import NoiseSchedule
-from diffusion.text.clip import TextConfig, TextEncoder
-from diffusion.text.tokenizer import Tokenizer
-
-WORDS = ("a", "red", "blue", "table", "with", "legs", ",", "front", "view")
+from tests.fakes import save_tiny_prior
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prior of the toybox's classes with random weights."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.for_words(WORDS, 12)
-    path = tmp_path_factory.mktemp("prior") / "tiny"
-    unet = UNetConfig(
-        sample_size=4,
-        in_channels=8,
-        out_channels=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=(1, 2),
-        use_linear_projection=True,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=2,
-    )
-    vae = AutoencoderTinyConfig(
-        encoder_block_out_channels=(16,) * 3,
-        decoder_block_out_channels=(16,) * 3,
-        num_encoder_blocks=(0, 1, 1),
-        num_decoder_blocks=(1, 1, 0),
-        latent_channels=8,
-        scaling_factor=1.3,
-    )
-    save_prior(
-        path,
-        card=PriorCard("tiny", 16, WORDS, view_words=True),
-        unet=UNet2DCondition(unet),
-        autoencoder=AutoencoderTiny(vae),
-        text_encoder=TextEncoder(TextConfig(tokenizer.vocab_size, context_length=12, width=32, heads=2, layers=2)),
-        tokenizer=tokenizer,
-        schedule=NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"),
-    )
-    return path
+    return save_tiny_prior(tmp_path_factory.mktemp("prior") / "tiny")
 
 
 def draw(prior: Prior, prompt: str, latents: torch.Tensor, *, scale: float) -> torch.Tensor:
