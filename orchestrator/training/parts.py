@@ -68,24 +68,22 @@ def autoencoder(data: Pictures, root: Path, config: LoopConfig, device: str) -> 
 
 def clip(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
     """The towers of the prior, on captions with view words."""
-    return _towers(recipe.clip_config, data.images, data, data.captions, root / "clip", config, device)
+    return _towers(recipe.clip_config, data, data.captions, root / "clip", config, device)
 
 
 def judge(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
     """The judge, on prompts without view words: it says what is in a picture, not from where."""
-    return _towers(recipe.judge_config, data.images, data, data.prompts, root / "judge", config, device)
+    return _towers(recipe.judge_config, data, data.prompts, root / "judge", config, device)
 
 
-def _towers(
-    sizes: Callable, images: Tensor, data: Pictures, texts: list[str], folder: Path, config: LoopConfig, device: str
-) -> Part:
+def _towers(sizes: Callable, data: Pictures, texts: list[str], folder: Path, config: LoopConfig, device: str) -> Part:
     torch.manual_seed(config.seed)
     tokenizer = recipe.toybox_tokenizer()
     module = Clip(sizes(tokenizer)).to(device)
     state = started(module, folder, config)
     table = tokenizer(texts).to(torch.int16)
     loss = clip_loss(module, lambda rows: data.batch(rows).to(device), lambda rows, _: table[rows].long().to(device))
-    return Part(state, train(state, loss, config, num_rows=len(images), device=device))
+    return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 
 
 def denoiser(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
