@@ -1,0 +1,29 @@
+"""The models of the family: one paper, one file, one `diffusion.models.base.Model`.
+
+Each is imported when it is first asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from diffusion.errors import DiffusionError
+
+if TYPE_CHECKING:
+    from diffusion.models.base import Model
+
+MODELS: dict[str, str] = {}
+"""Name on the command line -> "module:Class"."""
+
+
+def model_class(name: str) -> "type[Model]":
+    """The model of that name.
+
+    Raises:
+        DiffusionError: there is none.
+    """
+    if name not in MODELS:
+        raise DiffusionError.explained(
+            f"there is no model {name!r}", expected="one of " + ", ".join(map(repr, MODELS)), fix="use one of these"
+        )
+    module, _, cls = MODELS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)

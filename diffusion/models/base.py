@@ -1,0 +1,138 @@
+"""What every model of the family is: a network with its objective and its way to draw samples.
+
+A file of this folder is one model of one paper. Training, files and the command line know this class alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.errors import DiffusionError
+from diffusion.networks.build import network_config_for
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Training data.
+
+    Args:
+        x: (B, C, H, W) in [-1, 1], or (B, D) for points.
+        labels: (B,) int64 in [0, num_classes).
+        captions: B strings.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    captions: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sample a seed, each from its own random stream (seed, ...): it never depends on its neighbours.
+
+    Args:
+        seeds: B integers.
+        sampler: a name; None for the paper's own.
+        num_steps: network calls, or Langevin levels; None for the paper's own.
+        labels, prompts: one a seed, for models that are conditioned on them.
+        guidance_scale: s in uncond + s (cond - uncond).
+        options: of one model or sampler, such as {"eta": 1.0}.
+
+    Raises:
+        DiffusionError: no seed, or as many labels or prompts as there are not seeds.
+    """
+
+    seeds: tuple[int, ...]
+    sampler: str | None = None
+    num_steps: int | None = None
+    labels: tuple[int, ...] | None = None
+    prompts: tuple[str, ...] | None = None
+    guidance_scale: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise DiffusionError.explained("there are no seeds", expected="one a sample", fix="give at least one")
+        for name in ("labels", "prompts"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self.seeds):
+                raise DiffusionError.explained(
+                    f"there are {len(given)} {name} for {len(self.seeds)} seeds", expected="one a seed", fix="repeat them"
+                )
+
+    def options_over(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, with `defaults` where they are silent.
+
+        Raises:
+            DiffusionError: an option that `defaults` does not have.
+        """
+        for key in self.options:
+            if key not in defaults:
+                raise DiffusionError.explained(
+                    f"there is no option {key!r}", expected=_one_of(defaults, "no options at all"), fix="use one of these"
+                )
+        return {**defaults, **self.options}
+
+
+class Model(nn.Module, ABC):
+    """A model in training or in use.
+
+    `Config` is a frozen dataclass of JSON values. Its field `network`, where there is one, is a
+    `diffusion.networks.build.NetworkConfig` and says what the samples are: pictures (C, H, W) or points (D,).
+    """
+
+    name: ClassVar[str]
+    """As on the command line."""
+
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The scalar to minimise, and figures to report; all randomness comes from `generator`, a CPU generator."""
+
+    @abstractmethod
+    def sample(self, request: SampleRequest) -> Tensor:
+        """(B, C, H, W) in [-1, 1] or (B, D), float32, without gradient.
+
+        Raises:
+            DiffusionError: an unknown sampler or option, more steps than the schedule has, or a condition that the
+                model does not take.
+        """
+
+    @classmethod
+    def default_config(cls, shape: tuple[int, ...], num_classes: int | None) -> Any:
+        """The configuration that trains on data of that shape, before the user's own settings.
+
+        Args:
+            shape: (C, H, W) or (D,) of one item.
+            num_classes: how many labels the data has, for models that cannot do without them; here unused.
+        """
+        config = cls.Config()
+        if not hasattr(config, "network"):
+            return config
+        return replace(config, network=network_config_for(shape, config.network))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) or (D,) of one sample."""
+        return self.config.network.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+
+def _one_of(names: Mapping[str, Any], none: str) -> str:
+    return "one of " + ", ".join(map(repr, names)) if names else none
