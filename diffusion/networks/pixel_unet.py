@@ -42,7 +42,8 @@ class PixelUNetConfig:
             raise ValueError(f"block_out_channels are {self.block_out_channels}; give even numbers")
         if self.sample_size < 1 or self.sample_size % self.factor:
             raise ValueError(
-                f"sample_size is {self.sample_size}; give a multiple of {self.factor}, for {len(self.block_out_channels)} levels"
+                f"sample_size is {self.sample_size}; give a multiple of {self.factor}, "
+                f"for the {len(self.block_out_channels)} levels of block_out_channels"
             )
 
     @property
@@ -157,9 +158,8 @@ class PixelUNet(nn.Module):
             raise ValueError("labels were given to a network without num_classes; leave them out or set num_classes")
         if (context is None) != (config.context_dim is None):
             raise ValueError(f"the text context is {'missing' if context is None else 'unexpected'}; context_dim says which")
-        temb = self.time_embedding(
-            timestep_embedding(t, config.block_out_channels[0], flip_sin_to_cos=True, freq_shift=0).to(x_BCHW.dtype)
-        )
+        sinusoids = timestep_embedding(t, config.block_out_channels[0], flip_sin_to_cos=True, freq_shift=0)
+        temb = self.time_embedding(sinusoids.to(x_BCHW.dtype))
         if config.num_classes is not None:
             none = torch.full((len(x_BCHW),), config.num_classes, dtype=torch.long, device=x_BCHW.device)
             temb = temb + self.class_embedding(none if labels is None else labels)
