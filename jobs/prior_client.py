@@ -74,7 +74,7 @@ class Distilled:
     target: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DrawRequest:
     """Asks for one image per seed, each from its own random stream.
 
@@ -85,6 +85,10 @@ class DrawRequest:
         sampler: a name in `diffusion.samplers.SAMPLERS`.
         guidance: classifier-free guidance of every image.
         negative_prompt: one for all images.
+        init_images: (N, 3, H, W) in [0, 1] at the prior's image size: draw these anew instead of from noise alone.
+        masks: (N, 1, H, W) in [0, 1], 1 where init_images are repainted, 0 where they stay to the last bit.
+        strength: of the change, 0 (none) to 1 (init_images matter only through the masks); see
+            `diffusion.samplers.image_to_image`. Unused without init_images.
     """
 
     prompts: tuple[str, ...]
@@ -93,6 +97,9 @@ class DrawRequest:
     sampler: str = "ddim"
     guidance: Guidance = field(default_factory=Guidance)
     negative_prompt: str = ""
+    init_images: Tensor | None = None
+    masks: Tensor | None = None
+    strength: float = 1.0
 
 
 class PriorClient(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion import requests, seeding
 from diffusion.distillation import score_distillation
-from diffusion.samplers import SAMPLERS
+from diffusion.samplers import SAMPLERS, image_to_image
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import InputError, PriorFailed
 from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
@@ -88,19 +88,34 @@ class LocalPrior:
         Raises:
             PriorFailed: a picture holds a number that is not finite.
         """
-        names = [(seed, "image") for seed in request.seeds]
-        generator = SAMPLERS[request.sampler](
-            self._noise(names),
-            schedule=self._prior.schedule,
-            timesteps=self._prior.schedule.timesteps(request.num_steps),
-            condition=self._condition(request.prompts, request.negative_prompt),
-            guidance=request.guidance,
-            noise=seeding.step_noise(names, self._prior.latent_shape),
-        )
-        latents = requests.run(generator, self._prior.answer)
-        pictures = self._prior.answer(requests.DecodeRequest(latents))
+        pictures = requests.run(self._drawing(request), self._prior.answer)
         _check_finite(pictures, "a picture", request.prompts)
         return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def _drawing(self, request: DrawRequest) -> Generator[requests.Request, Any, Tensor]:
+        """Pictures (N, 3, H, W) in [0, 1], everything asked of the networks as requests."""
+        names = [(seed, "image") for seed in request.seeds]
+        sampler, noise = SAMPLERS[request.sampler], self._noise(names)
+        sampling: dict[str, Any] = {
+            "schedule": self._prior.schedule,
+            "timesteps": self._prior.schedule.timesteps(request.num_steps),
+            "condition": self._condition(request.prompts, request.negative_prompt),
+            "guidance": request.guidance,
+            "noise": seeding.step_noise(names, self._prior.latent_shape),
+        }
+        if request.init_images is None:
+            latents = yield from sampler(noise, **sampling)
+            return (yield requests.DecodeRequest(latents))
+        return (
+            yield from image_to_image(
+                request.init_images,
+                sampler=sampler,
+                strength=request.strength,
+                start_noise=noise,
+                masks=request.masks,
+                **sampling,
+            )
+        )
 
     def _condition(self, prompts: Sequence[str], negative_prompt: str) -> requests.Condition:
         return self._prior.condition(prompts, [negative_prompt] * len(prompts))

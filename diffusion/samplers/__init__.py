@@ -7,6 +7,7 @@ from diffusion.samplers.dpmpp_2m import dpmpp_2m
 from diffusion.samplers.euler import euler
 from diffusion.samplers.euler_ancestral import euler_ancestral
 from diffusion.samplers.heun import heun
+from diffusion.samplers.image_to_image import image_to_image
 from diffusion.samplers.pndm import pndm
 from diffusion.samplers.sdedit import sdedit
 
@@ -23,4 +24,4 @@ SAMPLERS: dict[str, Sampler] = {
 # Those that draw fresh noise on the way with their default options.
 STOCHASTIC = frozenset({"ddpm", "euler_ancestral"})
 
-__all__ = ["SAMPLERS", "STOCHASTIC", "Noise", "Sampler", "Sampling", "sdedit", *SAMPLERS]
+__all__ = ["SAMPLERS", "STOCHASTIC", "Noise", "Sampler", "Sampling", "image_to_image", "sdedit", *SAMPLERS]
