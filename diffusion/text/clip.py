@@ -91,6 +91,11 @@ class TextEncoder(nn.Module):
         return self.tower.ln_final(self.tower.transformer(x, attn_mask=self.tower.attn_mask))
 
 
+def end_of_text(states_BSW: Tensor, ids_BS: Tensor) -> Tensor:
+    """(B, width) states at the end token, which has the largest id (Radford et al. 2021, section 2.4)."""
+    return states_BSW[torch.arange(len(ids_BS), device=ids_BS.device), ids_BS.argmax(dim=-1)]
+
+
 class Clip(nn.Module):
     """Text and image towers with one joint space of `embed_dim`."""
 
@@ -112,9 +117,11 @@ class Clip(nn.Module):
 
     def encode_text(self, ids_BS: Tensor) -> Tensor:
         """(B, S) token ids -> unit vectors (B, embed_dim), read at the end token (the largest id)."""
-        states = self.text(ids_BS)
-        pooled = states[torch.arange(len(ids_BS), device=ids_BS.device), ids_BS.argmax(dim=-1)]
-        return F.normalize(self.text_projection(pooled).float(), dim=-1)
+        return self.project_text(end_of_text(self.text(ids_BS), ids_BS))
+
+    def project_text(self, pooled_BW: Tensor) -> Tensor:
+        """States at the end token (B, width) -> unit vectors (B, embed_dim)."""
+        return F.normalize(self.text_projection(pooled_BW).float(), dim=-1)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> unit vectors (B, embed_dim); other sizes than `image_size` are resampled."""

@@ -1,4 +1,4 @@
-"""One training loop for every part: AdamW, warm-up / hold / cosine decay, gradient clipping, EMA, exact resume.
+"""One training loop for every part: AdamW or Muon, warm-up / hold / cosine decay, gradient clipping, EMA, exact resume.
 
 The loop is a generator; progress bars, checkpoints and pictures live in the caller. The batch, the noise and the
 dropout of step k come from (seed, k) alone, so a resumed run continues as if it had never stopped.
@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.errors import DiffusionError
 from diffusion.seeding import stream
+from diffusion.training.muon import Muon
 
 Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, float]]]
 """(row indices (B,), the step's random stream) -> (scalar loss, figures to report)."""
@@ -22,7 +25,10 @@ Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Length, optimiser and averaging of one training run."""
+    """Length, optimiser and averaging of one training run.
+
+    With "muon", AdamW still trains what is no hidden matrix: vectors, embeddings, and the first and last convolution.
+    """
 
     num_steps: int
     batch_size: int = 48
@@ -33,6 +39,7 @@ class LoopConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, constant, then a cosine to zero over the last `decay_fraction` of the run."""
@@ -61,16 +68,35 @@ class TrainProgress:
         return (self.num_steps - self.step) * self.seconds
 
 
-class TrainState:
-    """A module in training with its optimiser, moving average and step count."""
+NOT_HIDDEN = ("embedding", "conv_in", "conv_out")
+"""Matrices in whose name one of these occurs are no maps between hidden spaces: AdamW trains them."""
 
-    def __init__(self, module: nn.Module, *, weight_decay: float) -> None:
+
+def make_optimizers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all trained parameters, or Muon for the hidden matrices and AdamW for the rest."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in named if p.ndim >= 2 and not any(part in name for part in NOT_HIDDEN)]
+    if config.optimizer == "adamw":
+        hidden = []
+    taken = {id(p) for p in hidden}
+    rest = [p for _, p in named if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)]
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.learning_rate, weight_decay=config.weight_decay))
+    return optimizers
+
+
+class TrainState:
+    """A module in training with its optimisers, moving average and step count."""
+
+    def __init__(self, module: nn.Module, config: LoopConfig) -> None:
         self.module = module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        decayed = [p for p in self.parameters if p.ndim >= 2]
-        plain = [p for p in self.parameters if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
+        self.optimizers = make_optimizers(module, config)
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step = 0
 
@@ -80,7 +106,7 @@ class TrainState:
         temporary = path.with_suffix(".tmp")
         payload = {
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema,
             "step": self.step,
         }
@@ -88,15 +114,36 @@ class TrainState:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Reads a resume point."""
+        """Reads a resume point.
+
+        Raises:
+            DiffusionError: it was written with another optimiser.
+        """
         payload = torch.load(path, weights_only=True, map_location=self.parameters[0].device)
+        kept = payload["optimizers"]
+        if len(kept) != len(self.optimizers):
+            raise DiffusionError.explained(
+                f"{path} was written with {len(kept)} optimisers, this run has {len(self.optimizers)}",
+                expected="the optimiser that the run began with",
+                fix="set the part's 'optimizer' back, or start in another folder",
+            )
         self.module.load_state_dict(payload["module"])
-        self.optimizer.load_state_dict(payload["optimizer"])
+        for optimizer, state in zip(self.optimizers, kept, strict=True):
+            optimizer.load_state_dict(state)
         self.ema, self.step = payload["ema"], payload["step"]
 
     def averaged(self) -> "Averaged":
         """Context in which the module holds its averaged weights."""
         return Averaged(self)
+
+
+def load_average(module: nn.Module, path: Path) -> None:
+    """Gives a module the averaged weights of a resume point."""
+    payload = torch.load(path, weights_only=True, map_location="cpu")
+    module.load_state_dict(payload["module"])
+    with torch.no_grad():
+        for parameter, average in zip(module.parameters(), payload["ema"], strict=True):
+            parameter.copy_(average)
 
 
 class Averaged:
@@ -149,10 +196,11 @@ def train(
         value.backward()
         norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm)
         rate = config.learning_rate_at(state.step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         decay = config.ema_decay_at(state.step)
         torch._foreach_lerp_(state.ema, [p.detach() for p in state.parameters], 1 - decay)
         state.step += 1

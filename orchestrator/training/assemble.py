@@ -3,30 +3,30 @@
 import json
 from pathlib import Path
 
-from diffusion.networks.unet import UNet2DCondition
 from diffusion.prior import Prior, PriorCard
 from diffusion.prior_folder import save_prior
 from diffusion.text.clip import Clip, load_clip, save_clip
+from diffusion.training.denoiser import TextConditionedDenoiser
 from diffusion.training.loop import TrainState
 from nerf3d.toybox.words import vocabulary
 from orchestrator.training import recipe
-from orchestrator.training.parts import CHECKPOINT, load_averaged, trained_autoencoder
+from orchestrator.training.parts import CHECKPOINT, joint_denoiser, load_averaged, trained_autoencoder
 
 
 def assemble(root: Path, folder: Path) -> None:
     """Writes the averaged weights of every trained part: the prior, its image tower, and the judge if there is one."""
     tokenizer = recipe.toybox_tokenizer()
-    towers = load_averaged(Clip(recipe.clip_config(tokenizer)), root / "clip")
+    denoiser = load_averaged(joint_denoiser(), root / "denoiser")
     save_prior(
         folder,
         card=PriorCard("toybox", recipe.IMAGE_SIZE, vocabulary(), view_words=True),
-        unet=load_averaged(UNet2DCondition(recipe.UNET), root / "denoiser"),
+        unet=denoiser.unet,
         autoencoder=trained_autoencoder(root),
-        text_encoder=towers.text,
+        text_encoder=denoiser.clip.text,
         tokenizer=tokenizer,
         schedule=recipe.SCHEDULE,
     )
-    save_clip(towers, tokenizer, folder / "clip", with_text=False)
+    save_clip(denoiser.clip, tokenizer, folder / "clip", with_text=False)
     if (root / "judge" / CHECKPOINT).exists():
         judge = load_averaged(Clip(recipe.judge_config(tokenizer)), root / "judge")
         save_clip(judge, tokenizer, folder / "judge", with_text=True)
@@ -39,15 +39,16 @@ def unpack(folder: Path, root: Path) -> None:
         PriorError: the folder is missing, damaged, or not one that `assemble` wrote.
     """
     prior = Prior.load(folder)
+    towers = load_clip(folder / "clip", text=prior.text_encoder)
     modules = {
         "autoencoder": prior.autoencoder,
-        "clip": load_clip(folder / "clip", text=prior.text_encoder),
+        "clip": towers,
         "judge": load_clip(folder / "judge"),
-        "denoiser": prior.unet,
+        "denoiser": TextConditionedDenoiser(prior.unet, towers),
     }
     for name, module in modules.items():
         path = root / name / CHECKPOINT
         if not path.exists():
-            TrainState(module.requires_grad_(True), weight_decay=0.0).save(path)
+            TrainState(module.requires_grad_(True), recipe.LOOPS[name]).save(path)
     scaling = {"scaling_factor": prior.autoencoder.config.scaling_factor}
     (root / "autoencoder/scaling.json").write_text(json.dumps(scaling), encoding="utf-8")

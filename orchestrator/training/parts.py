@@ -16,8 +16,8 @@ from diffusion.text.clip import Clip
 from diffusion.text.tokenizer import empty_tokens
 from diffusion.training.autoencoder import reconstruction_loss
 from diffusion.training.contrastive import clip_loss
-from diffusion.training.denoiser import denoising_loss
-from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, train
+from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss
+from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, load_average, train
 from jobs.errors import InputError
 from orchestrator.training import recipe
 from orchestrator.training.pictures import Pictures
@@ -36,7 +36,7 @@ class Part:
 
 def started(module: nn.Module, folder: Path, config: LoopConfig) -> TrainState:
     """The state at the folder's checkpoint, or at the beginning."""
-    state = TrainState(module, weight_decay=config.weight_decay)
+    state = TrainState(module, config)
     if (folder / CHECKPOINT).exists():
         state.load(folder / CHECKPOINT)
     return state
@@ -51,9 +51,7 @@ def load_averaged(module: Module, folder: Path) -> Module:
     path = folder / CHECKPOINT
     if not path.exists():
         raise InputError(f"{path} does not exist; train the {folder.name} first ('dreamkiln train {folder.name}').")
-    state = TrainState(module, weight_decay=0.0)
-    state.load(path)
-    state.averaged().swap()
+    load_average(module, path)
     return module.eval().requires_grad_(False)
 
 
@@ -86,22 +84,29 @@ def _towers(sizes: Callable, data: Pictures, texts: list[str], folder: Path, con
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 
 
+def joint_denoiser() -> TextConditionedDenoiser:
+    """The UNet and the towers, untrained."""
+    unet = channels_last(UNet2DCondition(recipe.UNET))
+    return TextConditionedDenoiser(unet, Clip(recipe.clip_config(recipe.toybox_tokenizer())))
+
+
 def denoiser(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
-    """The UNet, on the latents of the trained autoencoder and the states of the trained text tower."""
+    """The UNet on the latents of the trained autoencoder, together with the towers, which begin as trained by `clip`."""
     tokenizer = recipe.toybox_tokenizer()
-    towers = load_averaged(Clip(recipe.clip_config(tokenizer)), root / "clip")
+    torch.manual_seed(config.seed)
+    module = joint_denoiser()
+    if not (root / "denoiser" / CHECKPOINT).exists():
+        module.clip.load_state_dict(load_averaged(Clip(recipe.clip_config(tokenizer)), root / "clip").state_dict())
     latents = all_latents(data, root, device)
     ids = tokenizer(data.captions).to(torch.int16)
-    torch.manual_seed(config.seed)
-    module = channels_last(UNet2DCondition(recipe.UNET)).to(device)
-    state = started(module, root / "denoiser", config)
+    state = started(module.to(device), root / "denoiser", config)
     loss = denoising_loss(
         module,
         recipe.SCHEDULE,
-        towers.text.to(device),
         latents=lambda rows: latents[rows].float().to(device).contiguous(memory_format=torch.channels_last),
         ids=lambda rows: ids[rows].long().to(device),
         empty_ids=empty_tokens(tokenizer, 1)[0].to(device),
+        images=lambda rows: data.batch(rows).to(device),
     )
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 

@@ -18,7 +18,7 @@ from orchestrator.training.parts import CHECKPOINT, PARTS, measure_scaling
 from orchestrator.training.pictures import Pictures
 
 CHECKPOINT_SECONDS = 120
-GRID_STEPS = 2000
+GRID_STEPS = 500
 
 
 def train_part(

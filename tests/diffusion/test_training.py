@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.errors import DiffusionError
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import stream
+from diffusion.text.clip import Clip, ClipConfig, TextConfig
 from diffusion.training.autoencoder import reconstruction_loss
-from diffusion.training.denoiser import denoising_loss, stratified_timesteps
+from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss, stratified_timesteps
 from diffusion.training.loop import LoopConfig, TrainState, train
+from diffusion.training.muon import orthogonalised
 
 
 def linear_regression(steps: int) -> tuple[TrainState, object, LoopConfig]:
@@ -25,7 +29,7 @@ def linear_regression(steps: int) -> tuple[TrainState, object, LoopConfig]:
         error = module(inputs[rows] + 0.01 * noise).float() - inputs[rows].sum(dim=1, keepdim=True)
         return error.square().mean(), {}
 
-    return TrainState(module, weight_decay=config.weight_decay), loss, config
+    return TrainState(module, config), loss, config
 
 
 def test_resumed_training_is_bit_equal(tmp_path: Path) -> None:
@@ -102,10 +106,11 @@ def test_denoising_loss_is_zero_for_the_perfect_denoiser_and_drops_a_tenth_of_th
     x0 = torch.full((1, 2, 4, 4), 0.3)
     denoiser = PerfectDenoiser(schedule, x0)
     text = nn.Embedding(10, 5)
+    towers = nn.Module()
+    towers.text = text
     loss = denoising_loss(
-        denoiser,
+        TextConditionedDenoiser(denoiser, towers),
         schedule,
-        text,
         latents=lambda rows: x0.expand(len(rows), -1, -1, -1),
         ids=lambda rows: torch.full((len(rows), 3), 7),
         empty_ids=torch.zeros(3, dtype=torch.int64),
@@ -115,6 +120,81 @@ def test_denoising_loss_is_zero_for_the_perfect_denoiser_and_drops_a_tenth_of_th
     assert set(bands) == {"low", "middle", "high"}
     dropped = (denoiser.contexts[0][:, 0] == text.weight[0]).all(dim=-1).float().mean().item()
     assert 0.06 < dropped < 0.14
+
+
+def test_the_text_tower_learns_from_denoising_and_from_the_contrast() -> None:
+    torch.manual_seed(0)
+    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 32, "head_width": 32}
+    towers = Clip(ClipConfig(16, TextConfig(vocab_size=20, context_length=6, width=32, heads=1, layers=1), vision))
+    unet = UNet2DCondition(
+        UNetConfig(
+            sample_size=4,
+            in_channels=2,
+            out_channels=2,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            block_out_channels=(32,),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            attention_head_dim=1,
+        )
+    )
+    denoiser = TextConditionedDenoiser(unet, towers)
+    ids = torch.randint(1, 19, (8, 6), generator=torch.Generator().manual_seed(0))
+    parts = {
+        "latents": lambda rows: torch.ones(len(rows), 2, 4, 4),
+        "ids": lambda rows: ids[rows],
+        "empty_ids": torch.zeros(6, dtype=torch.int64),
+    }
+    schedule = NoiseSchedule(prediction_type="v_prediction")
+    pictures = torch.linspace(0, 1, 8 * 3 * 16 * 16).reshape(8, 3, 16, 16)
+
+    denoising_loss(denoiser, schedule, **parts)(torch.arange(8), stream(0, "loss"))[0].backward()
+    assert all(p.grad is None for p in towers.visual.parameters())
+    assert towers.text.tower.token_embedding.weight.grad.abs().sum() > 0
+
+    joint = denoising_loss(denoiser, schedule, **parts, images=lambda rows: pictures[rows], contrastive_weight=0.5)
+    value, figures = joint(torch.arange(8), stream(0, "loss"))
+    assert value.item() == pytest.approx(figures["denoising"] + 0.5 * figures["contrast"], rel=1e-5)
+    value.backward()
+    assert towers.visual.proj.grad.abs().sum() > 0
+
+
+def test_orthogonalised_keeps_the_directions_and_evens_the_lengths() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((12, 40), (40, 12)):
+        matrix = torch.empty(shape).normal_(generator=generator)
+        u, s, vh = torch.linalg.svd(orthogonalised(matrix).float(), full_matrices=False)
+        assert s.min() > 0.6 and s.max() < 1.3
+        u0, _, vh0 = torch.linalg.svd(matrix, full_matrices=False)
+        torch.testing.assert_close((u @ vh), (u0 @ vh0), atol=0.15, rtol=0)
+
+
+def test_muon_fits_a_linear_map_of_convolutions_and_resumes_exactly(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1))
+    x = torch.linspace(-1, 1, 4 * 2 * 5 * 5).reshape(4, 2, 5, 5)
+    config = LoopConfig(num_steps=80, batch_size=4, learning_rate=2e-2, warmup_steps=2, optimizer="muon")
+
+    def loss(rows, generator):
+        return (module(x[rows]).float() - 0.5 * x[rows]).square().mean(), {}
+
+    state = TrainState(module, config)
+    assert [type(optimizer).__name__ for optimizer in state.optimizers] == ["AdamW", "Muon"]
+    progress = []
+    for item in train(state, loss, config, num_rows=4, device="cpu"):
+        progress.append(item)
+        if item.step == 40:
+            state.save(tmp_path / "checkpoint.pt")
+    assert progress[-1].metrics["loss"] < 0.02 * progress[0].metrics["loss"]
+    final = [p.detach().clone() for p in module.parameters()]
+
+    again = TrainState(module, config)
+    again.load(tmp_path / "checkpoint.pt")
+    list(train(again, loss, config, num_rows=4, device="cpu"))
+    torch.testing.assert_close(list(module.parameters()), [nn.Parameter(p) for p in final], rtol=0, atol=0)
+    with pytest.raises(DiffusionError, match="was written with 2 optimisers, this run has 1"):
+        TrainState(module, LoopConfig(num_steps=80)).load(tmp_path / "checkpoint.pt")
 
 
 def test_the_autoencoder_learns_a_flat_picture() -> None:
@@ -128,7 +208,7 @@ def test_the_autoencoder_learns_a_flat_picture() -> None:
     )
     module = AutoencoderTiny(config)
     pictures = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 3, 8, 8)
-    state = TrainState(module, weight_decay=0.0)
+    state = TrainState(module, LoopConfig(num_steps=1, weight_decay=0.0))
     loop = LoopConfig(num_steps=120, batch_size=4, learning_rate=5e-3, warmup_steps=5)
     progress = list(train(state, reconstruction_loss(module, lambda rows: pictures[rows]), loop, num_rows=2, device="cpu"))
     assert progress[-1].metrics["psnr"] > 20 > progress[0].metrics["psnr"]
