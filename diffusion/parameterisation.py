@@ -26,12 +26,14 @@ class Prediction:
         eps: (B, ...) the noise in x_t.
         x0: (B, ...) the clean sample: E[x0 | x_t] for an ideal network.
         alpha, sigma: (B,) float64, the scales that x_t was made with.
+        variance_share: (B, ...) v in [0, 1] of a learned variance (2102.09672 eq. 15), where the network has one.
     """
 
     eps: Tensor
     x0: Tensor
     alpha: Tensor
     sigma: Tensor
+    variance_share: Tensor | None = None
 
     @classmethod
     def from_output(cls, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str = "epsilon") -> "Prediction":
@@ -96,7 +98,8 @@ class Prediction:
 
     def __getitem__(self, rows: slice | Tensor) -> "Prediction":
         """Some rows of a batch, as the engine hands them back to their jobs."""
-        return Prediction(self.eps[rows], self.x0[rows], self.alpha[rows], self.sigma[rows])
+        share = None if self.variance_share is None else self.variance_share[rows]
+        return Prediction(self.eps[rows], self.x0[rows], self.alpha[rows], self.sigma[rows], share)
 
 
 def training_target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:

@@ -11,7 +11,10 @@ from diffusion.errors import DiffusionError
 if TYPE_CHECKING:
     from diffusion.models.base import Model
 
-MODELS: dict[str, str] = {}
+MODELS: dict[str, str] = {
+    "ddpm": "diffusion.models.ddpm:DDPM",
+    "improved_ddpm": "diffusion.models.improved_ddpm:ImprovedDDPM",
+}
 """Name on the command line -> "module:Class"."""
 
 

@@ -6,7 +6,7 @@ A file of this folder is one model of one paper. Training, files and the command
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +71,20 @@ class SampleRequest:
         """The options, with `defaults` where they are silent.
 
         Raises:
-            DiffusionError: an option that `defaults` does not have.
+            DiffusionError: an option that `defaults` does not have, or a value of another type than its default.
         """
-        for key in self.options:
+        for key, value in self.options.items():
             if key not in defaults:
                 raise DiffusionError.explained(
                     f"there is no option {key!r}", expected=_one_of(defaults, "no options at all"), fix="use one of these"
+                )
+            wanted = type(defaults[key])
+            fits = isinstance(value, (int, float) if wanted is float else wanted)
+            if defaults[key] is not None and (not fits or isinstance(value, bool) != (wanted is bool)):
+                raise DiffusionError.explained(
+                    f"the option {key!r} is {value!r}",
+                    expected=f"a value like its default, {defaults[key]!r}",
+                    fix="write it like that",
                 )
         return {**defaults, **self.options}
 
@@ -92,6 +100,12 @@ class Model(nn.Module, ABC):
     """As on the command line."""
 
     Config: ClassVar[type]
+
+    loop_settings: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `diffusion.training.loop.LoopConfig` in which this model's training differs from the common default."""
+
+    preview: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of `SampleRequest` for the pictures that a training shows: quicker than the paper's own sampling."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -122,6 +136,12 @@ class Model(nn.Module, ABC):
         if not hasattr(config, "network"):
             return config
         return replace(config, network=network_config_for(shape, config.network))
+
+    @property
+    def condition(self) -> Literal["labels", "captions"] | None:
+        """What a sample may be conditioned on: labels, where the network has classes."""
+        network = getattr(self.config, "network", None)
+        return None if getattr(network, "num_classes", None) is None else "labels"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from diffusion.errors import DiffusionError
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampling, ask, drawn, levels, transitions
 from diffusion.schedule import NoiseSchedule
@@ -23,7 +24,14 @@ def ddim(
 
     Args:
         eta: 0 is deterministic, 1 has DDPM's posterior variance (eq. 16). Noise is only needed above 0.
+
+    Raises:
+        DiffusionError: eta outside [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise DiffusionError.explained(
+            f"eta is {eta}", expected="0 to 1", fix="use 0 (deterministic) or 1 (as much noise as DDPM)"
+        )
     x = x_T
     steps = levels(schedule, timesteps, final_abar=schedule.final_alphas_cumprod)
     for index, here, there in transitions(steps):

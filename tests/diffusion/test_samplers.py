@@ -320,8 +320,8 @@ def test_refuses_noise_of_another_shape() -> None:
 
 
 def test_refuses_an_unknown_variance() -> None:
-    with pytest.raises(DiffusionError, match="variance is 'learned'; expected 'fixed_small' or 'fixed_large'"):
-        sample("ddpm", start(1), Oracle(LINEAR, ONE_GAUSSIAN), LINEAR.timesteps(3), variance="learned")
+    with pytest.raises(DiffusionError, match="variance is 'learnt'; expected 'fixed_small', 'fixed_large' or 'learned'"):
+        sample("ddpm", start(1), Oracle(LINEAR, ONE_GAUSSIAN), LINEAR.timesteps(3), variance="learnt")
 
 
 def test_the_registry_names_the_functions() -> None:
