@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diffusion.models.base import Model
 
 MODELS: dict[str, str] = {
+    "denoising_score_matching": "diffusion.models.denoising_score_matching:DenoisingScoreMatching",
+    "sliced_score_matching": "diffusion.models.sliced_score_matching:SlicedScoreMatching",
     "ddpm": "diffusion.models.ddpm:DDPM",
     "improved_ddpm": "diffusion.models.improved_ddpm:ImprovedDDPM",
 }
