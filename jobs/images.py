@@ -6,14 +6,30 @@ import time
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from diffusion.requests import Guidance
+from jobs.errors import InputError
 from jobs.events import Event, ImageReady, Progress
 from jobs.pace import Pace
 from jobs.prior_client import DrawRequest, PriorClient
 from jobs.specs import ImagesSpec
 from jobs.vocabulary import warn_of_unknown_words
 
-__all__ = ["ImagesResult", "chunks", "image_seed", "images"]
+__all__ = ["EditSource", "ImagesResult", "chunks", "image_seed", "images"]
+
+
+@dataclass(frozen=True, eq=False)
+class EditSource:
+    """What an editing job starts from, at the prior's image size.
+
+    Args:
+        image: (3, S, S) in [0, 1].
+        mask: (1, S, S) in [0, 1], 1 where the image is repainted, 0 where it stays to the last bit; None repaints all.
+    """
+
+    image: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,15 +60,22 @@ def images(
     spec: ImagesSpec,
     prior: PriorClient,
     *,
+    source: EditSource | None = None,
     done: Collection[int] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Event, None, ImagesResult]:
     """Draw the images that are not in `done`; yields each as soon as its chunk is finished.
 
+    Args:
+        source: the pictures that spec.init_image and spec.mask name.
+
     Raises:
+        InputError: the spec names a picture and `source` is None.
         PriorFailed: the prior stopped answering.
     """
     begin = clock()
+    if spec.init_image is not None and source is None:
+        raise InputError(f"The picture with the sha256 {spec.init_image} is not there; start the job with --init-image again.")
     yield from warn_of_unknown_words(prior, spec.prompt)
     todo = chunks(spec, done)
     total = spec.num_images
@@ -61,7 +84,7 @@ def images(
     pace = Pace(clock=clock)
     for chunk in todo:
         seeds = tuple(image_seed(spec, index) for index in chunk)
-        pictures = prior.draw(_request(spec, seeds))
+        pictures = prior.draw(_request(spec, seeds, source))
         for index, seed, picture in zip(chunk, seeds, pictures, strict=True):
             yield ImageReady(index=index, seed=seed, image=picture)
         num_done += len(chunk)
@@ -69,12 +92,17 @@ def images(
     return ImagesResult(num_drawn=sum(map(len, todo)), seconds={"draw": clock() - begin})
 
 
-def _request(spec: ImagesSpec, seeds: tuple[int, ...]) -> DrawRequest:
+def _request(spec: ImagesSpec, seeds: tuple[int, ...], source: EditSource | None) -> DrawRequest:
+    num = len(seeds)
+    mask = None if source is None or source.mask is None else source.mask.expand(num, -1, -1, -1)
     return DrawRequest(
-        prompts=(spec.prompt,) * len(seeds),
+        prompts=(spec.prompt,) * num,
         seeds=seeds,
         num_steps=spec.num_steps,
         sampler=spec.sampler,
-        guidance=Guidance(scale=spec.guidance_scale, rescale=spec.guidance_rescale),
+        guidance=Guidance(scale=spec.guidance_scale, rescale=spec.guidance_rescale, interval=spec.guidance_interval),
         negative_prompt=spec.negative_prompt,
+        init_images=None if source is None else source.image.expand(num, -1, -1, -1),
+        masks=mask,
+        strength=1.0 if spec.strength is None else spec.strength,
     )

@@ -91,7 +91,13 @@ class ImagesSpec(_Spec):
         guidance_rescale: 0 (off) to 1.
         sampler: a name in `diffusion.samplers.SAMPLERS`.
         negative_prompt: what the unconditional side is told instead of nothing.
+        guidance_interval: timesteps from the first to the second are guided, the others only conditional.
         chunk_size: images that share a forward pass. Part of the fingerprint, because a batch's size shows in the last bit.
+        init_image: sha256 of the pixels of a picture to draw anew instead of starting from noise alone. The pixels travel
+            beside the spec (`jobs.images.EditSource`).
+        mask: sha256 of the pixels of its mask, white where it is repainted.
+        strength: of the change, 0 (none) to 1 (as if there were no picture). None is 0.6, or 1 with a mask.
+        mask_feather: standard deviation of the blur of the mask's edge in the prior's pixels, 0 (hard) to 10.
 
     Raises:
         InputError: a value that is not allowed, named.
@@ -106,9 +112,14 @@ class ImagesSpec(_Spec):
     num_steps: int = 30
     guidance_scale: float = 3.0
     guidance_rescale: float = 0.5
+    guidance_interval: tuple[int, int] = (0, 1000)
     sampler: str = "ddim"
     negative_prompt: str = ""
     chunk_size: int = 8
+    init_image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    mask_feather: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", check_prompt(self.prompt))
@@ -123,6 +134,14 @@ class ImagesSpec(_Spec):
         if self.sampler not in SAMPLERS:
             hint = codec.near_matches(self.sampler, SAMPLERS)
             raise InputError(f"There is no sampler {self.sampler!r}{hint}; choose one of {', '.join(SAMPLERS)}.")
+        _check_interval("guidance_interval", self.guidance_interval, 0, 1000)
+        _check_range("mask_feather", self.mask_feather, 0, 10)
+        if self.strength is not None:
+            _check_range("strength", self.strength, 0, 1)
+        if self.init_image is None and self.mask is not None:
+            raise InputError("There is a mask but no picture that it belongs to; give --init-image as well.")
+        if self.init_image is not None and self.strength is None:
+            object.__setattr__(self, "strength", 0.6 if self.mask is None else 1.0)
 
 
 JobSpec = TextTo3DSpec | ImagesSpec
@@ -160,6 +179,13 @@ def _check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
 def _check_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise InputError(f"The seed is {seed!r}, but a whole number from 0 to 2^63 - 1 was expected.")
+
+
+def _check_interval(name: str, interval: tuple[int, int], low: int, high: int) -> None:
+    if not low <= interval[0] <= interval[1] <= high:
+        raise InputError(
+            f"{name} is {list(interval)}, but two numbers from {low:,} to {high:,}, the smaller one first, are allowed."
+        )
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -28,7 +28,7 @@ from orchestrator.settings import ExportSettings, PriorSettings, RuntimeSettings
 __all__ = ["Settings", "compose"]
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
-NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior")
+NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "init_image", "mask")
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -56,9 +56,9 @@ class Settings:
             mesh=self.mesh,
         )
 
-    def image_job(self, prompt: str, *, seed: int) -> ImagesSpec:
-        """The spec of one image job."""
-        fields = {"prompt": prompt, "seed": seed, "prior": self.prior.source, **self.images}
+    def image_job(self, prompt: str, *, seed: int, **pictures: str | None) -> ImagesSpec:
+        """The spec of one image job. pictures: its fields `init_image` and `mask`, if it edits one."""
+        fields = {"prompt": prompt, "seed": seed, "prior": self.prior.source, **self.images, **pictures}
         return codec.from_plain(ImagesSpec, fields, path="images")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from jobs.events import ImageReady
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from orchestrator.atomic import write_text
+from orchestrator.edit_pictures import expected_of_edit
 from orchestrator.settings import ExportSettings
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def expected_of_text_to_3d(spec: TextTo3DSpec, export: ExportSettings) -> tuple[
 
 
 def expected_of_images(spec: ImagesSpec) -> tuple[str, ...]:
-    """Every picture, the grid, and the commit marker of the one shard."""
-    return (*(image_name(index) for index in range(spec.num_images)), GRID, SHARD_MARKER)
+    """Every picture, the grid, the commit marker of the one shard, and copies of what an editing job started from."""
+    copies = expected_of_edit(mask=spec.mask is not None) if spec.init_image is not None else ()
+    return (*(image_name(index) for index in range(spec.num_images)), GRID, SHARD_MARKER, *copies)
 
 
 def image_name(index: int) -> str:
@@ -101,6 +103,7 @@ def write_images_summary(folder: Path, spec: ImagesSpec, *, prior_hash: str, sec
 
 
 def _metadata(spec: ImagesSpec, prior_hash: str) -> dict[str, str]:
+    edit = {"strength": spec.strength, "init_image_sha256": spec.init_image, "mask_sha256": spec.mask}
     return {
         "prompt": spec.prompt,
         "negative_prompt": spec.negative_prompt,
@@ -108,7 +111,9 @@ def _metadata(spec: ImagesSpec, prior_hash: str) -> dict[str, str]:
         "steps": str(spec.num_steps),
         "guidance_scale": f"{spec.guidance_scale:g}",
         "guidance_rescale": f"{spec.guidance_rescale:g}",
+        "guidance_interval": "{}-{}".format(*spec.guidance_interval),
         "prior_hash": prior_hash,
+        **{name: str(value) for name, value in edit.items() if spec.init_image is not None and value is not None},
     }
 
 

@@ -15,8 +15,10 @@ from typing import Any
 from jobs.codec import to_plain
 from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
 from jobs.events import Checkpoint, Event, Finished, ImageReady, Message, Progress
+from jobs.images import EditSource
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator import deliverables
+from orchestrator.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
 from orchestrator.progress_display import Display, SilentDisplay
 from orchestrator.run_folder import RunFolder, default_folder
 from orchestrator.runtimes.base import Attempt, PriorLoader, Runtime, resolve_device
@@ -63,6 +65,7 @@ def perform(
     runtime: RuntimeSettings | None = None,
     display: Display | None = None,
     load_prior: PriorLoader | None = None,
+    pictures: EditPictures | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Run `spec` to its end, or go on from where an earlier attempt in the same folder stopped.
@@ -70,6 +73,7 @@ def perform(
     Args:
         out: the run folder; `runs/<slug>-<hash>` by default.
         load_prior: what loads the prior; `orchestrator.prior_service.load_prior` by default.
+        pictures: what an editing job starts from; by default the copies that an earlier attempt left in the folder.
 
     Raises:
         InputError: the folder belongs to another job, or the prior cannot be loaded.
@@ -98,7 +102,7 @@ def perform(
         device = resolve_device(runtime.device)
         try:
             with make_runtime(spec, runtime, device, load_prior) as running:
-                return _Attempt(spec, folder, export, runtime, display, clock).run(running, device)
+                return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running, device)
         except KeyboardInterrupt:
             message = _stopped(folder)
             folder.stop("interrupted", message)
@@ -143,6 +147,7 @@ class _Attempt:
         export: ExportSettings,
         settings: RuntimeSettings,
         display: Display,
+        pictures: EditPictures | None,
         clock: Callable[[], float],
     ) -> None:
         self._spec = spec
@@ -150,6 +155,7 @@ class _Attempt:
         self._export = export
         self._settings = settings
         self._display = display
+        self._pictures = pictures
         self._clock = clock
         self._messages: list[str] = []
         self._did = folder.plan.action
@@ -162,7 +168,7 @@ class _Attempt:
         self._prior_hash = info.weights_hash
         settings = {"runtime": to_plain(self._settings), "export": _shaping(self._export)}
         folder.begin(info, device=device, settings=settings)
-        attempt = self._attempt()
+        attempt = self._attempt(info.image_size)
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {"start": self._clock() - begin}
         for event in runtime.run(attempt):
@@ -171,18 +177,34 @@ class _Attempt:
             self._handle(event)
         raise JobFailed(f"The job {self._spec.name} ended without a result.", job=self._spec.name)
 
-    def _attempt(self) -> Attempt:
+    def _attempt(self, image_size: int) -> Attempt:
         """What the recipe needs to know of earlier attempts."""
         if isinstance(self._spec, ImagesSpec):
             done = deliverables.images_on_disk(self._folder.path, self._spec)
             self._folder.record(self._folder.file(deliverables.image_name(index)) for index in sorted(done))
             if done and len(done) < self._spec.num_images:
                 self._say(f"Continuing: {len(done)} of {self._spec.num_images} images are there.")
-            return Attempt(self._spec, done=done)
+            return Attempt(self._spec, done=done, source=self._edit_source(image_size))
         checkpoint = self._folder.load_checkpoint() if self._did == "resume" else None
         if checkpoint is not None:
             self._say(f"Continuing from step {checkpoint.step} of {self._spec.fit.num_steps}.")
         return Attempt(self._spec, checkpoint=checkpoint, checkpoint_every=self._settings.checkpoint_every)
+
+    def _edit_source(self, image_size: int) -> EditSource | None:
+        """What an editing job starts from, with a copy of it in the folder."""
+        spec, folder = self._images, self._folder
+        if spec.init_image is None:
+            return None
+        mask = None if spec.mask is None else folder.file(MASK)
+        pictures = self._pictures or EditPictures.read(folder.file(INIT_IMAGE), mask)
+        if pictures.hashes != {"init_image": spec.init_image, "mask": spec.mask}:
+            names = " and ".join(expected_of_edit(mask=spec.mask is not None))
+            raise InputError(f"{names} in {folder.path} are not what the job was begun with; give it --init-image again.")
+        height, width, _ = pictures.image.shape
+        if height != width:
+            self._say(f"The picture has {width}x{height} pixels; its centred square is used.")
+        folder.record(pictures.write(folder.path))
+        return pictures.fit(image_size, feather=spec.mask_feather)
 
     def _handle(self, event: Event) -> None:
         match event:

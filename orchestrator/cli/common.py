@@ -72,8 +72,8 @@ def say_outcome(outcome: Outcome, *, as_json: bool) -> None:
         print(f"  … and {len(outcome.artefacts) - len(shown)} more files")
 
 
-def run_job(spec: Any, settings: Any, *, out: Path | None, as_json: bool) -> None:
-    """Perform a job with its progress on stderr and its outcome on stdout."""
+def run_job(spec: Any, settings: Any, *, out: Path | None, as_json: bool, **more: Any) -> None:
+    """Perform a job with its progress on stderr and its outcome on stdout; `more` goes to `perform`."""
     from orchestrator.perform import perform
     from orchestrator.progress_display import make_display
     from orchestrator.run_folder import default_folder
@@ -82,5 +82,5 @@ def run_job(spec: Any, settings: Any, *, out: Path | None, as_json: bool) -> Non
     folder = out if out is not None else default_folder(spec)
     set_run_folder(folder)
     with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
-        outcome = perform(spec, out=folder, export=settings.export, runtime=settings.runtime, display=display)
+        outcome = perform(spec, out=folder, export=settings.export, runtime=settings.runtime, display=display, **more)
     say_outcome(outcome, as_json=as_json)

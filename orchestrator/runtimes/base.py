@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from jobs.events import Checkpoint, Event, Finished
+from jobs.images import EditSource
 from jobs.prior_client import PriorClient, PriorInfo
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 
@@ -21,13 +22,14 @@ class Attempt:
     """One attempt at a job: what to make and what an earlier attempt left.
 
     Args:
-        checkpoint: of a 3D job. done: indices of the images that exist.
+        checkpoint: of a 3D job. done: indices of the images that exist. source: what an editing job starts from.
         checkpoint_every: fit steps between two resume points.
     """
 
     spec: JobSpec
     checkpoint: Checkpoint | None = None
     done: frozenset[int] = frozenset()
+    source: EditSource | None = None
     checkpoint_every: int = 25
 
 
@@ -60,7 +62,7 @@ def run_recipe(attempt: Attempt, prior: PriorClient, *, device: str) -> Iterator
         case ImagesSpec() as spec:
             from jobs.images import images
 
-            drawn = yield from images(spec, prior, done=attempt.done)
+            drawn = yield from images(spec, prior, source=attempt.source, done=attempt.done)
             yield Finished(result=drawn, seconds=drawn.seconds)
 
 
