@@ -12,7 +12,7 @@ not know of it; like a sampler it yields requests for the unguided prediction:
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from torch import Tensor
 from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction, per_row
 from diffusion.requests import DenoiseRequest
-from diffusion.samplers.chain import Sampling, levels, transitions
+from diffusion.samplers.chain import Level, Sampling, levels, transitions
+from diffusion.samplers.ddpm import Variance
 from diffusion.schedule import NoiseSchedule
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +74,7 @@ def eps_guided(chain: Sampling, gradient: Gradient, *, scale: float, schedule: N
     def guided(request: DenoiseRequest, answer: Prediction) -> Prediction:
         tilt = scale * gradient(request.x_t, request.t)
         alpha, sigma = per_row(schedule.alpha(request.t), tilt), per_row(schedule.sigma(request.t), tilt)
-        return Prediction(answer.eps - sigma * tilt, answer.x0 + sigma**2 / alpha * tilt, answer.alpha, answer.sigma)
+        return replace(answer, eps=answer.eps - sigma * tilt, x0=answer.x0 + sigma**2 / alpha * tilt)
 
     return _with_answers(chain, guided)
 
@@ -85,12 +86,12 @@ def mean_guided(
     scale: float,
     schedule: NoiseSchedule,
     timesteps: Tensor,
-    variance: Literal["fixed_small", "fixed_large"] = "fixed_small",
+    variance: Variance = "fixed_small",
 ) -> Sampling:
     """2105.05233 algorithm 1 (eq. 10): the step's mean mu moves to mu + s Sigma grad log p(y | x_t), around `ddpm`.
 
     The sampler's mean is g x0 + h x_t (2006.11239 eq. 7) with g = alpha' beta / sigma^2, so the shift is sent to it as
-    x0' = x0 + s (Sigma / g) grad. As Sigma = beta sigma'^2 / sigma^2 goes to nothing on the last step, so does the shift.
+    x0' = x0 + s (Sigma / g) grad. The posterior's Sigma is nothing on the last step, and so is the shift.
 
     Args:
         chain: `ddpm`'s generator over `timesteps` with this `variance`, not yet started.
@@ -102,24 +103,58 @@ def mean_guided(
     Raises:
         DiffusionError: the sampler asks for a timestep that is not in `timesteps`.
     """
-    shift = {}
-    for _, here, there in transitions(levels(schedule, timesteps)):
-        beta = 1 - (here.alpha / there.alpha) ** 2
-        spread = beta if variance == "fixed_large" else beta * there.sigma**2 / here.sigma**2
-        shift[here.t] = spread * here.sigma**2 / (there.alpha * beta)
+    steps = {here.t: (here, there) for _, here, there in transitions(levels(schedule, timesteps))}
 
     def guided(request: DenoiseRequest, answer: Prediction) -> Prediction:
         t = int(request.t[0])
-        if t not in shift:
+        if t not in steps:
             raise DiffusionError.explained(
                 f"the sampler asked at timestep {t}",
                 expected="one of the timesteps that mean_guided was given",
                 fix="give both the same timesteps and variance",
             )
-        x0 = answer.x0 + shift[t] * scale * gradient(request.x_t, request.t)
-        return Prediction.from_output(x0, request.x_t, answer.alpha, answer.sigma, "sample")
+        shift = _variance_over_g(*steps[t], variance, answer.variance_share)
+        x0 = answer.x0 + shift * scale * gradient(request.x_t, request.t)
+        fitted = Prediction.from_output(x0, request.x_t, answer.alpha, answer.sigma, "sample")
+        return replace(fitted, variance_share=answer.variance_share)
 
     return _with_answers(chain, guided)
+
+
+Guide = Callable[[Sampling, Tensor, Variance | None], Sampling]
+"""A sampler's generator, its timesteps and, of `ddpm`, its variance -> the generator under guidance."""
+
+
+def guided_by(gradient: Gradient, *, scale: float, schedule: NoiseSchedule) -> Guide:
+    """The form that belongs to a sampler: the mean's where a variance shows it to be `ddpm`, else eps's."""
+
+    def guide(chain: Sampling, timesteps: Tensor, variance: Variance | None) -> Sampling:
+        if variance is None:
+            return eps_guided(chain, gradient, scale=scale, schedule=schedule)
+        return mean_guided(chain, gradient, scale=scale, schedule=schedule, timesteps=timesteps, variance=variance)
+
+    return guide
+
+
+def check_same_schedule(guide: NoiseSchedule, guided: NoiseSchedule, *, name: str) -> None:
+    """Raises DiffusionError where a network that is to guide was trained on other noise levels than the model."""
+    if not torch.equal(guide.alphas_cumprod, guided.alphas_cumprod):
+        raise DiffusionError.explained(
+            f"the {name} was trained on the schedule {guide.beta_schedule} with {guide.num_train_timesteps} timesteps",
+            expected=f"the model's: {guided.beta_schedule} with {guided.num_train_timesteps}, and its betas",
+            fix=f"train the {name} with the model's schedule (schedule.beta_schedule=..., schedule.beta_start=...)",
+            why="the same timestep must mean the same noise to both",
+        )
+
+
+def _variance_over_g(here: Level, there: Level, variance: Variance, share: Tensor | None) -> Tensor | float:
+    """Sigma / g of one step, with g = alpha' beta / sigma^2 the weight of x0 in its mean."""
+    beta = 1 - (here.alpha / there.alpha) ** 2
+    small = beta * there.sigma**2 / here.sigma**2
+    sigma_squared: Tensor | float = beta if variance == "fixed_large" else small
+    if variance == "learned" and share is not None and small > 0:
+        sigma_squared = small * (beta / small) ** share
+    return sigma_squared * here.sigma**2 / (there.alpha * beta)
 
 
 def _with_answers(chain: Sampling, change: Callable[[DenoiseRequest, Prediction], Prediction]) -> Sampling:

@@ -1,7 +1,8 @@
 """The UNet of the pixel models: DDPM's (2006.11239 appendix B), optionally told a class label or a text.
 
 Residual blocks at every resolution, attention at some, the timestep in every block. A label's embedding is added to the
-timestep's (2105.05233 section 3.1); text enters through cross-attention as in latent diffusion.
+timestep's (2105.05233 section 3.1); text enters through cross-attention as in latent diffusion and, pooled, beside the
+timestep as in GLIDE (2112.10741 section 3.1).
 """
 
 import math
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import Attention, SpatialTransformer
-from diffusion.networks.unet import Resampler, ResnetBlock, TimestepEmbedding, timestep_embedding
+from diffusion.networks.unet import Resampler, ResnetBlock, TextTimeEmbedding, TimestepEmbedding, timestep_embedding
 
 NORM_GROUPS = 32
 HEAD_CHANNELS = 64
@@ -112,6 +113,8 @@ class PixelUNet(nn.Module):
         self.time_embedding = TimestepEmbedding(widths[0], temb_dim)
         if config.num_classes is not None:
             self.class_embedding = nn.Embedding(config.num_classes + 1, temb_dim)
+        if config.context_dim is not None:
+            self.pooled_text = TextTimeEmbedding(config.context_dim, temb_dim, _num_heads(config.context_dim))
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()
@@ -163,6 +166,8 @@ class PixelUNet(nn.Module):
         if config.num_classes is not None:
             none = torch.full((len(x_BCHW),), config.num_classes, dtype=torch.long, device=x_BCHW.device)
             temb = temb + self.class_embedding(none if labels is None else labels)
+        if context is not None:
+            temb = temb + self.pooled_text(context)
         temb = F.silu(temb)
 
         x = self.conv_in(x_BCHW)

@@ -1,6 +1,7 @@
 """Classifier guidance against a mixture whose classifier is known exactly: grad log p(x_t | y) is the answer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,29 @@ def test_the_mean_moves_by_the_scaled_variance_times_the_gradient(variance: Any)
         sigma_squared = (1 - kept) * (1 if variance == "fixed_large" else there.sigma**2 / here.sigma**2)
         moved = kept**0.5 * there.sigma**2 / here.sigma**2 * moved + scale * sigma_squared
     torch.testing.assert_close(run(guided, Oracle(SCHEDULE, point)) - plain, moved * slope[None], rtol=1e-9, atol=1e-9)
+
+
+def test_a_learned_variance_moves_the_mean_by_itself() -> None:
+    """2102.09672 eq. 15: share 0 is the small variance, 1 the large one, in each row and pixel."""
+    slope, share = torch.ones(1, 2, 1, 1, dtype=torch.float64), torch.tensor([0.0, 1.0]).double().reshape(1, 2, 1, 1)
+    point = Oracle(SCHEDULE, GaussianMixture.gaussian([0.0, 0.0], torch.zeros(2, 2)))
+    arguments = chain("ddpm", 1, num_steps=7) | {"noise": lambda step: torch.zeros(1, 2, 1, 1, dtype=torch.float64)}
+    arguments["x_T"] = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    moved = {}
+    for variance in ("fixed_small", "fixed_large", "learned"):
+        guided = mean_guided(
+            ddpm(**arguments, variance=variance),
+            lambda x_t, t: slope,
+            scale=1,
+            schedule=SCHEDULE,
+            timesteps=arguments["timesteps"],
+            variance=variance,
+        )
+        request = next(guided)
+        answer = replace(point(request), variance_share=share)
+        moved[variance] = guided.send(answer).x_t.flatten()
+    torch.testing.assert_close(moved["learned"], torch.stack([moved["fixed_small"][0], moved["fixed_large"][1]]))
+    assert moved["fixed_large"][0] > 1.004 * moved["fixed_small"][0] > 0
 
 
 def sliced_w1(a: Tensor, b: Tensor) -> float:
