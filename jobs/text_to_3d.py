@@ -33,6 +33,9 @@ from nerf3d.view_words import view_phrase
 __all__ = ["PriorGuide", "TextTo3DResult", "text_to_3d", "view_prompts"]
 
 
+REACH = 0.98
+
+
 @dataclass(frozen=True)
 class TextTo3DResult:
     """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage."""
@@ -50,7 +53,13 @@ class TextTo3DResult:
             "num_components": mesh.num_components,
             "is_watertight": mesh.is_watertight,
             "volume": round(mesh.volume, 6),
+            "reaches_bounds": self.reaches_bounds,
         }
+
+    @property
+    def reaches_bounds(self) -> bool:
+        """Whether the surface comes to the walls of the scene box [-1, 1]^3, where it may be cut off."""
+        return bool(abs(self.mesh.vertices).max() > REACH)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,11 @@ def text_to_3d(
         raise CollapsedError(str(error), kind=type(error).__name__, step=fit_config.num_steps, job=spec.name) from error
     yield Progress(stage="mesh", step=1, total=1)
     seconds["mesh"] = clock() - begin
-    return TextTo3DResult(mesh, fitted.field, seconds)
+    result = TextTo3DResult(mesh, fitted.field, seconds)
+    if result.reaches_bounds:
+        text = "The object reaches the walls of the scene box and may be cut off there; try another seed."
+        yield Message(text=text, level="warning")
+    return result
 
 
 def _fit(

@@ -14,8 +14,9 @@ from jobs.images import chunks, images
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, DrawRequest
 from jobs.specs import ImagesSpec, TextTo3DSpec
-from jobs.text_to_3d import PriorGuide, text_to_3d, view_prompts
+from jobs.text_to_3d import PriorGuide, TextTo3DResult, text_to_3d, view_prompts
 from nerf3d.cameras import Cameras
+from nerf3d.mesh import Mesh
 from orchestrator.prior_service import LocalPrior
 from tests.fakes import FAST_FIT, FAST_MESH, FakePrior
 
@@ -65,6 +66,14 @@ def test_a_resumed_fit_ends_with_the_same_mesh(prior, undisturbed, step):
     again, resumed = exhaust(text_to_3d(SPEC, prior, checkpoint=checkpoint))
     assert next(event.step for event in again if isinstance(event, Progress) and event.stage == "fit") == step
     assert_same_mesh(result.mesh, resumed.mesh)
+
+
+@pytest.mark.parametrize(("half_width", "reaches"), [(0.7, False), (0.999, True)])
+def test_a_mesh_that_is_cut_off_by_the_scene_box_is_reported(half_width, reaches):
+    corners = half_width * np.array([[-1, -1, -1], [1, -1, 1], [-1, 1, 1], [1, 1, -1]], dtype="f4")
+    faces = np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
+    mesh = Mesh(corners, faces, corners / np.linalg.norm(corners, axis=1, keepdims=True), np.ones((4, 3)))
+    assert TextTo3DResult(mesh, None, {}).metrics()["reaches_bounds"] is reaches
 
 
 def test_a_checkpoint_of_another_seed_is_refused(prior, undisturbed):
