@@ -85,7 +85,7 @@ def plan_attempt(
     if manifest.get("fingerprint") != spec.fingerprint():
         theirs = manifest.get("spec", {})
         raise InputError(
-            f"{where} belongs to another job ({_difference(theirs, spec.to_json())}); choose another --out, or repeat "
+            f"{where} belongs to another job ({first_difference(theirs, spec.to_json())}); choose another --out, or repeat "
             "that job's own settings to continue it."
         )
     written = manifest.get("artefacts", {})
@@ -114,7 +114,7 @@ class RunFolder:
         self.expected = tuple(expected)
         self._begin = time.monotonic()
         self._progress: TextIO | None = None
-        self._handle = _hold(path)
+        self._handle = hold_folder(path)
         try:
             self.manifest: dict[str, Any] = self._read_manifest() or {}
             self.plan = plan_attempt(self.manifest or None, spec, self.expected, self._present(), where=str(path))
@@ -271,7 +271,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hold(path: Path) -> int:
+def hold_folder(path: Path) -> int:
     """Create `path` and lock the folder itself: the lock leaves no file and ends with the process."""
     with clear_output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -307,12 +307,12 @@ def _open_for_append(path: Path) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> str:
+def first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> str:
     """The first settings that differ, as "seed 0, not 1"."""
     for key in dict.fromkeys([*theirs, *ours]):
         a, b = theirs.get(key), ours.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            if inner := _difference(a, b, f"{prefix}{key}."):
+            if inner := first_difference(a, b, f"{prefix}{key}."):
                 return inner
         elif a != b and key != "formats":
             return f"{prefix}{key} {_short(a)}, not {_short(b)}"

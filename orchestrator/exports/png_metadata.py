@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from orchestrator.atomic import atomic_path
+from orchestrator.atomic import write_bytes
 
 KEYS = ("prompt", "seed", "sampler", "steps", "guidance_scale", "prior_hash")
 """What every picture of a run carries; more keys are allowed."""
 
 
 def write_png(image: np.ndarray, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write an (H, W, 3) uint8 sRGB image with one text chunk per entry of `metadata`; returns the path.
+    """Write `encode_png(image, metadata)` atomically; returns the path.
+
+    Raises what `encode_png` raises, and OutputError for a path that cannot be written.
+    """
+    return write_bytes(path, encode_png(image, metadata))
+
+
+def encode_png(image: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
+    """An (H, W, 3) uint8 sRGB image as a PNG file's bytes, with one text chunk per entry of `metadata`.
 
     Plain Latin text is stored as tEXt, everything else as iTXt (UTF-8). NUL, which PNG text cannot hold, is dropped.
-    Raises ValueError for another kind of image or a key that PNG does not allow, OutputError for a path that cannot be
-    written.
+    Raises ValueError for another kind of image or a key that PNG does not allow.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -36,9 +44,9 @@ def write_png(image: np.ndarray, path: str | os.PathLike[str], metadata: Mapping
             chunks.add_text(key, text)
         else:
             chunks.add_itxt(key, text)
-    with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG", pnginfo=chunks)
-    return Path(path)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
 
 
 def read_png_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

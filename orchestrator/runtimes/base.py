@@ -44,6 +44,10 @@ class Runtime(Protocol):
         """Waits for the prior to be loaded. Raises InputError for one that cannot be."""
         ...
 
+    def prior(self) -> PriorClient:
+        """The prior as another process of this runtime may hold it: picklable where there are other processes."""
+        ...
+
     def run(self, attempt: Attempt) -> Iterator[Event]:
         """The recipe's events, the last one `Finished`. Raises what the recipe raises."""
         ...

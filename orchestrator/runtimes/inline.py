@@ -37,6 +37,10 @@ class InlineRuntime:
         """Loads the prior at the first call."""
         return self._loaded().info()
 
+    def prior(self) -> PriorClient:
+        """The prior itself."""
+        return self._loaded()
+
     def run(self, attempt: Attempt) -> Iterator[Event]:
         """The recipe's events."""
         yield from run_recipe(attempt, self._loaded(), device=self._device)

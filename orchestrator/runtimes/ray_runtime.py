@@ -188,6 +188,10 @@ class RayRuntime:
         """Waits until the prior's actor has loaded it."""
         return RayPrior(self._prior).info()
 
+    def prior(self) -> PriorClient:
+        """The shared prior's client; it travels to other actors."""
+        return RayPrior(self._prior)
+
     def run(self, attempt: Attempt) -> Iterator[Event]:
         """The recipe's events, as the job's actor produces them."""
         import ray
