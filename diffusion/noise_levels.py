@@ -64,7 +64,7 @@ def num_levels_for(sigma_max: float, sigma_min: float, dim: int) -> int:
             low = gamma
         else:
             high = gamma
-    return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(low))
+    return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(low) - 1e-9)
 
 
 def langevin_step_size(sigmas: Tensor, steps_per_level: int) -> float:

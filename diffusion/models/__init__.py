@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MODELS: dict[str, str] = {
     "denoising_score_matching": "diffusion.models.denoising_score_matching:DenoisingScoreMatching",
     "sliced_score_matching": "diffusion.models.sliced_score_matching:SlicedScoreMatching",
+    "ncsn": "diffusion.models.ncsn:Ncsn",
     "ddpm": "diffusion.models.ddpm:DDPM",
     "improved_ddpm": "diffusion.models.improved_ddpm:ImprovedDDPM",
 }

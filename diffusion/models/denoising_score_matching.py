@@ -51,7 +51,7 @@ class DenoisingScoreMatchingConfig:
     network: NetworkConfig = field(default_factory=MLPConfig)
     sigma: float = 0.1
     num_steps: int = 1000
-    step_size: float = 2e-3
+    step_size: float = 1e-3
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:

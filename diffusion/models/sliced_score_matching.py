@@ -57,7 +57,7 @@ class SlicedScoreMatchingConfig:
     network: NetworkConfig = field(default_factory=MLPConfig)
     variance_reduced: bool = True
     num_steps: int = 1000
-    step_size: float = 2e-3
+    step_size: float = 1e-3
 
 
 class SlicedScoreMatching(ScoreModel):

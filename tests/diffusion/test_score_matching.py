@@ -246,7 +246,7 @@ def test_bad_requests_are_explained() -> None:
         model.sample(SampleRequest(seeds=(0,), labels=(1,)))
     with pytest.raises(DiffusionError, match="no option 'eta'; expected one of 'step_size', 'start_scale'"):
         model.sample(SampleRequest(seeds=(0,), options={"eta": 1.0}))
-    with pytest.raises(DiffusionError, match=r"0 steps of size 0\.002; expected at least one"):
+    with pytest.raises(DiffusionError, match=r"0 steps of size 0\.001; expected at least one"):
         model.sample(SampleRequest(seeds=(0,), num_steps=0))
     with pytest.raises(DiffusionError, match="sigma is 0; expected above 0"):
         DenoisingScoreMatchingConfig(sigma=0)

@@ -1,0 +1,101 @@
+"""NCSN: one network for the scores of all noise levels, sampled by annealed Langevin dynamics (1907.05600).
+
+Levels and step follow 2006.09011 (NCSNv2) unless they are given. The network is told log sigma and sees x scaled to about
+unit size; its output is divided by sigma (2006.09011 technique 3), because scores grow like 1 / sigma.
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from diffusion.models.base import Batch, SampleRequest
+from diffusion.models.denoising_score_matching import denoising_score_matching
+from diffusion.models.score_model import ScoreModel, check_unconditional, precise
+from diffusion.networks.build import NetworkConfig, build_network
+from diffusion.networks.pixel_unet import PixelUNetConfig
+from diffusion.noise_levels import geometric_sigmas, langevin_step_size, num_levels_for
+from diffusion.parameterisation import per_row
+from diffusion.samplers.annealed_langevin import annealed_langevin
+from diffusion.seeding import normal
+
+
+@dataclass(frozen=True)
+class NcsnConfig:
+    """Noise levels in units of the data.
+
+    Args:
+        sigma_max: about the largest distance between two items (`noise_levels.largest_distance`).
+        sigma_min: invisible noise.
+        num_levels: L; None for technique 2 of 2006.09011.
+        steps_per_level: T. step_size: None for technique 4 of 2006.09011.
+    """
+
+    network: NetworkConfig = field(default_factory=PixelUNetConfig)
+    sigma_max: float = 20.0
+    sigma_min: float = 0.01
+    num_levels: int | None = None
+    steps_per_level: int = 5
+    step_size: float | None = None
+
+
+class Ncsn(ScoreModel):
+    """The noise-conditional score network."""
+
+    name = "ncsn"
+    Config = NcsnConfig
+
+    def __init__(self, config: NcsnConfig) -> None:
+        super().__init__(config)
+        self.network = build_network(config.network)
+        levels = config.num_levels or num_levels_for(config.sigma_max, config.sigma_min, math.prod(self.shape))
+        self.sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, levels)
+
+    @classmethod
+    def default_config(cls, shape: tuple[int, ...], num_classes: int | None) -> NcsnConfig:
+        """For points of about unit size fewer, longer levels than for pictures, as in 1907.05600."""
+        config = super().default_config(shape, num_classes)
+        return replace(config, sigma_max=5.0, steps_per_level=100) if len(shape) == 1 else config
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """-eps / sigma of the noise eps that the network sees in x."""
+        config = self.config
+        share = (sigma / config.sigma_min).log() / math.log(config.sigma_max / config.sigma_min)
+        scaled = x / per_row((1 + sigma**2).sqrt(), x)
+        return self.network(scaled, (999 * share).to(x)) / per_row(sigma, x)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """1907.05600 eq. 6 with lambda = sigma^2: one level drawn for each item, the mean over its numbers."""
+        x = batch.x
+        level = torch.randint(len(self.sigmas), (len(x),), generator=generator)
+        sigma = self.sigmas[level].to(x)
+        noise = normal(x.shape, generator, device=x.device)
+        with precise(x) if x.ndim == 2 else nullcontext():
+            rows = denoising_score_matching(self.score, x, noise=noise, sigma=sigma, sigma_power=2)
+        return rows.mean() / x[0].numel(), {}
+
+    def sample(self, request: SampleRequest) -> Tensor:
+        """Annealed Langevin dynamics from N(0, sigma_1^2 I).
+
+        Args:
+            request: num_steps is the number of levels, from the same sigma_max to the same sigma_min. Options:
+                "steps_per_level", "step_size" (None: technique 4 for the levels at hand), "denoise".
+        """
+        check_unconditional(request, "annealed_langevin")
+        config = self.config
+        options = request.options_over(
+            {"steps_per_level": config.steps_per_level, "step_size": config.step_size, "denoise": True}
+        )
+        sigmas = self.sigmas
+        if request.num_steps is not None:
+            sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, request.num_steps)
+        steps_per_level = options["steps_per_level"]
+        if options["step_size"] is None:
+            options["step_size"] = langevin_step_size(sigmas, steps_per_level)
+        return self.draw(
+            annealed_langevin(
+                self.start(request.seeds, config.sigma_max), sigmas=sigmas, noise=self.noise(request.seeds), **options
+            )
+        )
