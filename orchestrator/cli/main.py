@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 from jobs.errors import DreamKilnError, Interrupted, OutputError, UnexpectedError
-from orchestrator.cli import common, doctor, evaluate, images, text_to_3d, toybox, train
+from orchestrator.cli import common, doctor, evaluate, images, sample, text_to_3d, toybox, train
 
 __all__ = ["app", "main"]
 
@@ -33,8 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (text_to_3d, images, train, evaluate, doctor):
-    app.command(name=verb.NAME, help=verb.HELP)(verb.command)
+for verb in (text_to_3d, images, train, sample, evaluate, doctor):
+    app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
 app.add_typer(toybox.app, name=toybox.NAME, help=toybox.HELP)
 
 UsageError: Any = typer.BadParameter.__bases__[0]

@@ -1,0 +1,1 @@
+"""The model family on the command line: `dreamkiln train objective=…` and `dreamkiln sample model=…`."""
