@@ -6,6 +6,7 @@ their w is s - 1.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -94,35 +95,60 @@ def combine(
     return Prediction.from_output(rescale(guided.x0, conditional.x0, phi), x_t, alpha, sigma, "sample")
 
 
-def guided_prediction(network: Network, request: DenoiseRequest, schedule: NoiseSchedule) -> Prediction:
-    """Answer a denoise request with a network: one forward over the conditional rows and those that guidance needs.
+@dataclass(frozen=True, eq=False)
+class NetworkInputs:
+    """What a network is called with to answer a denoise request of B samples.
 
     Args:
-        network: (x_t (R, C, h, w), t (R,), tokens (R, L, D)) -> output (R, C, h, w), of schedule.prediction_type.
+        x_t, t, tokens: (G + B, ...), the unconditional rows of the samples that guidance holds for, then all
+            conditional rows.
+        guided: (G,) long, the indices of those samples.
+    """
 
-    Returns:
-        B rows in x_t's dtype and on its device.
+    x_t: Tensor
+    t: Tensor
+    tokens: Tensor
+    guided: Tensor
+
+
+def network_inputs(request: DenoiseRequest) -> NetworkInputs:
+    """The rows that a request costs: a sample whose guidance scale is 1 at its timestep costs one, any other two.
 
     Raises:
         DiffusionError: a row needs the unconditional half and the condition has no negative.
     """
-    x_t, t, condition, guidance = request.x_t, request.t, request.condition, request.guidance
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    scales = row_scales(guidance, t)
-    rows = (scales != 1).nonzero().flatten()
-    if len(rows) == 0:
-        output = network(x_t, t, condition.tokens)
-        return Prediction.from_output(output, x_t, alpha, sigma, schedule.prediction_type)
+    x_t, t, condition = request.x_t, request.t, request.condition
+    guided = (row_scales(request.guidance, t) != 1).nonzero().flatten()
+    if len(guided) == 0:
+        return NetworkInputs(x_t, t, condition.tokens, guided)
     if condition.negative is None:
         raise DiffusionError.explained(
-            f"guidance scale {guidance.scale} without a negative condition",
+            f"guidance scale {request.guidance.scale} without a negative condition",
             expected="the encoded negative (or empty) prompts",
             fix="give Condition(tokens, negative), or use scale 1",
         )
-    tokens = torch.cat([condition.negative[rows], condition.tokens])
-    output = network(torch.cat([x_t[rows], x_t]), torch.cat([t[rows], t]), tokens)
-    cond = output[len(rows) :]
-    uncond = cond.index_copy(0, rows.to(cond.device), output[: len(rows)])
+    tokens = torch.cat([condition.negative[guided], condition.tokens])
+    return NetworkInputs(torch.cat([x_t[guided], x_t]), torch.cat([t[guided], t]), tokens, guided)
+
+
+def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: NoiseSchedule) -> Prediction:
+    """The guided prediction, from what the network said to `network_inputs`.
+
+    Args:
+        output: (G + B, C, h, w) of schedule.prediction_type, rows as in `NetworkInputs`.
+
+    Returns:
+        B rows in x_t's dtype and on its device.
+    """
+    x_t, t, guidance = request.x_t, request.t, request.guidance
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    num_guided = len(output) - len(x_t)
+    cond = output[num_guided:]
+    if num_guided == 0:
+        return Prediction.from_output(cond, x_t, alpha, sigma, schedule.prediction_type)
+    scales = row_scales(guidance, t)
+    guided = (scales != 1).nonzero().flatten()
+    uncond = cond.index_copy(0, guided.to(cond.device), output[:num_guided])
     # Rescaling is part of guidance: rows outside the interval have cond = guided, which it leaves alone.
     return combine(
         cond,
@@ -135,3 +161,19 @@ def guided_prediction(network: Network, request: DenoiseRequest, schedule: Noise
         phi=guidance.rescale,
         rescale_on=guidance.rescale_on,
     )
+
+
+def guided_prediction(network: Network, request: DenoiseRequest, schedule: NoiseSchedule) -> Prediction:
+    """Answer a denoise request with a network: one forward over the conditional rows and those that guidance needs.
+
+    Args:
+        network: (x_t (R, C, h, w), t (R,), tokens (R, L, D)) -> output (R, C, h, w), of schedule.prediction_type.
+
+    Returns:
+        B rows in x_t's dtype and on its device.
+
+    Raises:
+        DiffusionError: a row needs the unconditional half and the condition has no negative.
+    """
+    inputs = network_inputs(request)
+    return prediction_from_output(request, network(inputs.x_t, inputs.t, inputs.tokens), schedule)

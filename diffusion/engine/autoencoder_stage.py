@@ -1,0 +1,71 @@
+"""Encode, decode and encode-with-gradient requests of many tickets, in batches of their own small size.
+
+The autoencoder is bound by memory where the UNet is bound by arithmetic: larger batches bring it little and are the first
+to run out of memory (SynerDiff, 2605.08835).
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.engine.memory import is_out_of_memory, release_cached_memory
+from diffusion.requests import DecodeRequest, EncodeGradientRequest, EncodeRequest
+
+CodingRequest = EncodeRequest | DecodeRequest | EncodeGradientRequest
+
+
+class Answers(Protocol):
+    """See `diffusion.prior.Prior.answer`."""
+
+    def answer(self, request: Any) -> Any: ...
+
+
+class AutoencoderStage:
+    """At most `rows` pictures a call; half as many each time memory runs out."""
+
+    def __init__(self, model: Answers, *, rows: int) -> None:
+        self._model = model
+        self._rows = rows
+
+    def answer_all(self, requests: Sequence[CodingRequest], *, strict: Sequence[bool]) -> list[Tensor | Exception]:
+        """The answer of each request, or the exception that it alone brought about.
+
+        Strict requests are answered one picture at a time, so that nothing depends on who else asks.
+        """
+        answers: dict[int, Tensor | Exception] = {}
+        groups: dict[Any, list[int]] = {}
+        for index, (request, alone) in enumerate(zip(requests, strict, strict=True)):
+            shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in _tensors(request))
+            groups.setdefault((type(request), shapes, alone), []).append(index)
+        for (kind, _, alone), members in groups.items():
+            together = self._answer(kind, [requests[index] for index in members], rows=1 if alone else self._rows)
+            answers |= dict(zip(members, together, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _answer(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> list[Tensor | Exception]:
+        counts = [len(_tensors(request)[0]) for request in requests]
+        columns = [torch.cat(column) for column in zip(*map(_tensors, requests), strict=True)]
+        done: list[Tensor] = []
+        start = 0
+        while start < sum(counts):
+            chunk = kind(*(column[start : start + rows] for column in columns))
+            try:
+                done.append(self._model.answer(chunk))
+            except Exception as error:
+                if is_out_of_memory(error) and rows > 1:
+                    release_cached_memory()
+                    self._rows = rows = rows // 2
+                    continue
+                if len(requests) == 1:
+                    return [error]
+                return [answer for request in requests for answer in self._answer(kind, [request], rows=rows)]
+            start += rows
+        return list(torch.cat(done).split(counts))
+
+
+def _tensors(request: CodingRequest) -> list[Tensor]:
+    """(images,), (latents,) or (images, latent_gradient)."""
+    return [getattr(request, field.name) for field in fields(request)]

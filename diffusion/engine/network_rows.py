@@ -1,0 +1,74 @@
+"""The rows of a denoise request as the network sees them, computed in as many forwards as it takes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.guidance import network_inputs, prediction_from_output
+from diffusion.parameterisation import Prediction
+from diffusion.requests import DenoiseRequest
+from diffusion.schedule import NoiseSchedule
+
+
+class NetworkRows:
+    """B samples cost B conditional rows and, for each that is guided, an unconditional one before them.
+
+    Args:
+        slots: B integers that say where in a strict batch each sample sits; None in fast mode.
+    """
+
+    def __init__(self, request: DenoiseRequest, slots: Sequence[int] | None = None) -> None:
+        self.request = request
+        self.inputs = network_inputs(request)
+        self._slots = slots
+        self._todo = list(range(len(self.inputs.t)))
+        self._output: Tensor | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Rows with one key may share a forward."""
+        x_t, tokens = self.inputs.x_t, self.inputs.tokens
+        return (tuple(x_t.shape[1:]), x_t.dtype, tuple(tokens.shape[1:]), tokens.dtype)
+
+    @property
+    def todo(self) -> list[int]:
+        """Indices of the rows that are not computed yet, in order."""
+        return self._todo
+
+    def places(self, size: int) -> dict[int, int]:
+        """Row -> its place in a strict batch of `size` rows: a function of its slot alone.
+
+        A sample has two neighbouring places, the unconditional row before the conditional one.
+        """
+        assert self._slots is not None
+        guided = self.inputs.guided.tolist()
+        pairs = max(1, size // 2)
+        where = {row: 2 * (self._slots[sample] % pairs) for row, sample in enumerate(guided)}
+        where |= {len(guided) + sample: 2 * (slot % pairs) + 1 for sample, slot in enumerate(self._slots)}
+        return {row: place % size for row, place in where.items()}
+
+    def take(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, t and tokens of these rows."""
+        every = self.inputs
+        if len(rows) == len(every.t):
+            return every.x_t, every.t, every.tokens
+        index = torch.as_tensor(rows, device=every.x_t.device)
+        return every.x_t[index], every.t[index], every.tokens[index]
+
+    def put(self, rows: Sequence[int], output: Tensor) -> None:
+        """The network's answer for these rows, which are then done."""
+        if len(rows) == len(self.inputs.t):
+            self._output, self._todo = output, []
+            return
+        if self._output is None:
+            self._output = output.new_empty((len(self.inputs.t), *output.shape[1:]))
+        self._output[torch.as_tensor(rows, device=output.device)] = output
+        done = set(rows)
+        self._todo = [row for row in self._todo if row not in done]
+
+    def prediction(self, schedule: NoiseSchedule) -> Prediction:
+        """The guided prediction of the whole request, once nothing is left to do."""
+        assert self._output is not None and not self._todo
+        return prediction_from_output(self.request, self._output, schedule)
