@@ -15,6 +15,7 @@ MODELS: dict[str, str] = {
     "denoising_score_matching": "diffusion.models.denoising_score_matching:DenoisingScoreMatching",
     "sliced_score_matching": "diffusion.models.sliced_score_matching:SlicedScoreMatching",
     "ncsn": "diffusion.models.ncsn:Ncsn",
+    "bit_diffusion": "diffusion.models.bit_diffusion:BitDiffusion",
     "ddpm": "diffusion.models.ddpm:DDPM",
     "improved_ddpm": "diffusion.models.improved_ddpm:ImprovedDDPM",
 }
