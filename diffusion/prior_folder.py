@@ -9,12 +9,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffusion.checkpoints.checkpoint import PriorCard
+from diffusion.checkpoints.text_keys import folder_text
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.unet import UNet2DCondition
-from diffusion.prior import PriorCard
 from diffusion.schedule import NoiseSchedule
 from diffusion.text.clip import TextEncoder
-from diffusion.text.published_keys import to_published
 from diffusion.text.tokenizer import Tokenizer
 
 MAX_FILE_BYTES = 15 * 2**20
@@ -88,6 +88,7 @@ def save_prior(
     )
     save_sharded(autoencoder.state_dict(), folder / "vae", "diffusion_pytorch_model")
     write_json(folder / "text_encoder/config.json", text_encoder.config.to_published(tokenizer))
-    save_sharded(to_published(text_encoder.tower.state_dict(), text_encoder.config.layers), folder / "text_encoder", "model")
+    tower = text_encoder.tower.state_dict()
+    save_sharded(folder_text(tower).to_published(tower), folder / "text_encoder", "model")
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", {**diffusers_version, **schedule.to_config()})

@@ -1,18 +1,21 @@
 """The text-conditional UNet of latent diffusion / Stable Diffusion (arXiv:2112.10752), under its published names.
 
-One class holds the toybox prior and Stable Diffusion 1.x / 2.x: its configuration is the `unet/config.json` of the
-published folders, its state dict has their keys.
+One class holds the toybox prior, Stable Diffusion 1.x and 2.x, and SDXL (2307.01952): its configuration is the
+`unet/config.json` of the published folders, its state dict has their keys.
 """
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import AttentionPooling, SpatialTransformer
+
+# SDXL's original height and width, crop top and left, target height and width (2307.01952 section 2.2).
+NUM_SIZES = 6
 
 
 def per_level(value: Any, levels: int) -> tuple[int, ...]:
@@ -42,19 +45,60 @@ class UNetConfig:
     time_embedding_dim: int | None = None
     addition_embed_type: str | None = None
     addition_embed_type_num_heads: int = 64
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
 
     SUPPORTED_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    # Settings of the published class that would change the result and that no Stable Diffusion uses.
+    FIXED: ClassVar[dict[str, Any]] = {
+        "act_fn": "silu",
+        "attention_type": "default",
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "conv_in_kernel": 3,
+        "conv_out_kernel": 3,
+        "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "encoder_hid_dim": None,
+        "mid_block_only_cross_attention": None,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "num_attention_heads": None,
+        "num_class_embeds": None,
+        "only_cross_attention": False,
+        "resnet_time_scale_shift": "default",
+        "reverse_transformer_layers_per_block": None,
+        "time_cond_proj_dim": None,
+        "time_embedding_act_fn": None,
+        "time_embedding_type": "positional",
+        "timestep_post_act": None,
+    }
 
     def __post_init__(self) -> None:
         for name in (*self.down_block_types, *self.up_block_types):
             if name not in self.SUPPORTED_BLOCKS:
                 raise ValueError(f"UNet block type {name!r} is unknown; expected one of {', '.join(self.SUPPORTED_BLOCKS)}")
-        if self.addition_embed_type not in (None, "text"):
-            raise ValueError(f"addition_embed_type {self.addition_embed_type!r} is unknown; expected null or 'text'")
+        if self.addition_embed_type not in (None, "text", "text_time"):
+            raise ValueError(
+                f"addition_embed_type {self.addition_embed_type!r} is unknown; expected null, 'text' or 'text_time' (SDXL's)"
+            )
+        if self.addition_embed_type == "text_time" and self.pooled_dim < 1:
+            raise ValueError(
+                f"addition_embed_type 'text_time' with addition_time_embed_dim {self.addition_time_embed_dim} and "
+                f"projection_class_embeddings_input_dim {self.projection_class_embeddings_input_dim}; expected SDXL's "
+                "256 and 2816, which is the pooled text and six sizes"
+            )
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "UNetConfig":
-        """Reads a published configuration; fields that change nothing here (names, dropout, ...) are passed over."""
+        """Reads a published configuration; fields that change nothing here (names, dropout, ...) are passed over.
+
+        Raises:
+            ValueError: a setting that would change the result and is not offered.
+        """
+        for name, value in cls.FIXED.items():
+            if config.get(name, value) != value:
+                raise ValueError(f"the UNet's {name} is {config[name]!r}; expected {value!r}, as in all Stable Diffusions")
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None
@@ -65,6 +109,18 @@ class UNetConfig:
     def levels(self) -> int:
         """Number of resolutions."""
         return len(self.block_out_channels)
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of the pooled text that "text_time" conditioning takes; 0 without it."""
+        if self.addition_embed_type != "text_time":
+            return 0
+        return (self.projection_class_embeddings_input_dim or 0) - NUM_SIZES * (self.addition_time_embed_dim or 0)
+
+    @property
+    def added_dim(self) -> int:
+        """Numbers a row that condition the network beside the text states: pooled text and sizes, or none."""
+        return self.pooled_dim + NUM_SIZES if self.pooled_dim else 0
 
 
 def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: int) -> Tensor:
@@ -102,23 +158,45 @@ class TextTimeEmbedding(nn.Module):
         return self.norm2(self.proj(self.pool(self.norm1(context_BSD))))
 
 
-class ResnetBlock(nn.Module):
-    """norm-SiLU-conv, plus the time embedding, norm-SiLU-conv, residual (Ho et al. 2020, appendix B)."""
+class TextSizeEmbedding(TimestepEmbedding):
+    """Pooled text and the sinusoids of six sizes in the width of the time embedding (SDXL, 2307.01952 section 2.2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, temb_dim: int, groups: int, eps: float) -> None:
+    def __init__(self, config: UNetConfig, dim: int) -> None:
+        super().__init__(cast(int, config.projection_class_embeddings_input_dim), dim)
+        self.config = config
+
+    def embed(self, added_BA: Tensor) -> Tensor:
+        """(B, pooled_dim + 6), pooled text then sizes in pixels -> (B, dim)."""
+        config = self.config
+        pooled, sizes = added_BA[:, :-NUM_SIZES], added_BA[:, -NUM_SIZES:]
+        sinusoids = timestep_embedding(
+            sizes.flatten(),
+            cast(int, config.addition_time_embed_dim),
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        return self(torch.cat([pooled, sinusoids.reshape(len(pooled), -1).to(pooled.dtype)], dim=-1))
+
+
+class ResnetBlock(nn.Module):
+    """norm-SiLU-conv, plus the time embedding unless `temb_dim` is None, norm-SiLU-conv, residual (2006.11239 appendix B)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, temb_dim: int | None, groups: int, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(temb_dim, out_channels)
+        if temb_dim is not None:
+            self.time_emb_proj = nn.Linear(temb_dim, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """(B, Cin, H, W), (B, temb_dim) already through SiLU -> (B, Cout, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(temb)[:, :, None, None]
+        if temb is not None:
+            h = h + self.time_emb_proj(temb)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
@@ -199,8 +277,11 @@ class UNet2DCondition(nn.Module):
 
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], temb_dim)
+        self.add_embedding: TextTimeEmbedding | TextSizeEmbedding | None = None
         if config.addition_embed_type == "text":
             self.add_embedding = TextTimeEmbedding(config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads)
+        elif config.addition_embed_type == "text_time":
+            self.add_embedding = TextSizeEmbedding(config, temb_dim)
 
         skips = [channels[0]]
         self.down_blocks = nn.ModuleList()
@@ -226,13 +307,14 @@ class UNet2DCondition(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor, t: Tensor, context_BSD: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, t: Tensor, context_BSD: Tensor, added_BA: Tensor | None = None) -> Tensor:
         """Predicts for noisy latents.
 
         Args:
             x_BCHW: noisy latents x_t (B, in_channels, H, W); H and W divisible by 2^(levels - 1).
             t: timesteps (B,), each row its own, in the units of the training schedule (0..999).
             context_BSD: text states (B, S, cross_attention_dim).
+            added_BA: (B, added_dim), pooled text and sizes in pixels, where the configuration has "text_time".
 
         Returns:
             (B, out_channels, H, W).
@@ -242,7 +324,9 @@ class UNet2DCondition(nn.Module):
             t, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
         )
         temb = self.time_embedding(sinusoids.to(x_BCHW.dtype))
-        if hasattr(self, "add_embedding"):
+        if isinstance(self.add_embedding, TextSizeEmbedding):
+            temb = temb + self.add_embedding.embed(cast(Tensor, added_BA))
+        elif self.add_embedding is not None:
             temb = temb + self.add_embedding(context_BSD)
         temb = F.silu(temb)
 

@@ -1,6 +1,7 @@
 """OpenCLIP towers: text for conditioning, text and image for CLIP scores. The only importer of open_clip's models."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,49 @@ from diffusion.torchvision_shim import ensure_torchvision_imports
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A causal text transformer (Radford et al. 2021); widths and counts as in `text_encoder/config.json`."""
+    """A causal text transformer (Radford et al. 2021); widths and counts as in `text_encoder/config.json`.
+
+    `projection_dim` is the width of the pooled text, 0 for a tower that has none. CLIP's own towers use "quick_gelu",
+    open_clip's "gelu".
+    """
 
     vocab_size: int
     context_length: int = 24
     width: int = 192
     heads: int = 3
     layers: int = 4
+    hidden_act: str = "gelu"
+    projection_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ("gelu", "quick_gelu"):
+            raise ValueError(f"the text tower's hidden_act is {self.hidden_act!r}; expected 'gelu' or 'quick_gelu'")
 
     @classmethod
     def from_published(cls, config: dict[str, Any]) -> "TextConfig":
-        """From a CLIPTextModel configuration."""
+        """From the configuration of a CLIPTextModel or, with a projection, of a CLIPTextModelWithProjection.
+
+        Raises:
+            ValueError: a setting that would change the result and is not offered.
+        """
+        width = config["hidden_size"]
+        if config.get("intermediate_size", 4 * width) != 4 * width:
+            raise ValueError(f"the text tower's intermediate_size is {config['intermediate_size']}; expected {4 * width}")
+        with_projection = "CLIPTextModelWithProjection" in config.get("architectures", [])
         return cls(
             vocab_size=config["vocab_size"],
             context_length=config["max_position_embeddings"],
-            width=config["hidden_size"],
+            width=width,
             heads=config["num_attention_heads"],
             layers=config["num_hidden_layers"],
+            hidden_act=config.get("hidden_act", "quick_gelu"),
+            projection_dim=config["projection_dim"] if with_projection else 0,
         )
 
     def to_published(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """The CLIPTextModel configuration of this tower."""
         return {
-            "architectures": ["CLIPTextModel"],
+            "architectures": ["CLIPTextModelWithProjection" if self.projection_dim else "CLIPTextModel"],
             "model_type": "clip_text_model",
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.context_length,
@@ -46,8 +67,8 @@ class TextConfig:
             "intermediate_size": 4 * self.width,
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
-            "projection_dim": self.width,
-            "hidden_act": "gelu",
+            "projection_dim": self.projection_dim or self.width,
+            "hidden_act": self.hidden_act,
             "layer_norm_eps": 1e-5,
             "bos_token_id": tokenizer.bpe.sot_token_id,
             "eos_token_id": tokenizer.bpe.eot_token_id,
@@ -66,12 +87,12 @@ class ClipConfig:
 
 
 class TextEncoder(nn.Module):
-    """Token ids to the states that cross-attention reads: the last layer through the final LayerNorm."""
+    """Token ids to the states that cross-attention reads, and to pooled text where the tower has a projection."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         ensure_torchvision_imports()
-        from open_clip.transformer import TextTransformer
+        from open_clip.transformer import QuickGELU, TextTransformer
 
         self.config = config
         self.tower = TextTransformer(
@@ -80,15 +101,47 @@ class TextEncoder(nn.Module):
             width=config.width,
             heads=config.heads,
             layers=config.layers,
-            output_dim=config.width,
+            output_dim=config.projection_dim or config.width,
+            act_layer=QuickGELU if config.hidden_act == "quick_gelu" else nn.GELU,
             output_tokens=True,
         )
-        self.tower.text_projection = None
+        # `layers` makes its own mask, for a tower without values on the meta device too.
+        self.tower.attn_mask = None
+        if not config.projection_dim:
+            self.tower.text_projection = None
+
+    @property
+    def end_id(self) -> int:
+        """The end token: the last of the vocabulary, textual inversion's additions aside."""
+        return self.config.vocab_size - 1
 
     def forward(self, ids_BS: Tensor) -> Tensor:
-        """(B, S) int64 -> (B, S, width)."""
+        """(B, S) int64 -> (B, S, width): the last layer through the final LayerNorm.
+
+        Stable Diffusion 2.x reads the last but one through it; its towers are published and built a layer shorter.
+        """
+        *_, last = self.layers(ids_BS)
+        return self.tower.ln_final(last)
+
+    def penultimate_and_pooled(self, ids_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What SDXL reads (2307.01952 section 2.1): the last but one layer without norm, (B, S, width), and pooled text.
+
+        The pooled text, (B, projection_dim), is the last layer at the end token, through the norm and the projection;
+        None for a tower without projection.
+        """
+        *_, penultimate, last = self.layers(ids_BS)
+        if self.tower.text_projection is None:
+            return penultimate, None
+        ends = (ids_BS == self.end_id).int().argmax(dim=-1)
+        return penultimate, self.tower.ln_final(last[torch.arange(len(last)), ends]) @ self.tower.text_projection
+
+    def layers(self, ids_BS: Tensor) -> Iterator[Tensor]:
+        """(B, S, width) after each layer."""
         x = self.tower.token_embedding(ids_BS) + self.tower.positional_embedding[: ids_BS.shape[1]]
-        return self.tower.ln_final(self.tower.transformer(x, attn_mask=self.tower.attn_mask))
+        causal = torch.full((ids_BS.shape[1],) * 2, float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+        for block in self.tower.transformer.resblocks:
+            x = block(x, attn_mask=causal)
+            yield x
 
 
 def end_of_text(states_BSW: Tensor, ids_BS: Tensor) -> Tensor:

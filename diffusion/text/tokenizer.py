@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,12 +19,19 @@ from torch import Tensor
 from diffusion.torchvision_shim import ensure_torchvision_imports
 
 START, END = "<start_of_text>", "<end_of_text>"
+OPENAI_END = "<|endoftext|>"
 
 
 class Tokenizer:
-    """Sentences to token ids; `merges` are byte-pair merges in rank order, such as ("r", "e"), ("re", "d</w>")."""
+    """Sentences to token ids.
 
-    def __init__(self, merges: Sequence[tuple[str, str]], context_length: int) -> None:
+    Args:
+        merges: byte-pair merges in rank order, such as ("r", "e"), ("re", "d</w>").
+        context_length: ids a prompt.
+        pad_with_end: prompts are filled up with the end token, as OpenAI's CLIP has it, and not with id 0, as open_clip.
+    """
+
+    def __init__(self, merges: Sequence[tuple[str, str]], context_length: int, *, pad_with_end: bool = False) -> None:
         ensure_torchvision_imports()
         from open_clip.tokenizer import SimpleTokenizer
 
@@ -31,8 +39,9 @@ class Tokenizer:
         self.merges = list(merges)
         self.context_length = context_length
         self.bpe = SimpleTokenizer(bpe_path=io.BytesIO(gzip.compress(text.encode())), context_length=context_length)
-        # The Hugging Face class and ours lower-case; a prompt's own special tokens stay text.
-        self.pad_id = 0
+        self.pad_id = self.bpe.eot_token_id if pad_with_end else 0
+        # Words of textual inversion -> their ids, past the end of the vocabulary.
+        self.added: dict[str, list[int]] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -40,12 +49,25 @@ class Tokenizer:
         return self.bpe.vocab_size
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, context_length), int64: start, words, end, then id 0; long prompts are cut before the end token."""
-        return self.bpe(list(prompts))
+        """Token ids (B, context_length), int64: start, words, end, then padding; long prompts are cut before the end."""
+        ids = torch.full((len(prompts), self.context_length), self.pad_id, dtype=torch.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            words = self.encode(prompt)[: self.context_length - 2]
+            row[: len(words) + 2] = torch.tensor([self.bpe.sot_token_id, *words, self.bpe.eot_token_id])
+        return ids
+
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of a prompt's words, however many."""
+        if not self.added:
+            return self.bpe.encode(prompt)
+        # Longest first, so that of <cat> and <cat>2 the longer one is found.
+        names = "|".join(re.escape(name) for name in sorted(self.added, key=len, reverse=True))
+        pieces = re.split(f"({names})", prompt)
+        return [id for piece in pieces for id in (self.added.get(piece) or self.bpe.encode(piece))]
 
     def num_tokens(self, prompt: str) -> int:
         """Tokens that a prompt takes, start and end counted: more than `context_length` means that it will be cut."""
-        return len(self.bpe.encode(prompt)) + 2
+        return len(self.encode(prompt)) + 2
 
     @classmethod
     def for_words(cls, words: Iterable[str], context_length: int) -> "Tokenizer":
@@ -59,7 +81,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Reads `merges.txt` and `tokenizer_config.json`.
+        """Reads `merges.txt`, `tokenizer_config.json` and, where it is there, `special_tokens_map.json`.
 
         Raises:
             FileNotFoundError: one of the two is missing.
@@ -67,13 +89,19 @@ class Tokenizer:
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
         merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))]
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return cls(merges, config["model_max_length"])
+        special = folder / "special_tokens_map.json"
+        if special.exists():
+            config |= json.loads(special.read_text(encoding="utf-8"))
+        pad = config.get("pad_token", OPENAI_END)
+        pad = pad["content"] if isinstance(pad, dict) else pad
+        return cls(merges, config["model_max_length"], pad_with_end=pad in (END, OPENAI_END))
 
     def save(self, folder: Path) -> None:
         """Writes the four files that transformers' CLIPTokenizer reads."""
         folder.mkdir(parents=True, exist_ok=True)
         merges = "\n".join(["#version: 0.2", *(" ".join(merge) for merge in self.merges)])
-        special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": "!"}
+        pad = END if self.pad_id == self.bpe.eot_token_id else "!"
+        special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
         files = {
             "merges.txt": merges,
             "vocab.json": json.dumps(self.bpe.encoder, ensure_ascii=False),
@@ -115,13 +143,19 @@ def merges_spelling(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[s
 
 @functools.cache
 def full_table() -> Tokenizer:
-    """CLIP's published table of 48,894 merges, from open_clip's package data."""
+    """CLIP's published table, padded with id 0; shared, so add no words to it."""
+    return Tokenizer(full_merges(), 77)
+
+
+@functools.cache
+def full_merges() -> tuple[tuple[str, str], ...]:
+    """CLIP's published 48,894 merges, from open_clip's package data."""
     ensure_torchvision_imports()
     from open_clip.tokenizer import default_bpe
 
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
-    return Tokenizer([(a, b) for a, _, b in (line.partition(" ") for line in lines)], 77)
+    return tuple((a, b) for a, _, b in (line.partition(" ") for line in lines))
 
 
 def empty_tokens(tokenizer: Tokenizer, batch: int) -> Tensor:

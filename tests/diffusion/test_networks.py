@@ -6,10 +6,10 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from diffusion.checkpoints.text_keys import folder_text
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.text.clip import TextConfig, TextEncoder
-from diffusion.text.published_keys import from_published, to_published
 from diffusion.text.tokenizer import Tokenizer
 
 SD1_LIKE = UNetConfig(
@@ -110,7 +110,7 @@ def test_text_tower_equals_transformers_in_float64(tokenizer: Tokenizer) -> None
     torch.manual_seed(0)
     ours = TextEncoder(TextConfig(tokenizer.vocab_size, context_length=12, width=48, heads=3, layers=2)).double().eval()
     theirs = CLIPTextModel(CLIPTextConfig(**ours.config.to_published(tokenizer))).double().eval()
-    published = to_published(ours.tower.state_dict(), 2)
+    published = folder_text(ours.tower.state_dict()).to_published(ours.tower.state_dict())
     flat = "text_model.final_layer_norm.weight" not in theirs.state_dict()
     theirs.load_state_dict({k.removeprefix("text_model.") if flat else k: v for k, v in published.items()})
     ids = tokenizer(["a red table", "a red table with blue legs, left view", ""])
@@ -120,7 +120,8 @@ def test_text_tower_equals_transformers_in_float64(tokenizer: Tokenizer) -> None
 
 def test_text_keys_map_both_ways(tokenizer: Tokenizer) -> None:
     tower = TextEncoder(TextConfig(tokenizer.vocab_size, context_length=12, width=48, heads=3, layers=2)).tower
-    there_and_back = from_published(to_published(tower.state_dict(), 2), 2)
+    layout = folder_text(tower.state_dict())
+    there_and_back = layout.to_ours(layout.to_published(tower.state_dict()))
     assert there_and_back.keys() == tower.state_dict().keys()
     for name, tensor in tower.state_dict().items():
         torch.testing.assert_close(there_and_back[name], tensor, rtol=0, atol=0)

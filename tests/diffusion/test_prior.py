@@ -96,7 +96,7 @@ def test_unknown_words_are_named_once(folder: Path) -> None:
 
 def test_large_parts_are_sharded_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusion import prior_folder
-    from diffusion.prior import load_weights, weight_files
+    from diffusion.checkpoints.weights import load_weights, weight_files
 
     monkeypatch.setattr(prior_folder, "MAX_FILE_BYTES", 100)
     tensors = {f"layer{i}": torch.full((30,), float(i)) for i in range(4)}

@@ -1,0 +1,1 @@
+"""Published checkpoints: weight files, key maps, folders and single files, LoRA, textual inversion, where they come from."""

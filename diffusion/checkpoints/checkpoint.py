@@ -1,0 +1,100 @@
+"""A checkpoint in memory: the networks and tables that make one text-to-image model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.weights import read_json
+from diffusion.networks.autoencoder_kl import AutoencoderKL
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.unet import UNet2DCondition
+from diffusion.schedule import NoiseSchedule
+from diffusion.text.clip import TextEncoder
+from diffusion.text.tokenizer import Tokenizer
+
+Autoencoder = AutoencoderKL | AutoencoderTiny
+
+
+@dataclass(frozen=True)
+class PriorCard:
+    """`dreamkiln.json`: what a user should know about a prior. `vocabulary` is None where any word may be used."""
+
+    name: str
+    image_size: int
+    vocabulary: tuple[str, ...] | None = None
+    view_words: bool = False
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, image_size: int) -> "PriorCard":
+        """Reads the card; a published folder, which has none, gets this name and size.
+
+        Raises:
+            PriorError: it is not JSON, or lacks a field.
+        """
+        path = folder / "dreamkiln.json"
+        if not path.exists():
+            return cls(name, image_size)
+        card = read_json(path)
+        if not {"name", "image_size"} <= card.keys():
+            raise PriorError(f"{path} has the fields {sorted(card)}; expected at least name and image_size; add them")
+        words = card.get("vocabulary")
+        return cls(card["name"], card["image_size"], None if words is None else tuple(words), card.get("view_words", False))
+
+
+@dataclass
+class Checkpoint:
+    """The parts of a model, frozen.
+
+    Attributes:
+        weights_hash: sha256 of all that was read into the networks.
+        text_encoder_2, tokenizer_2: the second tower, of SDXL; None otherwise.
+        zeros_for_empty_negative: whether an empty negative prompt is all zeros instead of being encoded, as SDXL has it.
+    """
+
+    card: PriorCard
+    schedule: NoiseSchedule
+    unet: UNet2DCondition
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    tokenizer: Tokenizer
+    weights_hash: str
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    text_encoder_2: TextEncoder | None = None
+    tokenizer_2: Tokenizer | None = None
+    zeros_for_empty_negative: bool = False
+
+    @property
+    def towers(self) -> list[tuple[str, TextEncoder, Tokenizer]]:
+        """(published name, tower, tokenizer) of the one or two text towers."""
+        towers = [("text_encoder", self.text_encoder, self.tokenizer)]
+        if self.text_encoder_2 is not None and self.tokenizer_2 is not None:
+            towers.append(("text_encoder_2", self.text_encoder_2, self.tokenizer_2))
+        return towers
+
+    def check(self, source: Path) -> None:
+        """Checks that the parts fit each other.
+
+        Raises:
+            PriorError: naming the two that do not.
+        """
+        unet, latents = self.unet.config, self.autoencoder.config.latent_channels
+        widths = [tower.config.width for _, tower, _ in self.towers]
+        if unet.in_channels != latents:
+            inpainting = " (an inpainting or depth model, which is not supported)" if unet.in_channels > latents else ""
+            raise PriorError(
+                f"the UNet of {source} takes {unet.in_channels} channels and its autoencoder makes {latents}{inpainting}; "
+                "use a text-to-image model"
+            )
+        if unet.cross_attention_dim != sum(widths):
+            raise PriorError(
+                f"the UNet of {source} reads text {unet.cross_attention_dim} wide and its text towers are {widths} wide; "
+                "take all parts from the same model"
+            )
+        pooled = self.text_encoder_2.config.projection_dim if self.text_encoder_2 else 0
+        if unet.pooled_dim != pooled:
+            raise PriorError(
+                f"the UNet of {source} reads pooled text {unet.pooled_dim} wide and its text towers give {pooled}; "
+                "take all parts from the same model"
+            )

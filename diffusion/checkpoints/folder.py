@@ -1,0 +1,141 @@
+"""The folder layout that diffusers' pipelines write: `model_index.json` and one folder a part."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffusion.checkpoints.autoencoder_keys import folder_autoencoder_kl
+from diffusion.checkpoints.checkpoint import Autoencoder, Checkpoint, PriorCard
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.keymap import KeyMap, identity
+from diffusion.checkpoints.text_keys import folder_text
+from diffusion.checkpoints.weights import Weights, fill, hash_files, read_json, skeleton, weight_files
+from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from diffusion.networks.unet import UNet2DCondition, UNetConfig
+from diffusion.schedule import NoiseSchedule, PredictionType
+from diffusion.text.clip import TextConfig, TextEncoder
+from diffusion.text.tokenizer import Tokenizer
+
+Config = TypeVar("Config")
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
+
+
+def read_folder(
+    folder: Path,
+    *,
+    name: str | None = None,
+    prediction_type: PredictionType | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Checkpoint:
+    """Reads a folder of Stable Diffusion 1.x, 2.x, SDXL base, or a prior of our own.
+
+    Args:
+        name: for a folder without a card; its own name by default.
+        prediction_type: instead of the one in `scheduler_config.json`.
+        dtype: of UNet and text towers; the autoencoder is always float32, since SDXL's overflows in half precision.
+
+    Raises:
+        PriorError: a file is missing, damaged, or does not fit the others.
+    """
+    index = read_json(folder / "model_index.json")
+    second = index.get("text_encoder_2", [None])[0] is not None
+    parts = (*PARTS, *SECOND_TOWER) if second else PARTS
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise PriorError(f"the prior lacks the folder {part} in {folder}; copy it again, with all its files")
+    unet_config = configured(folder / "unet/config.json", UNetConfig.from_dict)
+    unet_files = weight_files(folder / "unet", "diffusion_pytorch_model")
+    unet = fill(skeleton(lambda: UNet2DCondition(unet_config)), identity, Weights(unet_files), folder / "unet", dtype=dtype)
+    autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
+    towers, text_files = [], []
+    for part in parts:
+        if part.startswith("text_encoder"):
+            text_config = configured(folder / part / "config.json", TextConfig.from_published)
+            files = weight_files(folder / part, "model", "pytorch_model")
+            towers.append(build_tower(text_config, folder_text, Weights(files), folder / part, dtype=dtype))
+            text_files += files
+    schedule = configured(folder / "scheduler/scheduler_config.json", NoiseSchedule.from_config)
+    if prediction_type is not None:
+        schedule = replace(schedule, prediction_type=prediction_type)
+    image_size = unet_config.sample_size * autoencoder.config.spatial_factor
+    checkpoint = Checkpoint(
+        card=PriorCard.load(folder, name=name or folder.name, image_size=image_size),
+        schedule=schedule,
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=towers[0],
+        tokenizer=read_tokenizer(folder / "tokenizer"),
+        weights_hash=hash_files([*unet_files, *vae_files, *text_files]),
+        text_encoder_2=towers[1] if second else None,
+        tokenizer_2=read_tokenizer(folder / "tokenizer_2") if second else None,
+        zeros_for_empty_negative=second and index.get("force_zeros_for_empty_prompt", True),
+    )
+    checkpoint.check(folder)
+    return checkpoint
+
+
+def read_autoencoder_folder(folder: Path) -> tuple[Autoencoder, list[Path]]:
+    """The autoencoder of a `vae/` folder, KL or tiny, and its weight files.
+
+    Raises:
+        PriorError: a file is missing or damaged, or it is of another class.
+    """
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    files = weight_files(folder, "diffusion_pytorch_model")
+    if name == "AutoencoderTiny":
+        tiny = configured(folder / "config.json", AutoencoderTinyConfig.from_dict)
+        return fill(skeleton(lambda: AutoencoderTiny(tiny)), identity, Weights(files), folder), files
+    if name == "AutoencoderKL":
+        kl = configured(folder / "config.json", AutoencoderKLConfig.from_dict)
+        return fill(skeleton(lambda: AutoencoderKL(kl)), folder_autoencoder_kl, Weights(files), folder), files
+    raise PriorError(f"the autoencoder in {folder} is a {name}; expected AutoencoderKL or AutoencoderTiny; use another one")
+
+
+def build_tower(
+    config: TextConfig,
+    layout: Callable[[Iterable[str]], KeyMap],
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    *,
+    prefix: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> TextEncoder:
+    """A text tower with a file's weights; see `fill`."""
+    encoder = skeleton(lambda: TextEncoder(config))
+    fill(encoder.tower, layout, tensors, source, prefix=prefix, dtype=dtype)
+    return encoder.eval()
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer/` folder.
+
+    Raises:
+        PriorError: one of its files is missing.
+    """
+    try:
+        return Tokenizer.load(folder)
+    except FileNotFoundError as error:
+        raise PriorError(f"the prior lacks {error.filename}; copy the folder again, with all its files") from None
+
+
+def configured(path: Path, read: Callable[[dict[str, Any]], Config]) -> Config:
+    """A configuration file, read.
+
+    Raises:
+        PriorError: it is missing, lacks a field, or holds a value that is not supported.
+    """
+    config = read_json(path)
+    try:
+        return read(config)
+    except KeyError as error:
+        raise PriorError(f"{path} lacks the field {error}; copy the folder again") from None
+    except ValueError as error:
+        raise PriorError(f"{path}: {error}") from None

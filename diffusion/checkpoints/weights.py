@@ -1,0 +1,199 @@
+"""Weight files: safetensors, one or sharded, and old pickles, which are read without running what is in them."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.keymap import KeyMap
+
+Network = TypeVar("Network", bound=nn.Module)
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+# In order of preference; the fp16 variants are read where there is nothing else.
+_STEM_ENDINGS = (
+    ".safetensors.index.json",
+    ".safetensors",
+    ".fp16.safetensors.index.json",
+    ".safetensors.index.fp16.json",
+    ".fp16.safetensors",
+    ".bin.index.json",
+    ".bin",
+    ".fp16.bin",
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a prior's folder.
+
+    Raises:
+        PriorError: missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PriorError(f"the prior lacks {path.name} in {path.parent}; copy the folder again, with all its files") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PriorError(f"{path} is not readable JSON ({error}); copy the folder again") from None
+
+
+def weight_files(folder: Path, *stems: str) -> list[Path]:
+    """The weight files of one part, such as `diffusion_pytorch_model`: one, or the shards that its index names.
+
+    safetensors are preferred to pickles, full precision to fp16, the first of `stems` to the others.
+
+    Raises:
+        PriorError: there is none, or a shard is missing.
+    """
+    candidates = [folder / f"{stem}{ending}" for ending in _STEM_ENDINGS for stem in stems]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        files = [folder / f"{stems[0]}.safetensors"]
+    elif found.suffix == ".json":
+        files = [folder / name for name in sorted(set(read_json(found)["weight_map"].values()))]
+    else:
+        files = [found]
+    for path in files:
+        if not path.exists():
+            raise PriorError(f"the prior lacks {path.name} in {path.parent}; copy the folder again, with all its files")
+    return files
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of some weight files by name; those of safetensors are read when they are asked for.
+
+    Args:
+        files: safetensors or pickles; the tensors of a pickle may lie in its entry "state_dict", others are passed over.
+
+    Raises:
+        PriorError: a file is missing, truncated, of another kind, or a pickle with more in it than tensors.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self.metadata: dict[str, str] = {}
+        self._readers: dict[str, Callable[[], Tensor]] = {}
+        for path in files:
+            self._open(path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with a prefix, without it."""
+        return {name.removeprefix(prefix): self[name] for name in self if name.startswith(prefix)}
+
+    def _open(self, path: Path) -> None:
+        if not path.is_file():
+            raise PriorError(f"there is no weight file {path}; check the path")
+        if path.suffix == ".safetensors":
+            self._open_safetensors(path)
+        elif path.suffix in PICKLES:
+            tensors = read_pickle(path)
+            tensors = tensors.get("state_dict", tensors)
+            self._readers |= {
+                name: (lambda tensor=tensor: tensor)  # type: ignore[misc]
+                for name, tensor in tensors.items()
+                if isinstance(tensor, Tensor)
+            }
+        else:
+            expected = ", ".join((".safetensors", *PICKLES))
+            raise PriorError(f"{path} is not a weight file by its name; expected one that ends in {expected}")
+
+    def _open_safetensors(self, path: Path) -> None:
+        try:
+            file = safe_open(path, framework="pt")
+            names = list(file.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise PriorError(
+                f"{path} ({path.stat().st_size} bytes) is truncated or not a safetensors file ({error}); copy it again"
+            ) from None
+        self.metadata |= file.metadata() or {}
+        self._readers |= {name: (lambda name=name: file.get_tensor(name)) for name in names}  # type: ignore[misc]
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A pickled dictionary of tensors and plain values, read without running anything in it.
+
+    Raises:
+        PriorError: it holds code or objects, or is truncated, or is no dictionary.
+    """
+    try:
+        # ParameterDict is how the first textual inversion code stored its vectors.
+        with torch.serialization.safe_globals([nn.ParameterDict]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = str(error).partition("\n")[0]
+        raise PriorError(
+            f"{path} is a pickle with more than tensors in it, and reading that could run code ({found[:200]}); "
+            "use the safetensors file of the same model"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise PriorError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or not a PyTorch file ({reason}); copy it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise PriorError(f"{path} holds a {type(content).__name__}; expected tensors by name; use another file")
+    return content
+
+
+def load_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of some weight files, as float32; see `Weights` for what is raised."""
+    weights = Weights(files)
+    return {name: weights[name].float() for name in weights}
+
+
+def skeleton(make: Callable[[], Network]) -> Network:
+    """A network without values, on the meta device, to be filled."""
+    with torch.device("meta"):
+        return make()
+
+
+def fill(
+    network: Network,
+    layout: Callable[[Iterable[str]], KeyMap],
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    *,
+    prefix: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> Network:
+    """Gives a skeleton a file's weights and freezes it.
+
+    Args:
+        layout: makes the key map from the network's keys.
+        tensors: the file's, without `prefix`. source: named in messages.
+        dtype: of all parameters; the tensors are always copied, so the file may change afterwards.
+
+    Raises:
+        PriorError: missing, unexpected or mis-shaped keys.
+    """
+    like = network.state_dict()
+    ours = layout(like).read(tensors, like, source, prefix=prefix)
+    network.load_state_dict({name: tensor.to(dtype, copy=True).contiguous() for name, tensor in ours.items()}, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """sha256 over the names and contents of weight files: two priors with one hash draw the same pictures."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,219 @@
+"""The KL autoencoder of latent diffusion / Stable Diffusion (2112.10752 section 3.1), under its published names."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusion.networks.attention import attention
+from diffusion.networks.unet import Resampler, ResnetBlock
+
+# Group norms of the autoencoder, in its residual blocks as in its attention.
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """`vae/config.json` of an AutoencoderKL; the defaults are Stable Diffusion's.
+
+    Raises:
+        ValueError: a setting that would change the result and is not offered.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    FIXED: ClassVar[dict[str, Any]] = {
+        "act_fn": ("silu",),
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+    }
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "AutoencoderKLConfig":
+        """Reads a published configuration; fields that change nothing here are passed over."""
+        for name, allowed in cls.FIXED.items():
+            given = config.get(name, allowed[0])
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if value not in allowed:
+                    raise ValueError(f"{name} {value!r} is unknown for AutoencoderKL; expected {allowed[0]!r}")
+        known = {f.name for f in fields(cls)}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None
+        }
+        return cls(**values)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Image pixels along one side of a latent pixel."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class PixelAttention(nn.Module):
+    """Single-head self-attention over all pixels of a feature map, normalised before and residual."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Identity()])
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        tokens_B1LC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2)[:, None]
+        out = attention(self.to_q(tokens_B1LC), self.to_k(tokens_B1LC), self.to_v(tokens_B1LC))
+        out = self.to_out[0](out[:, 0])
+        return x_BCHW + out.transpose(1, 2).unflatten(-1, x_BCHW.shape[-2:])
+
+
+class HalvingConv(nn.Module):
+    """A 3x3 convolution of stride 2, padded on the right and below only, as CompVis trained it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, then the way to the next one."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, groups: int) -> None:
+        super().__init__()
+        inputs = [in_channels] + [out_channels] * (num_blocks - 1)
+        self.resnets = nn.ModuleList(residual(c, out_channels, groups) for c in inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Cin, H, W) -> (B, Cout, H', W')."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        for resample in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
+            x = resample(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, groups: int, *, with_attention: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(residual(channels, channels, groups) for _ in range(2))
+        if with_attention:
+            self.attentions = nn.ModuleList([PixelAttention(channels, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = self.resnets[0](x)
+        for layer in getattr(self, "attentions", ()):
+            x = layer(x)
+        return self.resnets[1](x)
+
+
+def residual(in_channels: int, out_channels: int, groups: int) -> ResnetBlock:
+    """A residual block without time."""
+    return ResnetBlock(in_channels, out_channels, temb_dim=None, groups=groups, eps=NORM_EPS)
+
+
+class Encoder(nn.Module):
+    """Images in [-1, 1] to the moments of their latents."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, c in enumerate(channels):
+            block = Level(channels[max(i - 1, 0)], c, config.layers_per_block, groups)
+            if i < len(channels) - 1:
+                block.downsamplers = nn.ModuleList([HalvingConv(c)])
+            self.down_blocks.append(block)
+        self.mid_block = Middle(channels[-1], groups, with_attention=config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 2 latent_channels, H/f, W/f)."""
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents to images in [-1, 1]."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = Middle(channels[0], groups, with_attention=config.mid_block_add_attention)
+        self.up_blocks = nn.ModuleList()
+        for i, c in enumerate(channels):
+            block = Level(channels[max(i - 1, 0)], c, config.layers_per_block + 1, groups)
+            if i < len(channels) - 1:
+                block.upsamplers = nn.ModuleList([Resampler(c, up=True)])
+            self.up_blocks.append(block)
+        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, latent_channels, h, w) -> (B, 3, f h, f w)."""
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """Images (B, 3, H, W) in [0, 1] <-> latents (B, latent_channels, H/f, W/f) of about unit variance."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        latent = config.latent_channels
+        if config.use_quant_conv:
+            self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance, clamped to [-30, 20], of q(z | images), (B, latent_channels, H/f, W/f) each, not scaled.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1]; differentiable.
+        """
+        hidden = self.encoder(2 * images - 1)
+        if hasattr(self, "quant_conv"):
+            hidden = self.quant_conv(hidden)
+        mean, log_variance = cast(tuple[Tensor, Tensor], hidden.chunk(2, dim=1))
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> the scaled mean latents (B, C, H/f, W/f); differentiable.
+
+        The mean of q(z | images) and not a draw, so that a picture always has the same latents.
+        """
+        return (self.moments(images)[0] - self.config.shift_factor) * self.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> images in [0, 1], not clamped; differentiable."""
+        raw = latents / self.config.scaling_factor + self.config.shift_factor
+        if hasattr(self, "post_quant_conv"):
+            raw = self.post_quant_conv(raw)
+        return (self.decoder(raw) + 1) / 2

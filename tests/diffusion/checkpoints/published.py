@@ -1,0 +1,263 @@
+"""The published configurations of Stable Diffusion, and small pipelines of the same structure with random weights.
+
+The values are those of the configuration files in the repositories stable-diffusion-v1-5, stable-diffusion-2-1-base,
+stable-diffusion-2-1 and stable-diffusion-xl-base-1.0; only fields that shape the networks or the schedule are kept.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.text.tokenizer import full_table
+
+SD_BLOCKS = {
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [320, 640, 1280, 1280],
+}
+SCHEDULE = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "trained_betas": None,
+}
+VAE = {
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 512,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+CLIP_L = {
+    "architectures": ["CLIPTextModel"],
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 77,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+SD2_UNET = {
+    **SD_BLOCKS,
+    "act_fn": "silu",
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "layers_per_block": 2,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "use_linear_projection": True,
+}
+OPENCLIP_H = {
+    **CLIP_L,
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "projection_dim": 512,
+}
+
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "sd15": {
+        "unet": {
+            **SD_BLOCKS,
+            "act_fn": "silu",
+            "attention_head_dim": 8,
+            "center_input_sample": False,
+            "cross_attention_dim": 768,
+            "downsample_padding": 1,
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "in_channels": 4,
+            "layers_per_block": 2,
+            "mid_block_scale_factor": 1,
+            "norm_eps": 1e-5,
+            "norm_num_groups": 32,
+            "out_channels": 4,
+            "sample_size": 64,
+        },
+        "vae": VAE,
+        "text_encoder": CLIP_L,
+        "scheduler": {"_class_name": "PNDMScheduler", **SCHEDULE},
+    },
+    "sd2-base": {
+        "unet": {**SD2_UNET, "sample_size": 64, "upcast_attention": False},
+        "vae": {**VAE, "scaling_factor": 0.18215},
+        "text_encoder": OPENCLIP_H,
+        "scheduler": {"_class_name": "PNDMScheduler", **SCHEDULE, "prediction_type": "epsilon"},
+    },
+    "sd2-v": {
+        "unet": {**SD2_UNET, "sample_size": 96, "upcast_attention": True},
+        "vae": {**VAE, "sample_size": 768},
+        "text_encoder": OPENCLIP_H,
+        "scheduler": {"_class_name": "DDIMScheduler", **SCHEDULE, "prediction_type": "v_prediction"},
+    },
+    "sdxl": {
+        "unet": {
+            "act_fn": "silu",
+            "addition_embed_type": "text_time",
+            "addition_embed_type_num_heads": 64,
+            "addition_time_embed_dim": 256,
+            "attention_head_dim": [5, 10, 20],
+            "block_out_channels": [320, 640, 1280],
+            "cross_attention_dim": 2048,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "layers_per_block": 2,
+            "projection_class_embeddings_input_dim": 2816,
+            "sample_size": 128,
+            "transformer_layers_per_block": [1, 2, 10],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "upcast_attention": None,
+            "use_linear_projection": True,
+        },
+        "vae": {**VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025},
+        "text_encoder": CLIP_L,
+        "text_encoder_2": {
+            **CLIP_L,
+            "architectures": ["CLIPTextModelWithProjection"],
+            "hidden_act": "gelu",
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_attention_heads": 20,
+            "num_hidden_layers": 32,
+            "projection_dim": 1280,
+        },
+        "scheduler": {
+            "_class_name": "EulerDiscreteScheduler",
+            **SCHEDULE,
+            "interpolation_type": "linear",
+            "prediction_type": "epsilon",
+            "sample_max_value": 1.0,
+            "timestep_spacing": "leading",
+            "use_karras_sigmas": False,
+        },
+    },
+}
+MODELS = sorted(PUBLISHED)
+
+
+def _reduced_text(config: dict[str, Any], width: int, layers: int) -> dict[str, Any]:
+    return {
+        **config,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+        "projection_dim": width,
+    }
+
+
+def reduced(model: str) -> dict[str, dict[str, Any]]:
+    """The same blocks, heads and switches at a fraction of the width and 8x8 latents."""
+    published = PUBLISHED[model]
+    levels = len(published["unet"]["block_out_channels"])
+    two_towers = "text_encoder_2" in published
+    unet = {
+        **published["unet"],
+        "block_out_channels": [16, 32, 32, 32][:levels],
+        "norm_num_groups": 8,
+        "cross_attention_dim": 80 if two_towers else 32,
+        "attention_head_dim": 8 if model == "sd15" else [2, 4, 4, 4][:levels],
+        "sample_size": 8,
+    }
+    if two_towers:
+        unet |= {"addition_time_embed_dim": 16, "projection_class_embeddings_input_dim": 48 + 6 * 16}
+        unet["transformer_layers_per_block"] = [1, 2, 3]
+    small = {
+        "unet": unet,
+        "vae": {**published["vae"], "block_out_channels": [16, 32, 32, 32], "norm_num_groups": 8},
+        "text_encoder": _reduced_text(published["text_encoder"], 32, 3),
+        "scheduler": published["scheduler"],
+    }
+    if two_towers:
+        small["text_encoder_2"] = _reduced_text(published["text_encoder_2"], 48, 4)
+    return small
+
+
+def write_tokenizer(folder: Path, pad: str) -> None:
+    """A tokenizer folder as OpenAI's CLIP and the repositories have it, with CLIP's whole table."""
+    folder.mkdir(parents=True)
+    table = full_table()
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    names = {"<start_of_text>": start, "<end_of_text>": end}
+    vocabulary = {names.get(token, token): number for token, number in table.bpe.encoder.items()}
+    special = {
+        "bos_token": {"content": start, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False},
+        "eos_token": {"content": end, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False},
+        "pad_token": pad,
+        "unk_token": {"content": end, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False},
+    }
+    config = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "pad_token": end}
+    merges = "\n".join(["#version: 0.2", *(" ".join(merge) for merge in table.merges), ""])
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def pads(model: str) -> list[str]:
+    """The padding token of each tokenizer."""
+    end = "<|endoftext|>"
+    return {"sd15": [end], "sdxl": [end, "!"]}.get(model, ["!"])
+
+
+def random_pipeline(model: str, folder: Path) -> Any:
+    """A diffusers pipeline of reduced networks with random weights, saved to `folder` and read back from there."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    torch.manual_seed(0)
+    small = reduced(model)
+    parts: dict[str, Any] = {
+        "unet": diffusers.UNet2DConditionModel.from_config(small["unet"]),
+        "vae": diffusers.AutoencoderKL.from_config(small["vae"]),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**small["text_encoder"])),
+        "scheduler": getattr(diffusers, small["scheduler"]["_class_name"]).from_config(small["scheduler"]),
+    }
+    for i, pad in enumerate(pads(model)):
+        name = "tokenizer" if i == 0 else "tokenizer_2"
+        write_tokenizer(folder / "tables" / name, pad)
+        parts[name] = CLIPTokenizer.from_pretrained(folder / "tables" / name)
+    if model == "sdxl":
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**small["text_encoder_2"]))
+        pipeline = diffusers.StableDiffusionXLPipeline(**parts)
+    else:
+        checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = diffusers.StableDiffusionPipeline(**parts, **checker)
+    for part in (pipeline.unet, pipeline.vae):
+        _spread_norms(part)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    # diffusers saves tokenizers in a newer form than the published one.
+    for table in (folder / "tables").iterdir():
+        shutil.rmtree(folder / table.name)
+        table.rename(folder / table.name)
+    return pipeline
+
+
+def _spread_norms(module: torch.nn.Module) -> None:
+    """Norms start at 1 and 0, and a mistake in copying such weights would be invisible."""
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm):
+                part.weight.add_(0.1 * torch.randn_like(part.weight))
+                part.bias.add_(0.1 * torch.randn_like(part.bias))
