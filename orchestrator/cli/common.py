@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +53,13 @@ def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
             raise InputError(f"{override!r} is neither an option nor a setting such as denoiser.num_steps=200.")
         pairs[key] = value
     return pairs
+
+
+def refuse(given: Mapping[str, Any], *, because: str) -> None:
+    """Raises InputError for the first option that has a value."""
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(f"{option} {value} does not go with the rest of the command: {because}.")
 
 
 def say_outcome(outcome: Outcome, *, as_json: bool) -> None:

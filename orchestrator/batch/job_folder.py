@@ -1,0 +1,259 @@
+"""What a batch job has already done in a place, and what is left: decided from the manifest and the shards' markers.
+
+::
+
+    OUT/manifest.json          what was asked, by which versions, every attempt, the report
+    OUT/_shards/00007.json     commit marker of a shard, with its statistics and failures
+    OUT/_grids/00007.png       a few of its pictures
+    OUT/_failures.jsonl        every row without a picture
+    OUT/index.html, grid.png   for people
+    OUT/...                    the shards, see `sinks`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from jobs.batch_images import BatchImagesSpec, Row, Table, batched, row_digest, shard_range
+from jobs.codec import from_plain
+from jobs.errors import InputError, JobFailed, OutputError
+from jobs.prior_client import PriorInfo
+from orchestrator.batch import markers, preview
+from orchestrator.batch.contact_sheet import GRID, PAGE
+from orchestrator.batch.shard import ShardTask
+from orchestrator.batch.sinks import make_sink
+from orchestrator.batch.stores import Store
+from orchestrator.batch.tables import TableSource
+from orchestrator.run_folder import first_difference, versions
+
+__all__ = ["FAILURES", "MANIFEST", "JobFolder", "Mode"]
+
+MANIFEST = "manifest.json"
+FAILURES = "_failures.jsonl"
+MANIFEST_VERSION = 1
+SHARDS_PER_REMOVAL = 16
+
+Mode = Literal["resume", "overwrite", "retry-failed"]
+
+
+class JobFolder:
+    """One job's place, held by the caller.
+
+    Args:
+        mode: "resume" draws the shards that are not committed; "retry-failed" also the rows that failed in those that
+            are, and takes a table whose other rows are unchanged; "overwrite" starts anew.
+
+    Raises:
+        InputError: the place belongs to another job, or the table has changed.
+        OutputError: it holds files of our names that no job of ours has written.
+    """
+
+    def __init__(self, store: Store, spec: BatchImagesSpec, mode: Mode = "resume") -> None:
+        self._store = store
+        self.spec = spec
+        self._retry = mode == "retry-failed"
+        self._begin = time.monotonic()
+        store.clean()
+        store.clean(markers.FOLDER)
+        store.clean(preview.FOLDER)
+        manifest = self._read_manifest()
+        if manifest is not None and (mode == "overwrite" or manifest.get("state") == "clearing"):
+            self._clear(manifest)
+            manifest = None
+        if manifest is None:
+            self._check_nothing_in_the_way()
+        else:
+            self._check_same_job(manifest)
+        self.manifest: dict[str, Any] = manifest or {}
+        self.finished = markers.marked_shards(store, spec)
+        self._is_same_table = self.manifest.get("fingerprint") == spec.fingerprint()
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing is left to draw or to write."""
+        return (
+            self.manifest.get("state") == "succeeded"
+            and len(self.finished) == self.spec.num_shards
+            and self._is_same_table
+            and not (self._retry and self.report.get("num_failed"))
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Since this attempt took hold of the place."""
+        return time.monotonic() - self._begin
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Of the last finished attempt."""
+        return self.manifest.get("report", {})
+
+    def begin(self, info: PriorInfo, *, device: str, settings: Mapping[str, Any]) -> None:
+        """Write the manifest of a running job.
+
+        Raises:
+            InputError: an earlier attempt drew with other weights.
+        """
+        before = self.manifest.get("prior", {}).get("weights_hash", info.weights_hash)
+        if before != info.weights_hash:
+            raise InputError(
+                f"{self._store.location} was begun with other weights of the prior ({before[:12]}, now "
+                f"{info.weights_hash[:12]}); choose another --out, give --prior with the first one, or --overwrite."
+            )
+        now = _now()
+        self.manifest = {
+            "manifest_version": MANIFEST_VERSION,
+            "kind": self.spec.kind,
+            "state": "running",
+            "spec": self.spec.to_json(),
+            "fingerprint": self.spec.fingerprint(),
+            "prior": {"name": info.name, "source": self.spec.prior, "weights_hash": info.weights_hash},
+            "device": device,
+            "settings": dict(settings),
+            "versions": versions(),
+            "started": self.manifest.get("started", now),
+            "attempts": [*self.manifest.get("attempts", ()), {"started": now}],
+            "report": self.report,
+        }
+        self._write_manifest()
+
+    def tasks(self, source: TableSource) -> Iterator[ShardTask | int]:
+        """Shards to draw, in order; a number stands for that many rows that are done.
+
+        Raises:
+            InputError: rows whose pictures exist have changed. JobFailed: the table changed while it was read.
+        """
+        num_rows = 0
+        for shard, rows in enumerate(batched(source.rows(), self.spec.shard_size)):
+            num_rows += len(rows)
+            if num_rows > self.spec.table.num_rows:
+                break
+            kept = self._kept(shard, rows)
+            if kept is not None and len(kept) == len(rows):
+                yield len(rows)
+            else:
+                yield ShardTask(shard, tuple(rows), kept or frozenset())
+        if num_rows != self.spec.table.num_rows:
+            raise JobFailed(
+                f"The table {self.spec.table.name} changed while it was read ({num_rows:,} rows, not "
+                f"{self.spec.table.num_rows:,}); start again when nobody writes to it."
+            )
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """All shards are committed."""
+        self.manifest["report"] = dict(report)
+        self._end("succeeded", report)
+
+    def stop(self, state: Literal["failed", "interrupted"], reason: str, report: Mapping[str, Any]) -> None:
+        """The job is not done; what cannot be written must not hide why."""
+        if self.manifest.get("state") == "running":
+            with contextlib.suppress(OutputError):
+                self._end(state, report, reason)
+
+    def attempts(self) -> list[Mapping[str, Any]]:
+        """Those that could say how they ended."""
+        return [attempt for attempt in self.manifest.get("attempts", ()) if "ended" in attempt]
+
+    def _kept(self, shard: int, rows: list[Row]) -> frozenset[int] | None:
+        """Rows of a shard whose pictures stay; all of them where there is nothing to do, None where no marker stands."""
+        if shard not in self.finished:
+            return None
+        marker = markers.read_marker(self._store, shard)
+        if not self._retry and marker["num_rows"] == len(rows):
+            return frozenset(row.index for row in rows)
+        missing = {failure["index"] for failure in marker["failures"]}
+        known = set(range(marker["first_index"], marker["first_index"] + marker["num_rows"])) - missing
+        drawn = [row for row in rows if row.index in known]
+        if len(drawn) != len(known) or row_digest(drawn) != marker["rows_sha256"]:
+            raise InputError(
+                f"Rows {rows[0].place} to {rows[-1].place} changed since their pictures were drawn (shard {shard} of "
+                f"{self._store.location}); --retry-failed keeps pictures, so change failed rows only, append rows, or use "
+                "--overwrite."
+            )
+        return frozenset(known)
+
+    def _check_same_job(self, manifest: Mapping[str, Any]) -> None:
+        if manifest.get("fingerprint") == self.spec.fingerprint():
+            return
+        where, theirs = self._store.location, manifest.get("spec", {})
+        other = first_difference({**theirs, "table": None}, {**self.spec.to_json(), "table": None})
+        if other or manifest.get("kind") != self.spec.kind:
+            raise InputError(
+                f"{where} belongs to another job ({other or 'of another kind'}); choose another --out, repeat that job's own "
+                "settings to continue it, or give --overwrite."
+            )
+        before = from_plain(Table, theirs.get("table"))
+        if not self._retry:
+            raise InputError(
+                f"The table {self.spec.table.name} has changed since {where} was begun; --retry-failed draws the rows that had "
+                "failed or were added and keeps the others, --overwrite draws all of them again."
+            )
+        if dict(before.columns) != dict(self.spec.table.columns) or before.num_rows > self.spec.table.num_rows:
+            raise InputError(
+                f"The table {self.spec.table.name} has other columns or fewer rows than when {where} was begun; choose another "
+                "--out, or give --overwrite."
+            )
+
+    def _check_nothing_in_the_way(self) -> None:
+        ours = {MANIFEST, GRID, PAGE, *make_sink(self.spec, self._store).names(0, shard_range(self.spec, 0))}
+        folders = {name.rsplit("/", 1)[0] for name in ours if "/" in name}
+        found = {*self._store.names(), *(f"{f}/{name}" for f in folders for name in self._store.names(f))} & ours
+        if found or markers.marked_shards(self._store, self.spec):
+            raise OutputError(
+                f"{self._store.location} holds {min(found, default=markers.FOLDER)} but no {MANIFEST}, so its files would be "
+                "overwritten; choose another --out."
+            )
+
+    def _clear(self, manifest: Mapping[str, Any]) -> None:
+        """Delete what the manifest's job wrote, and nothing else. Killed in between, the next attempt goes on with it."""
+        if manifest.get("kind") != self.spec.kind:
+            raise InputError(
+                f"{self._store.location} belongs to a job of another kind, which --overwrite does not delete; choose another "
+                "--out."
+            )
+        fields = {name: value for name, value in manifest["spec"].items() if name != "kind"}
+        old = from_plain(BatchImagesSpec, fields)
+        self.manifest = {**manifest, "state": "clearing"}
+        self._write_manifest()
+        sink = make_sink(old, self._store)
+        for some in batched(range(old.num_shards), SHARDS_PER_REMOVAL):
+            names = [name for shard in some for name in sink.names(shard, shard_range(old, shard))]
+            own = [name for shard in some for name in (preview.grid_name(shard), markers.marker_name(shard))]
+            for shard in some:
+                self._store.clean(f"{shard:05d}")
+            self._store.remove([*names, *own])
+        self._store.remove([GRID, PAGE, FAILURES, MANIFEST])
+
+    def _end(self, state: str, report: Mapping[str, Any], reason: str | None = None) -> None:
+        attempt = self.manifest["attempts"][-1]
+        attempt |= {"ended": _now(), "seconds": round(self.seconds, 3), "state": state}
+        attempt |= {name: report[name] for name in ("num_drawn_by_last_attempt", "cpu_seconds") if name in report}
+        if reason:
+            attempt["reason"] = reason
+        self.manifest["state"] = state
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        text = json.dumps(self.manifest, indent=2, ensure_ascii=False, default=dataclasses.asdict)
+        self._store.put({MANIFEST: text.encode() + b"\n"})
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            with self._store.open(MANIFEST) as file:
+                manifest = json.loads(file.read())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self._store.location}/{MANIFEST} cannot be read ({error}); choose another --out.") from error
+        if not isinstance(manifest, dict):
+            raise OutputError(f"{self._store.location}/{MANIFEST} is not a manifest; choose another --out.")
+        return manifest
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,185 @@
+"""One batch job from spec to report: reads the table, has the shards drawn, watches, and sums up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from jobs.batch_images import BatchImagesSpec
+from jobs.codec import to_plain
+from jobs.errors import DreamKilnError, Interrupted
+from jobs.events import Progress
+from jobs.pace import Pace
+from jobs.prior_client import PriorClient
+from jobs.vocabulary import warn_of_unknown_words
+from orchestrator.batch import report as reports
+from orchestrator.batch.job_folder import FAILURES, JobFolder, Mode
+from orchestrator.batch.shard import ShardJob, ShardTask
+from orchestrator.batch.stores import Store, open_store
+from orchestrator.batch.tables import TableSource
+from orchestrator.batch.workers import run_here, run_in_actors
+from orchestrator.perform import make_runtime
+from orchestrator.progress_display import Display, SilentDisplay
+from orchestrator.runtimes.base import PriorLoader, Runtime, resolve_device
+from orchestrator.settings import RuntimeSettings
+
+__all__ = ["BatchOutcome", "perform_batch"]
+
+ROWS_FOR_THE_WARNING = 200
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """A finished batch job.
+
+    Args:
+        location: its folder or URL. did: "drawn" or "nothing to do".
+        report: see `orchestrator.batch.report`.
+    """
+
+    location: str
+    did: str
+    report: dict[str, Any]
+    messages: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"folder": self.location, "did": self.did, "report": self.report, "messages": list(self.messages)}
+
+
+def perform_batch(
+    spec: BatchImagesSpec,
+    source: TableSource,
+    *,
+    out: str,
+    mode: Mode = "resume",
+    runtime: RuntimeSettings | None = None,
+    num_workers: int = 4,
+    price_per_hour: float | None = None,
+    display: Display | None = None,
+    load_prior: PriorLoader | None = None,
+) -> BatchOutcome:
+    """Draw what is left of the job.
+
+    Args:
+        source: where the table of `spec` lies. out: folder or URL.
+        num_workers: shards in flight, each in an actor of its own; inline there is one.
+        price_per_hour: of this machine, in any currency, for the cost in the report.
+        load_prior: what loads the prior; `orchestrator.prior_service.load_prior` by default.
+
+    Raises:
+        InputError: the place belongs to another job, the table changed, or the prior cannot be loaded.
+        OutputError: the place cannot be written. JobFailed: the prior is gone.
+        Interrupted: Ctrl-C or SIGTERM; the same call continues.
+    """
+    runtime, display = runtime or RuntimeSettings(), display or SilentDisplay()
+    store = open_store(out)
+    with store.hold():
+        folder = JobFolder(store, spec, mode)
+        if folder.is_complete:
+            return BatchOutcome(store.location, "nothing to do", folder.report)
+        device = resolve_device(runtime.device)
+        attempt = _Attempt(spec, source, store, folder, runtime, display, price_per_hour)
+        try:
+            with make_runtime(spec, runtime, device, load_prior) as running:  # type: ignore[arg-type]
+                return attempt.run(running, device, num_workers=num_workers)
+        except KeyboardInterrupt:
+            message = (
+                f"Stopped with {attempt.num_done:,} of {spec.table.num_rows:,} rows done in {store.location}; the same command "
+                "draws the rest."
+            )
+            folder.stop("interrupted", message, attempt.figures())
+            raise Interrupted(message) from None
+        except DreamKilnError as error:
+            folder.stop("failed", str(error), attempt.figures())
+            raise
+        except Exception as error:
+            folder.stop("failed", f"{type(error).__name__}: {error}", attempt.figures())
+            raise
+
+
+@dataclass
+class _Attempt:
+    spec: BatchImagesSpec
+    source: TableSource
+    store: Store
+    folder: JobFolder
+    runtime: RuntimeSettings
+    display: Display
+    price_per_hour: float | None
+    num_done: int = 0
+    num_drawn: int = 0
+    num_gpus: int = 0
+    draw_seconds: float = 0.0
+    messages: list[str] = field(default_factory=list)
+
+    def run(self, running: Runtime, device: str, *, num_workers: int) -> BatchOutcome:
+        """Draw the missing shards, then sum up all of them."""
+        self.display.event(Progress(stage="start", step=0, total=1))
+        info = running.prior_info()
+        prior = running.prior()
+        settings = {"runtime": to_plain(self.runtime), "num_workers": num_workers}
+        self.folder.begin(info, device=device, settings=settings)
+        self.num_gpus = int(device.startswith("cuda"))
+        self.display.event(Progress(stage="start", step=1, total=1))
+        job = ShardJob(self.spec, self.source, self.store.location, info)
+        tasks = self._with_warning(self.folder.tasks(self.source), prior)
+        if self.runtime.kind == "inline":
+            reports_of_shards = run_here(job, prior, tasks, self.store)
+        else:
+            reports_of_shards = run_in_actors(job, prior, tasks, num_workers=min(num_workers, self.spec.num_shards))
+        self._watch(reports_of_shards)
+        return self._finish()
+
+    def figures(self) -> dict[str, Any]:
+        """Of this attempt."""
+        return reports.attempt_report(
+            num_drawn=self.num_drawn,
+            draw_seconds=self.draw_seconds,
+            cpu_seconds=reports.cpu_seconds_of_this_command(),
+            num_gpus=self.num_gpus,
+        )
+
+    def _watch(self, reports_of_shards: Iterator[int | dict[str, Any]]) -> None:
+        total, begin = self.spec.table.num_rows, time.monotonic()
+        pace = Pace()
+        self.display.event(Progress(stage="draw", step=0, total=total))
+        for item in reports_of_shards:
+            self.draw_seconds = time.monotonic() - begin
+            if isinstance(item, int):
+                self.num_done += item
+                if item > 0:
+                    left = pace.lap(item, left=total - self.num_done)
+                    self.display.event(Progress(stage="draw", step=self.num_done, total=total, seconds_left=left))
+            else:
+                self.num_drawn += item["num_drawn_by_last_attempt"]
+
+    def _finish(self) -> BatchOutcome:
+        self.display.event(Progress(stage="export", step=0, total=1))
+        report = reports.summarise(self.store, self.spec, failures=FAILURES) | self.figures()
+        if self.price_per_hour is not None:
+            report |= reports.cost(
+                price_per_hour=self.price_per_hour,
+                seconds=self.folder.seconds,
+                attempts=self.folder.attempts(),
+                num_pictures=report["num_succeeded"],
+            )
+        self.folder.finish(report)
+        self.display.event(Progress(stage="export", step=1, total=1))
+        return BatchOutcome(self.store.location, "drawn", report, tuple(self.messages))
+
+    def _with_warning(self, tasks: Iterator[ShardTask | int], prior: PriorClient) -> Iterator[ShardTask | int]:
+        """The same tasks; a look at the first prompts to be drawn warns of words that the prior was never shown."""
+        for task in tasks:
+            if isinstance(task, ShardTask):
+                cells = (row.values.get(self.spec.prompt_column) for row in task.rows[:ROWS_FOR_THE_WARNING])
+                words = " ".join(cell for cell in cells if isinstance(cell, str))
+                for message in warn_of_unknown_words(prior, words):
+                    self.messages.append(message.text)
+                    self.display.message(message.text, message.level)
+                yield from chain([task], tasks)
+                return
+            yield task

@@ -1,0 +1,234 @@
+"""Prompt tables, read row by row: txt, csv, tsv, jsonl (each also .gz) and parquet.
+
+A reader never gives up on a bad row: it yields a `Record` with a problem, which counts like any other, so that the numbers
+of the rows after it do not change when the row is mended. txt, csv and jsonl go through the standard library because
+pyarrow's readers of these give up a whole block for one bad row; parquet goes through pyarrow.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from jobs.errors import InputError
+
+__all__ = ["READERS", "Record", "read_header", "read_records"]
+
+MAX_LINE_BYTES = 1024**2
+DELIMITERS = (",", ";", "\t")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row: its cells by column as JSON values, or why there are none. line: where it begins in a text file."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    line: int | None = None
+
+
+def read_records(file: IO[bytes], suffix: str, *, prompt_column: str) -> Iterator[Record]:
+    """Every row of an open file, in order.
+
+    Raises:
+        InputError: the file as a whole cannot be read; the message lacks the file's name.
+    """
+    return READERS[suffix](file, prompt_column)
+
+
+def read_header(file: IO[bytes], suffix: str, *, prompt_column: str) -> dict[str, str] | None:
+    """Columns and their types where the file says them without being read: csv and parquet. None for jsonl."""
+    if suffix == ".txt":
+        return {prompt_column: "text"}
+    if suffix in (".csv", ".tsv"):
+        header, _ = _csv_header(_text(file), prompt_column)
+        return dict.fromkeys(header, "text")
+    if suffix == ".parquet":
+        return {column.name: _arrow_kind(column.type) for column in _parquet(file).schema_arrow}
+    return None
+
+
+def _read_txt(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
+    """One prompt a line; blank lines are no rows."""
+    for number, line in _lines(file):
+        if isinstance(line, bytes):
+            yield Record(problem=line.decode(), line=number)
+        elif line.strip():
+            yield Record({prompt_column: line.strip()}, line=number)
+
+
+def _read_jsonl(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
+    """One JSON object a line; blank lines are no rows."""
+    for number, line in _lines(file):
+        if isinstance(line, bytes):
+            yield Record(problem=line.decode(), line=number)
+            continue
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Record(problem=f"the line is not JSON ({error})", line=number)
+            continue
+        if not isinstance(values, dict):
+            yield Record(problem=f"the line is {line.strip()[:60]!r}, but a JSON object was expected", line=number)
+            continue
+        yield Record(_plain_row(values), line=number)
+
+
+def _read_csv(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
+    """A header, then one row a record; a cell may span lines if it is quoted."""
+    text = _text(file)
+    header, rows = _csv_header(text, prompt_column)
+    while True:
+        line = rows.line_num + 1
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(problem=f"the row cannot be read as csv ({error})", line=line)
+            continue
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            yield Record(problem=f"the row has {len(cells)} cells, but the header has {len(header)}", line=line)
+        elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
+            yield Record(problem="the row is not UTF-8", line=line)
+        else:
+            yield Record(dict(zip(header, cells, strict=True)), line=line)
+
+
+def _read_parquet(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
+    """Row group by row group; one that cannot be decoded fails its rows alone."""
+    import pyarrow
+
+    parquet = _parquet(file)
+    for group in range(parquet.num_row_groups):
+        num_read, num_rows = 0, parquet.metadata.row_group(group).num_rows
+        try:
+            for batch in parquet.iter_batches(batch_size=1024, row_groups=[group]):
+                rows = batch.to_pylist()
+                num_read += len(rows)
+                yield from (Record(_plain_row(row)) for row in rows)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            problem = f"row group {group} cannot be read ({str(error).splitlines()[0].rstrip('.')})"
+            yield from (Record(problem=problem) for _ in range(num_rows - num_read))
+
+
+READERS = {
+    ".txt": _read_txt,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, str | bytes]]:
+    """(number, text) of every line; bytes are a sentence about a line that cannot be read."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            _refuse_utf16(line)
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield number, f"the line is longer than {MAX_LINE_BYTES:,} bytes".encode()
+            continue
+        try:
+            yield number, line.decode()
+        except UnicodeDecodeError as error:
+            yield number, f"the line is not UTF-8 (byte {error.start + 1})".encode()
+
+
+def _text(file: IO[bytes]) -> IO[str]:
+    head = file.read(4)
+    _refuse_utf16(head)
+    file.seek(0)
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _refuse_utf16(head: bytes) -> None:
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError("is UTF-16; save it as UTF-8")
+
+
+def _csv_header(text: IO[str], prompt_column: str) -> tuple[list[str], Any]:
+    """The column names and the reader behind them; the delimiter is the one that makes the prompts a column."""
+    first = text.readline(MAX_LINE_BYTES)
+    if not first.strip():
+        raise InputError("is empty or begins with an empty line; give it a header line with the names of the columns")
+    headers = [[cell.strip() for cell in next(csv.reader([first], delimiter=one))] for one in DELIMITERS]
+    chosen = next((number for number, cells in enumerate(headers) if prompt_column in cells), 0)
+    header = headers[chosen]
+    if len(set(header)) != len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"has two columns {twice!r}; rename one")
+    return header, _Counted(csv.reader(text, delimiter=DELIMITERS[chosen], strict=True), skipped=1)
+
+
+class _Counted:
+    """A csv reader whose line numbers count the header."""
+
+    def __init__(self, reader: Any, *, skipped: int) -> None:
+        self._reader = reader
+        self._skipped = skipped
+
+    @property
+    def line_num(self) -> int:
+        return self._reader.line_num + self._skipped
+
+    def __next__(self) -> list[str]:
+        return next(self._reader)
+
+
+def _parquet(file: IO[bytes]) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"is not a readable parquet file ({str(error).splitlines()[0].rstrip('.')})") from error
+
+
+def _arrow_kind(kind: Any) -> str:
+    from pyarrow import types
+
+    if types.is_boolean(kind):
+        return "bool"
+    if types.is_integer(kind):
+        return "int" if not types.is_uint64(kind) else "json"
+    if types.is_floating(kind):
+        return "float"
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    return "text" if is_text or types.is_temporal(kind) or types.is_decimal(kind) or types.is_binary(kind) else "json"
+
+
+def _plain_row(values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """The nearest JSON value: no not-a-number, dates and decimals as text, bytes as base64."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return _plain_row(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,0 +1,141 @@
+"""What is kept of a row beside its picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.batch_images import BatchImagesSpec, Failed, Picture, Row, extra_columns, extra_values
+from orchestrator.exports.png_metadata import encode_png
+
+__all__ = ["COLUMNS", "Finished", "column_types", "encode", "failed", "stem"]
+
+COLUMNS = {
+    "index": "int",
+    "status": "text",
+    "error": "text",
+    "prompt": "text",
+    "negative_prompt": "text",
+    "seed": "int",
+    "sampler": "text",
+    "num_steps": "int",
+    "guidance_scale": "float",
+    "guidance_rescale": "float",
+    "init_image": "text",
+    "mask": "text",
+    "strength": "float",
+    "width": "int",
+    "height": "int",
+    "sha256": "text",
+    "prior_hash": "text",
+    "table_file": "text",
+    "table_row": "int",
+}
+"""Name -> type of what is known of every row; the table's own columns follow. sha256 is the PNG file's."""
+RESERVED = {*COLUMNS, "image", "file_name"}
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A row as an output format gets it.
+
+    Args:
+        record: `column_types` says what it holds.
+        png: the picture as a PNG file, None for a row that failed.
+        is_new: not taken over from an earlier attempt.
+    """
+
+    record: dict[str, Any]
+    png: bytes | None
+    is_new: bool = True
+
+    @property
+    def index(self) -> int:
+        """The row's, over the whole table."""
+        return self.record["index"]
+
+
+def stem(index: int) -> str:
+    """Picture 7 is called 000000007 everywhere."""
+    return f"{index:09d}"
+
+
+def column_types(spec: BatchImagesSpec) -> dict[str, str]:
+    """Column -> type of every record of this job, in order; a column of the table whose name we use becomes table_NAME."""
+    return COLUMNS | {kept_name(name): spec.table.columns[name] for name in extra_columns(spec)}
+
+
+def encode(spec: BatchImagesSpec, picture: Picture, pixels: Any, *, prior_hash: str) -> Finished:
+    """A picture that was drawn, uint8 (H, W, 3)."""
+    image = picture.image
+    metadata = {
+        "prompt": image.prompt,
+        "negative_prompt": image.negative_prompt,
+        "seed": str(image.seed),
+        "sampler": image.sampler,
+        "steps": str(image.num_steps),
+        "guidance_scale": f"{image.guidance_scale:g}",
+        "guidance_rescale": f"{image.guidance_rescale:g}",
+        "prior_hash": prior_hash,
+        "index": str(picture.row.index),
+    }
+    height, width, _ = pixels.shape
+    return keep(spec, picture, encode_png(pixels, metadata), (width, height), prior_hash=prior_hash)
+
+
+def keep(
+    spec: BatchImagesSpec, picture: Picture, png: bytes, size: tuple[int, int], *, prior_hash: str, is_new: bool = True
+) -> Finished:
+    """A picture that exists as a file's bytes; size is (width, height)."""
+    image = picture.image
+    record = {
+        "index": picture.row.index,
+        "status": "succeeded",
+        "error": None,
+        "prompt": image.prompt,
+        "negative_prompt": image.negative_prompt,
+        "seed": image.seed,
+        "sampler": image.sampler,
+        "num_steps": image.num_steps,
+        "guidance_scale": image.guidance_scale,
+        "guidance_rescale": image.guidance_rescale,
+        "init_image": image.init_image,
+        "mask": image.mask,
+        "strength": image.strength if image.init_image is not None else None,
+        "width": size[0],
+        "height": size[1],
+        "sha256": hashlib.sha256(png).hexdigest(),
+        "prior_hash": prior_hash,
+        **dict(_place(picture.row)),
+        **_extras(spec, picture.row),
+    }
+    return Finished(record, png, is_new)
+
+
+def failed(spec: BatchImagesSpec, failure: Failed) -> Finished:
+    """A row without a picture."""
+    prompt = failure.row.values.get(spec.prompt_column)
+    known = {
+        "index": failure.row.index,
+        "status": "failed",
+        "error": failure.message,
+        "prompt": prompt if isinstance(prompt, str) else None,
+        **dict(_place(failure.row)),
+    }
+    return Finished({**dict.fromkeys(COLUMNS), **known, **_extras(spec, failure.row)}, None)
+
+
+def kept_name(column: str) -> str:
+    """What a column of the table is called beside ours."""
+    return f"table_{column}" if column in RESERVED else column
+
+
+def _place(row: Row) -> Iterator[tuple[str, Any]]:
+    yield "table_file", row.file
+    yield "table_row", row.number
+
+
+def _extras(spec: BatchImagesSpec, row: Row) -> dict[str, Any]:
+    return {kept_name(name): value for name, value in extra_values(spec, row).items()}

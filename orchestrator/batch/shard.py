@@ -1,0 +1,174 @@
+"""One shard: its rows drawn, encoded, written, and committed by its marker."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, draw_rows, read_row, row_digest
+from jobs.errors import OutputError
+from jobs.prior_client import PriorClient, PriorInfo
+from orchestrator.batch import markers
+from orchestrator.batch.initial_images import InitialImages
+from orchestrator.batch.preview import Preview, grid_name
+from orchestrator.batch.records import Finished, encode, failed, keep
+from orchestrator.batch.sinks import make_sink
+from orchestrator.batch.stores import Store, open_store
+from orchestrator.batch.tables import TableSource
+
+__all__ = ["ShardJob", "ShardTask", "ShardWriter"]
+
+ROWS_PER_WRITE = 64
+SECONDS_BETWEEN_REPORTS = 0.5
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What all shards of a job share; picklable."""
+
+    spec: BatchImagesSpec
+    source: TableSource
+    location: str
+    info: PriorInfo
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to draw.
+
+    Args:
+        rows: all of its rows. kept: indices of those whose pictures exist and stay as they are.
+    """
+
+    shard: int
+    rows: Sequence[Row]
+    kept: frozenset[int] = field(default_factory=frozenset)
+
+
+class ShardWriter:
+    """Draws and commits shards, one after another.
+
+    Args:
+        store: by default the one at the job's location.
+    """
+
+    def __init__(self, job: ShardJob, prior: PriorClient, store: Store | None = None) -> None:
+        self._spec = job.spec
+        self._info = job.info
+        self._prior = prior
+        self._store = store or open_store(job.location)
+        self._sink = make_sink(job.spec, self._store)
+        self._initial_images = InitialImages(job.source)
+
+    def run(self, task: ShardTask) -> Iterator[int | dict[str, Any]]:
+        """Yields now and then how many more rows of the shard are done, and at last its marker.
+
+        Raises:
+            OutputError: the shard cannot be written. JobFailed: the prior is gone.
+        """
+        begin = last = time.monotonic()
+        preview = Preview(len(task.rows))
+        tally = _Tally(task.shard)
+        waiting: list[Finished] = []
+        num_unsaid = 0
+        # From here to the new marker the shard counts as unfinished: a process killed in between leaves it to be redrawn.
+        self._store.remove([markers.marker_name(task.shard)])
+        with self._sink.open(task.shard) as file:
+            for position, (row, answer) in enumerate(zip(task.rows, self._answers(task), strict=True)):
+                finished = self._finish(answer)
+                tally.add(row, answer, finished)
+                preview.offer(position, finished)
+                waiting.append(finished)
+                num_unsaid += 1
+                if len(waiting) >= ROWS_PER_WRITE:
+                    file.add(waiting)
+                    waiting.clear()
+                if time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
+                    yield num_unsaid
+                    num_unsaid, last = 0, time.monotonic()
+            file.add(waiting)
+        yield num_unsaid
+        yield self._commit(task.shard, file.written, tally, preview, time.monotonic() - begin)
+
+    def _answers(self, task: ShardTask) -> Iterator[Drawn | Failed | Finished]:
+        """One answer a row: drawn now, failed, or taken over."""
+        fresh = [row for row in task.rows if row.index not in task.kept]
+        drawn = draw_rows(self._spec, fresh, self._prior, info=self._info, load_source=self._initial_images)
+        existing = self._sink.read(task.shard) if task.kept else iter(())
+        for row in task.rows:
+            if row.index not in task.kept:
+                yield next(drawn)
+                continue
+            png = next((png for index, png in existing if index == row.index), None)
+            picture = read_row(self._spec, row, self._info)
+            if png is None or isinstance(picture, Failed):
+                raise OutputError(
+                    f"Picture {row.index} is not in shard {task.shard} of {self._store.location}, where it was written; repeat "
+                    "the same command, and the shard is drawn again."
+                )
+            size = struct.unpack(">II", png[16:24])
+            yield keep(self._spec, picture, png, size, prior_hash=self._info.weights_hash, is_new=False)
+
+    def _finish(self, answer: Drawn | Failed | Finished) -> Finished:
+        match answer:
+            case Finished():
+                return answer
+            case Drawn():
+                return encode(self._spec, answer.picture, answer.image, prior_hash=self._info.weights_hash)
+            case Failed():
+                return failed(self._spec, answer)
+
+    def _commit(self, shard: int, written: Any, tally: _Tally, preview: Preview, seconds: float) -> dict[str, Any]:
+        page = preview.png()
+        if page is not None:
+            self._store.put({grid_name(shard): page})
+        content = {
+            **tally.counts,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(tally.num_drawn / seconds, 3) if seconds else None,
+            "prior_hash": self._info.weights_hash,
+            "file": {"name": written.name, "bytes": written.num_bytes, "sha256": written.sha256},
+            "rows_sha256": row_digest(tally.succeeded),
+            "preview": preview.captions,
+            "failures": tally.failures,
+        }
+        return markers.write_marker(self._store, self._spec, shard, content)
+
+
+class _Tally:
+    """What the marker says about a shard's rows."""
+
+    def __init__(self, shard: int) -> None:
+        self._shard = shard
+        self.succeeded: list[Row] = []
+        self.failures: list[dict[str, Any]] = []
+        self.num_drawn = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {
+            "num_succeeded": len(self.succeeded),
+            "num_failed": len(self.failures),
+            "num_drawn_by_last_attempt": self.num_drawn,
+        }
+
+    def add(self, row: Row, answer: Drawn | Failed | Finished, finished: Finished) -> None:
+        if not isinstance(answer, Failed):
+            self.succeeded.append(row)
+            self.num_drawn += finished.is_new
+            return
+        self.failures.append(
+            {
+                "index": row.index,
+                "shard": self._shard,
+                "file": row.file,
+                "row": row.number,
+                "line": row.line,
+                "cause": answer.cause,
+                "message": answer.message,
+                "prompt": finished.record["prompt"],
+            }
+        )

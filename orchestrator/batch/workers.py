@@ -1,0 +1,121 @@
+"""Who draws the shards: this process, one after another, or actors of a running Ray, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.errors import JobFailed
+from jobs.prior_client import PriorClient
+from orchestrator.batch.shard import ShardJob, ShardTask, ShardWriter
+from orchestrator.batch.stores import Store
+from orchestrator.runtimes.threads import use_threads
+
+__all__ = ["run_here", "run_in_actors"]
+
+MAX_ATTEMPTS = 3
+
+Report = int | dict[str, Any]
+"""Rows done since the last report, or the marker of a finished shard."""
+
+
+def run_here(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask | int], store: Store) -> Iterator[Report]:
+    """Every task in this process."""
+    writer = ShardWriter(job, prior, store)
+    for task in tasks:
+        if isinstance(task, int):
+            yield task
+        else:
+            yield from writer.run(task)
+
+
+class ShardActor:
+    """Draws and commits shards in a process of its own; errors are the last item, as values."""
+
+    def __init__(self, job: ShardJob, prior: PriorClient) -> None:
+        use_threads(1)
+        self._writer = ShardWriter(job, prior)
+
+    def run(self, task: ShardTask) -> Iterator[Any]:
+        """See `ShardWriter.run`."""
+        from orchestrator.runtimes.ray_runtime import Raised
+
+        try:
+            yield from self._writer.run(task)
+        except Exception as error:
+            yield Raised(error)
+
+
+def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask | int], *, num_workers: int) -> Iterator[Report]:
+    """Every task in one of `num_workers` actors; the rows of no more tasks than that are held.
+
+    An actor that dies is replaced, and its shard drawn again.
+
+    Raises:
+        JobFailed: an actor died three times over one shard. What `ShardWriter.run` raises, too.
+    """
+    import ray
+
+    # The actors wait for the prior most of the time; asking for whole cores they could not all be placed beside it.
+    make = ray.remote(ShardActor).options(num_cpus=0.01, max_restarts=-1)
+    idle = [make.remote(job, prior) for _ in range(num_workers)]
+    running: dict[Any, _Running] = {}
+    while True:
+        while idle:
+            task = next(tasks, None)
+            if task is None:
+                break
+            if isinstance(task, int):
+                yield task
+                continue
+            _start(running, idle.pop(), task, attempt=1)
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
+        for stream in ready:
+            yield from _advance(running, stream, idle)
+
+
+class _Running:
+    """A task that an actor works on. reported: rows that it has counted so far, to be taken back if it dies."""
+
+    def __init__(self, actor: Any, task: ShardTask, attempt: int) -> None:
+        self.actor = actor
+        self.task = task
+        self.attempt = attempt
+        self.reported = 0
+
+
+def _start(running: dict[Any, _Running], actor: Any, task: ShardTask, *, attempt: int) -> None:
+    running[actor.run.options(num_returns="streaming").remote(task)] = _Running(actor, task, attempt)
+
+
+def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any]) -> Iterator[Report]:
+    """Take what a stream has ready."""
+    import ray
+    from ray.exceptions import RayError
+
+    from orchestrator.runtimes.ray_runtime import Raised
+
+    state = running[stream]
+    try:
+        item = ray.get(next(stream))
+    except StopIteration:
+        del running[stream]
+        idle.append(state.actor)
+        return
+    except RayError as error:
+        del running[stream]
+        if state.attempt >= MAX_ATTEMPTS:
+            raise JobFailed(
+                f"The process that draws shards died {MAX_ATTEMPTS} times over shard {state.task.shard} "
+                f"({type(error).__name__}); memory may be short: try a smaller --shard-size. The same command continues."
+            ) from error
+        yield -state.reported
+        _start(running, state.actor, state.task, attempt=state.attempt + 1)
+        return
+    if isinstance(item, Raised):
+        item.reraise()
+    if isinstance(item, int):
+        state.reported += item
+    yield item
