@@ -19,6 +19,7 @@ demo: $(READY)
 	$(BIN)/dreamkiln images "$(PROMPT)" --num-images 16 --out runs/demo-images
 
 test: $(READY) lint
+	.ci/postgresql
 	$(BIN)/python -m pytest -q
 
 lint: $(READY)

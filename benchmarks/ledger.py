@@ -1,0 +1,103 @@
+"""The ledger under a million-row image job, beside ten thousand others: bytes on the disk and milliseconds to answer.
+
+    python -m benchmarks.ledger [URL]
+
+A SQLite file in a temporary folder unless a URL is given (of an empty database; it stays filled).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe_machine
+from jobs.ledger import Ledger, Submission
+from jobs.states import State
+
+NUM_ROWS = 1_000_000
+SHARD_SIZE = 100
+NUM_OTHERS = 10_000
+USERS = ("ada", "bob", "cem", "dora", "eva")
+
+
+def main() -> None:
+    """Fill a ledger, then ask it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", nargs="?")
+    parser.add_argument("--num-rows", type=int, default=NUM_ROWS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        url = arguments.url or f"sqlite:///{folder}/ledger.db"
+        report = measure(url, num_rows=arguments.num_rows)
+        if url.startswith("sqlite"):
+            report["megabytes"] = round(sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6, 2)
+    print(json.dumps({"machine": describe_machine(), **report}, indent=2))
+
+
+def measure(url: str, *, num_rows: int, num_others: int = NUM_OTHERS, shard_size: int = SHARD_SIZE) -> dict[str, Any]:
+    """Seconds to fill it and, of 50 calls each, the median and the slowest in milliseconds."""
+    seconds: dict[str, float] = {}
+    with Ledger.own(url) as ledger:
+        begin = time.perf_counter()
+        for start in range(0, num_others, 1000):
+            ledger.jobs.submit([_submission(number, "text-to-3d") for number in range(start, min(start + 1000, num_others))])
+        seconds["submit the others"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        (submitted,) = ledger.jobs.submit([_submission(num_others, "images")])
+        num_shards = ledger.shards.plan(submitted.id, num_rows=num_rows, shard_size=shard_size)
+        seconds["submit and plan the large one"] = time.perf_counter() - begin
+        job = submitted.id
+        ledger.attempts.start(job, "benchmark", seconds=3600)
+        begin = time.perf_counter()
+        num_committed = min(1000, num_shards // 2)
+        for _ in range(num_committed):
+            (lease,) = ledger.shards.lease(job, "benchmark", seconds=60)
+            ledger.shards.commit(lease, num_rows_succeeded=shard_size, seconds=1.0)
+        seconds["lease and commit one shard"] = (time.perf_counter() - begin) / num_committed
+        calls: dict[str, Callable[[], object]] = {
+            "status of the large job": lambda: (ledger.jobs.get(job), ledger.shards.counts(job)),
+            "all states counted": ledger.jobs.counts,
+            "newest 50 jobs": lambda: ledger.jobs.recent(limit=50),
+            "running jobs": lambda: ledger.jobs.recent(states=[State.RUNNING]),
+            "what the scheduler reads": ledger.jobs.active,
+            "lease one shard": lambda: ledger.shards.lease(job, "benchmark", seconds=60),
+        }
+        times = {name: _milliseconds(call) for name, call in calls.items()}
+    return {
+        "num_rows": num_rows,
+        "num_shards": num_shards,
+        "num_other_jobs": num_others,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "milliseconds": times,
+    }
+
+
+def _submission(number: int, kind: str) -> Submission:
+    spec = {"kind": kind, "prompt": f"a red table number {number}", "seed": number, "settings": "x" * 1000}
+    return Submission(
+        kind=kind,
+        spec=spec,
+        name=f"a-red-table-number-{number}",
+        fingerprint=f"{number:064x}",
+        out=f"/runs/a-red-table-number-{number}",
+        user=USERS[number % len(USERS)],
+    )
+
+
+def _milliseconds(call: Callable[[], object], *, num: int = 50) -> dict[str, float]:
+    times = []
+    for _ in range(num):
+        begin = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - begin) * 1000)
+    return {"median": round(statistics.median(times), 2), "slowest": round(max(times), 2)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The connection to SQLite or PostgreSQL, and transactions that read or write.
+
+A write transaction of SQLite begins with BEGIN IMMEDIATE: it waits for other writers at its start, where waiting is
+harmless, instead of failing halfway. Journal mode is WAL, so readers never wait, and `synchronous` is FULL: what was
+committed survives the loss of power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from jobs.errors import DreamKilnError, InputError
+from jobs.ledger.tables import Owner
+
+__all__ = ["Clock", "Database", "LedgerError", "open_database"]
+
+Clock = Callable[[], float]
+"""Seconds since 1970, UTC."""
+
+BUSY_SECONDS = 10
+
+
+class LedgerError(DreamKilnError):
+    """The ledger's database cannot be reached, read or written now; the same command may succeed later."""
+
+
+class Database:
+    """An engine, the clock, and the epoch of the owner that may write (None: this process only reads)."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.epoch: int | None = None
+
+    @property
+    def is_sqlite(self) -> bool:
+        """SQLite, not PostgreSQL."""
+        return self.engine.dialect.name == "sqlite"
+
+    @property
+    def where(self) -> str:
+        """The database's address without its password, for messages."""
+        return str(self.engine.url.database) if self.is_sqlite else self.engine.url.render_as_string(hide_password=True)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that sees one moment.
+
+        Raises:
+            LedgerError: the database does not answer.
+        """
+        with self._explained(), Session(self.engine) as session, session.begin():
+            if not self.is_sqlite:
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that changes rows: all of it, or after an exception nothing.
+
+        Raises:
+            LedgerError: the database does not answer, or is full.
+            OwnershipError: this process does not own the ledger, or another has taken it over.
+        """
+        from jobs.ledger.ownership import OwnershipError
+
+        with self._explained(), Session(self.engine) as session, session.begin():
+            if self.is_sqlite:
+                session.connection(execution_options={"begin": "IMMEDIATE"})
+            epoch = session.scalar(select(Owner.epoch).where(Owner.id == 1).with_for_update(read=True))
+            if self.epoch is None or epoch != self.epoch:
+                raise OwnershipError(
+                    f"This process may not write to the ledger {self.where}: "
+                    + ("it was opened for reading." if self.epoch is None else "another orchestrator has taken it over.")
+                )
+            yield session
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """A plain connection inside a write transaction, for migrations and the owner's row."""
+        with self._explained(), self.engine.connect() as connection:
+            if self.is_sqlite:
+                connection = connection.execution_options(begin="IMMEDIATE")
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise LedgerError(f"The ledger {self.where} cannot be used: {_first_line(error.orig)}.") from error
+        except SQLAlchemyError as error:
+            raise LedgerError(f"The ledger {self.where} cannot be used: {_first_line(error)}.") from error
+
+
+def open_database(url: str, clock: Clock) -> Database:
+    """Connect once, to find out now rather than later.
+
+    Args:
+        url: "sqlite:///folder/ledger.db", a path, or "postgresql://user:password@host/name".
+
+    Raises:
+        InputError: not such a URL, or nothing answers at it.
+    """
+    address = _parse(url)
+    if address.get_backend_name() == "sqlite":
+        with contextlib.suppress(OSError):  # connecting says it better
+            Path(address.database or "").parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(address, connect_args={"timeout": BUSY_SECONDS})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        engine = create_engine(address, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    database = Database(engine, clock)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except (SQLAlchemyError, OSError) as error:
+        engine.dispose()
+        cause = getattr(error, "orig", None) or error
+        raise InputError(
+            f"The ledger's database {database.where} cannot be opened ({_first_line(cause)}); check the URL, its rights "
+            "and that the server runs."
+        ) from error
+    return database
+
+
+def _parse(url: str) -> URL:
+    expected = "a path, sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME was expected"
+    try:
+        address = make_url(url if "://" in url else f"sqlite:///{url}")
+        backend = address.get_backend_name()
+        if backend == "sqlite" and address.database in (None, "", ":memory:"):
+            raise InputError(f"The ledger's URL {url!r} names no file; {expected}.")
+        if backend == "sqlite":
+            return address.set(drivername="sqlite")
+        if backend in ("postgresql", "postgres"):
+            return address.set(drivername="postgresql+pg8000")
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise InputError(f"The ledger's URL {url!r} cannot be read; {expected}.") from error
+    raise InputError(f"The ledger cannot be kept in {backend!r}; {expected}.")
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # BEGIN is ours, see `_begin_sqlite`
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864"):
+        with contextlib.suppress(sqlite3.OperationalError):  # a read-only file cannot change its journal, and need not
+            cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
+
+
+def _first_line(error: object) -> str:
+    """The driver's own words; pg8000 gives a table of fields."""
+    arguments = getattr(error, "args", ())
+    if arguments and isinstance(arguments[0], dict):
+        return str(arguments[0].get("M", arguments[0]))
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,283 @@
+"""Jobs: how they come in, how they are found, and what their users ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import case, func, insert, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.errors import InputError
+from jobs.ledger.database import Database
+from jobs.ledger.records import EventRecord, JobRecord, Submission
+from jobs.ledger.rows import find_job, job_record, move_job
+from jobs.ledger.tables import Attempt, Event, Job, User
+from jobs.states import FailureKind, IllegalTransition, State, Wish
+
+__all__ = ["ActiveJob", "JobTable", "Submitted"]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of a submission. is_new: False if its idempotency key had been seen."""
+
+    id: int
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveJob:
+    """What a scheduler needs to know of a job that waits or runs; no spec, so that thousands can be read at every tick."""
+
+    id: int
+    user: str
+    kind: str
+    prior: str
+    priority: int
+    memory_bytes: int
+    group_id: int | None
+    state: State
+    wish: Wish
+    not_before: float
+    created_at: float
+    started_at: float | None
+    num_failures: int
+    max_failures: int
+    failure_kind: FailureKind | None
+    reason: str
+
+
+_ACTIVE = (State.QUEUED, State.RUNNING, State.LOST)
+_ACTIVE_FIELDS = tuple(field.name for field in dataclasses.fields(ActiveJob))
+_ACTIVE_COLUMNS = tuple(getattr(Job, name) for name in _ACTIVE_FIELDS)
+_CONVERT = tuple({"state": State, "wish": Wish, "failure_kind": FailureKind}.get(name) for name in _ACTIVE_FIELDS)
+
+
+class JobTable:
+    """The tables `jobs`, `users` and `events`; `Ledger.jobs`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._submitting = threading.Lock()  # two requests with one key must not both find it free
+
+    def submit(self, submissions: Sequence[Submission], *, group_id: int | None = None) -> list[Submitted]:
+        """Queue them all, or after an error none.
+
+        Raises:
+            InputError: an idempotency key that stands for another job.
+        """
+        with self._submitting, self._database.write() as session:
+            now = self._database.clock()
+            self._add_users(session, {submission.user for submission in submissions}, now)
+            answers: list[Submitted | Job] = []
+            seen: dict[tuple[str, str], tuple[Submitted | Job, str]] = {}
+            for submission in submissions:
+                key = (submission.user, submission.idempotency_key) if submission.idempotency_key else None
+                before = (seen.get(key) or self._by_key(session, *key)) if key else None
+                if before is not None:
+                    _check_same(submission, *before)
+                    row = before[0]
+                    answers.append(row)
+                    continue
+                row = _new_job(submission, group_id, now)
+                session.add(row)
+                answers.append(row)
+                if key:
+                    seen[key] = (row, submission.digest())
+            session.flush()
+            new = [answer for answer in dict.fromkeys(answers) if isinstance(answer, Job)]
+            if new:
+                session.execute(
+                    insert(Event),
+                    [{"job_id": row.id, "at": now, "kind": "state", "text": f"{row.state}: submitted"} for row in new],
+                )
+            first: set[int] = set()
+            result = []
+            for answer in answers:
+                is_new = isinstance(answer, Job) and answer.id not in first
+                first.add(answer.id)
+                result.append(Submitted(answer.id, is_new))
+            return result
+
+    def get(self, job_id: int) -> JobRecord:
+        """Raises InputError where there is no such job."""
+        with self._database.read() as session:
+            return job_record(find_job(session, job_id))
+
+    def recent(
+        self,
+        *,
+        states: Iterable[State] = (),
+        user: str | None = None,
+        group_id: int | None = None,
+        limit: int = 100,
+        before_id: int | None = None,
+    ) -> list[JobRecord]:
+        """Newest first; `before_id` goes on from the last one of an earlier page."""
+        query = select(Job).order_by(Job.id.desc()).limit(limit)
+        if states := tuple(states):
+            query = query.where(Job.state.in_(states))
+        if user is not None:
+            query = query.where(Job.user == user)
+        if group_id is not None:
+            query = query.where(Job.group_id == group_id)
+        if before_id is not None:
+            query = query.where(Job.id < before_id)
+        with self._database.read() as session:
+            return [job_record(row) for row in session.scalars(query)]
+
+    def active(self) -> list[ActiveJob]:
+        """All that wait, run or are lost, in the order they were submitted."""
+        query = select(*_ACTIVE_COLUMNS).where(Job.state.in_(_ACTIVE)).order_by(Job.id)
+        with self._database.read() as session:
+            return [_active(row) for row in session.execute(query)]
+
+    def counts(self) -> dict[State, int]:
+        """State -> number of jobs, every state named."""
+        with self._database.read() as session:
+            rows = session.execute(select(Job.state, func.count()).group_by(Job.state))
+            found = {State(state): num for state, num in rows}
+        return {state: found.get(state, 0) for state in State}
+
+    def events(self, job_id: int | None = None, *, after_id: int = 0, limit: int = 1000) -> list[EventRecord]:
+        """In order, of one job or of all, from the one after `after_id` on."""
+        query = select(Event).where(Event.id > after_id).order_by(Event.id).limit(limit)
+        if job_id is not None:
+            query = query.where(Event.job_id == job_id)
+        with self._database.read() as session:
+            return [
+                EventRecord(id=row.id, job_id=row.job_id, at=row.at, kind=row.kind, text=row.text)
+                for row in session.scalars(query)
+            ]
+
+    def usage(self, since: float) -> dict[str, float]:
+        """User -> seconds that attempts of theirs ran since that time."""
+        now = self._database.clock()
+        begin = case((Attempt.started_at > since, Attempt.started_at), else_=since)
+        seconds = func.coalesce(Attempt.ended_at, now) - begin
+        query = (
+            select(Job.user, func.sum(seconds))
+            .join(Attempt, Attempt.job_id == Job.id)
+            .where(or_(Attempt.ended_at.is_(None), Attempt.ended_at > since))
+            .group_by(Job.user)
+        )
+        with self._database.read() as session:
+            return {user: max(0.0, float(total)) for user, total in session.execute(query)}
+
+    def weights(self) -> dict[str, float]:
+        """User -> weight of their share."""
+        with self._database.read() as session:
+            return {user.name: user.weight for user in session.scalars(select(User))}
+
+    def set_weight(self, user: str, weight: float) -> None:
+        """Raises InputError for a weight that is not positive."""
+        if not 0 < weight <= 1000:
+            raise InputError(f"The weight of {user} is {weight:g}, but a number above 0, up to 1000, was expected.")
+        with self._database.write() as session:
+            self._add_users(session, {user}, self._database.clock())
+            row = session.get(User, user)
+            assert row is not None
+            row.weight = weight
+
+    def cancel(self, job_id: int, reason: str = "cancelled by its user") -> State:
+        """Now if it waits, at its worker's next step if it runs. Returns the state it is in. Raises IllegalTransition."""
+        return self._ask(job_id, State.CANCELLED, Wish.CANCEL, reason)
+
+    def pause(self, job_id: int, reason: str = "paused by its user") -> State:
+        """Like `cancel`; `resume` goes on from the checkpoint."""
+        return self._ask(job_id, State.PAUSED, Wish.PAUSE, reason)
+
+    def resume(self, job_id: int, reason: str = "resumed by its user") -> State:
+        """paused -> queued. A job that was only asked to pause goes on running."""
+        with self._database.write() as session:
+            row = find_job(session, job_id, lock=True)
+            if row.state == State.RUNNING and row.wish == Wish.PAUSE:
+                row.wish = Wish.RUN
+                return State.RUNNING
+            if row.state != State.PAUSED:
+                raise IllegalTransition(f"Job {job_id} is {row.state}; only a paused job can be resumed.")
+            move_job(session, row, State.QUEUED, reason, self._database.clock())
+            return State.QUEUED
+
+    def retry(self, job_id: int, reason: str = "retried by its user") -> State:
+        """failed or cancelled -> queued, its failures forgotten, its checkpoint and files kept."""
+        with self._database.write() as session:
+            row = find_job(session, job_id, lock=True)
+            if row.state not in (State.FAILED, State.CANCELLED):
+                hint = "'jobs resume' goes on with a paused one" if row.state == State.PAUSED else "it needs no retry"
+                raise IllegalTransition(f"Job {job_id} is {row.state}; only failed and cancelled jobs can be retried; {hint}.")
+            move_job(session, row, State.QUEUED, reason, self._database.clock())
+            row.num_failures, row.not_before, row.ended_at = 0, 0.0, None
+            row.is_dead_letter, row.failure_kind = False, None
+            return State.QUEUED
+
+    def _ask(self, job_id: int, state: State, wish: Wish, reason: str) -> State:
+        with self._database.write() as session:
+            now = self._database.clock()
+            row = find_job(session, job_id, lock=True)
+            if row.state == State.RUNNING:
+                # A cancelled job stays cancelled, whatever comes after.
+                if row.wish != Wish.CANCEL and row.wish != wish:
+                    row.wish = wish
+                    session.add(Event(job_id=job_id, at=now, kind="info", text=f"to be {state} at the next step"))
+            elif row.state != state:
+                move_job(session, row, state, reason, now)
+            return State(row.state)
+
+    def _by_key(self, session: Session, user: str, key: str) -> tuple[Submitted, str] | None:
+        row = session.scalar(select(Job).where(Job.user == user, Job.idempotency_key == key))
+        return None if row is None else (Submitted(row.id, False), _digest(row))
+
+    def _add_users(self, session: Session, names: set[str], now: float) -> None:
+        known = set(session.scalars(select(User.name).where(User.name.in_(names))))
+        session.add_all(User(name=name, weight=1.0, created_at=now) for name in sorted(names - known))
+        session.flush()
+
+
+def _new_job(submission: Submission, group_id: int | None, now: float) -> Job:
+    return Job(
+        kind=submission.kind,
+        name=submission.name,
+        user=submission.user,
+        spec=dict(submission.spec),
+        settings=dict(submission.settings),
+        fingerprint=submission.fingerprint,
+        prior=submission.prior,
+        out=submission.out,
+        priority=submission.priority,
+        memory_bytes=submission.memory_bytes,
+        idempotency_key=submission.idempotency_key,
+        group_id=group_id,
+        max_failures=submission.max_failures,
+        state=State.PAUSED if submission.is_paused else State.QUEUED,
+        metrics={},
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _check_same(submission: Submission, before: Submitted | Job, digest: str) -> None:
+    if submission.digest() != digest:
+        which = "another line of this table" if isinstance(before, Job) else f"job {before.id}"
+        raise InputError(
+            f"The idempotency key {submission.idempotency_key!r} belongs to {which} with another spec, other settings or "
+            "another folder; repeat those exactly, or choose another key."
+        )
+
+
+def _digest(row: Job) -> str:
+    return Submission(
+        kind=row.kind, spec=row.spec, name=row.name, fingerprint=row.fingerprint, out=row.out, settings=row.settings
+    ).digest()
+
+
+def _active(row: Sequence[Any]) -> ActiveJob:
+    """By position, because a scheduler reads thousands."""
+    values: list[Any] = [
+        convert(value) if convert and value is not None else value for convert, value in zip(_CONVERT, row, strict=True)
+    ]
+    return ActiveJob(*values)

@@ -1,0 +1,84 @@
+"""The schema's version, and the steps from each version to the next.
+
+A list of small functions rather than alembic: a ledger has one line of history and its users run no migration command, it is
+brought up to date when an orchestrator opens it. Each step runs in one transaction with the new version number, on both
+databases, so a killed migration has not happened. A new database is made from the tables and marked with the newest
+version; a test compares the two ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection, insert, inspect, select, update
+
+from jobs.errors import InputError
+from jobs.ledger.database import Database
+from jobs.ledger.tables import Base, SchemaVersion
+
+__all__ = ["FIRST_VERSION", "STEPS", "check_version", "migrate", "newest_version"]
+
+Step = Callable[[Connection], None]
+FIRST_VERSION = 1
+STEPS: tuple[Step, ...] = ()
+"""STEPS[0] leads from version 1 to version 2, and so on."""
+
+
+def newest_version(steps: Sequence[Step] = STEPS) -> int:
+    """What this program writes."""
+    return FIRST_VERSION + len(steps)
+
+
+def migrate(database: Database, steps: Sequence[Step] = STEPS) -> None:
+    """Make the tables of an empty database, or bring an older one up to date.
+
+    Raises:
+        InputError: the database is newer than this program, or holds something else.
+    """
+    with database.connect() as connection:
+        version = _version(connection, database.where)
+        if version is None:
+            Base.metadata.create_all(connection)
+            connection.execute(insert(SchemaVersion).values(id=1, version=newest_version(steps)))
+            return
+    _refuse_newer(version, database.where, steps)
+    for number in range(version, newest_version(steps)):
+        with database.connect() as connection:
+            steps[number - FIRST_VERSION](connection)
+            connection.execute(update(SchemaVersion).values(version=number + 1))
+
+
+def check_version(database: Database, steps: Sequence[Step] = STEPS) -> None:
+    """For one who only reads.
+
+    Raises:
+        InputError: there is no ledger in the database, or one of another version.
+    """
+    with database.engine.connect() as connection:
+        version = _version(connection, database.where)
+    if version is None:
+        raise InputError(f"There is no ledger in {database.where}; 'dreamkiln up' makes one.")
+    _refuse_newer(version, database.where, steps)
+    if version < newest_version(steps):
+        raise InputError(
+            f"The ledger {database.where} has version {version}, older than this program's {newest_version(steps)}; start the "
+            "orchestrator once to bring it up to date: dreamkiln up."
+        )
+
+
+def _version(connection: Connection, where: str) -> int | None:
+    tables = set(inspect(connection).get_table_names())
+    if SchemaVersion.__tablename__ in tables:
+        return connection.scalar(select(SchemaVersion.version))
+    if ours := tables & set(Base.metadata.tables):
+        raise InputError(
+            f"The database {where} holds a table {min(ours)!r} that is no ledger's; give the ledger a database of its own."
+        )
+    return None
+
+
+def _refuse_newer(version: int, where: str, steps: Sequence[Step]) -> None:
+    if version > newest_version(steps):
+        raise InputError(
+            f"The ledger {where} has version {version}, but this program knows up to {newest_version(steps)}; update dreamkiln."
+        )

@@ -1,0 +1,265 @@
+"""What the ledger gives back and takes: plain frozen values, never live rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jobs.codec import canonical_json
+from jobs.errors import DreamKilnError, InputError
+from jobs.states import TERMINAL, FailureKind, State, Wish
+
+if TYPE_CHECKING:
+    from jobs.specs import JobSpec
+
+__all__ = [
+    "ArtefactRecord",
+    "AttemptRecord",
+    "EventRecord",
+    "GroupRecord",
+    "JobRecord",
+    "Lease",
+    "ShardCounts",
+    "ShardRecord",
+    "StaleLease",
+    "Submission",
+]
+
+MAX_PRIORITY = 1000
+GIGABYTE = 10**9
+
+
+class StaleLease(DreamKilnError):
+    """The writer's lease was taken away; what it wrote was refused, and it should stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job as it is asked for.
+
+    Args:
+        kind: "text-to-3d" or "images". spec: its JSON, as `JobSpec.to_json` writes it.
+        name: readable and safe as a file name. fingerprint: of the spec.
+        out: the run folder, absolute.
+        settings: JSON that says how to run and what to write, beside the spec.
+        prior: which prior it asks. memory_bytes: what its worker needs, the prior not counted.
+        user: whose share it takes. priority: larger goes first, -1000 to 1000.
+        idempotency_key: the same key of the same user never makes a second job.
+        max_failures: attempts that may fail before the job goes to the dead letters.
+        is_paused: queue it without starting it.
+
+    Raises:
+        InputError: a value that is not allowed, named.
+    """
+
+    kind: str
+    spec: Mapping[str, Any]
+    name: str
+    fingerprint: str
+    out: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prior: str = "toybox"
+    memory_bytes: int = 2 * GIGABYTE
+    user: str = "me"
+    priority: int = 0
+    idempotency_key: str | None = None
+    max_failures: int = 4
+    is_paused: bool = False
+
+    def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise InputError(f"The priority is {self.priority}, but -{MAX_PRIORITY} to {MAX_PRIORITY} is allowed.")
+        if self.max_failures < 1:
+            raise InputError(f"max_failures is {self.max_failures}; give at least 1 attempt.")
+        if self.memory_bytes < 0:
+            raise InputError(f"memory_bytes is {self.memory_bytes}; give 0 or more.")
+        for what, text in (("user", self.user), ("idempotency key", self.idempotency_key)):
+            if text is not None and not (0 < len(text) <= 200 and text.isprintable()):
+                raise InputError(f"The {what} is {text!r}, but 1 to 200 printable characters were expected.")
+
+    @classmethod
+    def of(cls, spec: JobSpec, *, out: str, **others: Any) -> Submission:
+        """The submission of a spec; `others` as above."""
+        return cls(
+            kind=spec.kind,
+            spec=spec.to_json(),
+            name=spec.name,
+            fingerprint=spec.fingerprint(),
+            prior=spec.prior,
+            out=out,
+            **others,
+        )
+
+    def digest(self) -> str:
+        """sha256 (hex) of what an idempotency key stands for: the spec, the settings and the folder."""
+        asked = {"kind": self.kind, "spec": self.spec, "settings": self.settings, "out": self.out}
+        return hashlib.sha256(canonical_json(asked).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to work on a job, or on one of its shards, until `expires_at`.
+
+    Args:
+        fence: larger with every lease of the same work; what carries an older one is refused.
+        shard: index of the shard, None for the job as a whole.
+    """
+
+    job_id: int
+    fence: int
+    holder: str
+    expires_at: float
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        return f"job {self.job_id}" if self.shard is None else f"shard {self.shard} of job {self.job_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """A job's row; see `jobs.ledger.tables.Job`. Times are seconds since 1970, UTC."""
+
+    id: int
+    kind: str
+    name: str
+    user: str
+    spec: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    fingerprint: str
+    prior: str
+    out: str
+    priority: int
+    memory_bytes: int
+    idempotency_key: str | None
+    group_id: int | None
+    state: State
+    wish: Wish
+    reason: str
+    failure_kind: FailureKind | None
+    is_dead_letter: bool
+    is_winner: bool | None
+    not_before: float
+    num_attempts: int
+    num_failures: int
+    max_failures: int
+    fence: int
+    lease_holder: str | None
+    lease_expires_at: float | None
+    stage: str
+    step: int
+    total: int
+    seconds_left: float | None
+    metrics: Mapping[str, Any]
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    updated_at: float
+    seconds_run: float
+
+    @property
+    def is_terminal(self) -> bool:
+        """Nothing more will happen unless a user asks."""
+        return self.state in TERMINAL
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            key: dict(value) if isinstance(value, Mapping) else value
+            for key, value in ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """One go at a job. outcome: the state it left the job in, "running" while it lasts."""
+
+    job_id: int
+    fence: int
+    holder: str
+    outcome: State
+    failure_kind: FailureKind | None
+    reason: str
+    started_at: float
+    ended_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A run of rows of an image job: `num_rows` of them from `first_row` on."""
+
+    job_id: int
+    index: int
+    first_row: int
+    num_rows: int
+    state: State
+    fence: int
+    lease_holder: str | None
+    lease_expires_at: float | None
+    not_before: float
+    num_failures: int
+    num_rows_succeeded: int
+    num_rows_failed: int
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCounts:
+    """An image job's shards and rows, summed.
+
+    Args:
+        shards: state -> number of shards, states without any left out.
+        num_rows: in all; `num_rows_succeeded` and `num_rows_failed` of the shards that have been committed.
+        seconds: of work in committed shards.
+    """
+
+    shards: Mapping[State, int]
+    num_rows: int
+    num_rows_succeeded: int
+    num_rows_failed: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactRecord:
+    """A finished file of a job, its name relative to the run folder."""
+
+    job_id: int
+    name: str
+    num_bytes: int
+    sha256: str
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecord:
+    """Something that happened to a job. kind: "state", "info" or "warning"."""
+
+    id: int
+    job_id: int | None
+    at: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRecord:
+    """Jobs that compete.
+
+    Args:
+        num_wanted: how many results are enough.
+        metric: None: the first ones to finish win, and the rest is cancelled. Otherwise all run, and those with the best
+            value of this metric win; `largest_is_best` says which end is best.
+        decided_at: when the winners stood, None before.
+    """
+
+    id: int
+    name: str
+    num_wanted: int
+    metric: str | None
+    largest_is_best: bool
+    created_at: float
+    decided_at: float | None

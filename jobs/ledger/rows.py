@@ -1,0 +1,73 @@
+"""What the tables' classes do to rows inside one transaction."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs.errors import InputError
+from jobs.ledger.records import JobRecord, Lease, StaleLease
+from jobs.ledger.tables import Attempt, Event, Job
+from jobs.states import TERMINAL, FailureKind, State, Wish, check_transition
+
+__all__ = ["end_attempt", "find_job", "held_job", "job_record", "move_job"]
+
+
+def find_job(session: Session, job_id: int, *, lock: bool = False) -> Job:
+    """Raises InputError where there is no such job."""
+    row = session.get(Job, job_id, with_for_update=True if lock else None) if 0 < job_id < 2**63 else None
+    if row is None:
+        last = session.scalar(select(func.max(Job.id)))
+        known = f"the last one is {last}" if last else "none has been submitted yet"
+        raise InputError(f"There is no job {job_id}; {known}. 'dreamkiln jobs list' shows them.")
+    return row
+
+
+def held_job(session: Session, lease: Lease) -> Job:
+    """The job that the lease is for. Raises StaleLease if it is no longer held by it."""
+    row = find_job(session, lease.job_id, lock=True)
+    if row.state != State.RUNNING or row.fence != lease.fence:
+        now = f"held by {row.lease_holder} with token {row.fence}" if row.state == State.RUNNING else str(row.state)
+        raise StaleLease(f"The lease of {lease.holder} on {lease} (token {lease.fence}) is over: it is {now} now.")
+    return row
+
+
+def move_job(session: Session, row: Job, state: State, reason: str, now: float) -> None:
+    """Change the state and write it down. Raises IllegalTransition."""
+    check_transition(State(row.state), state, what=f"Job {row.id}")
+    row.state = state
+    row.reason = reason
+    row.updated_at = now
+    row.ended_at = now if state in TERMINAL else None
+    session.add(Event(job_id=row.id, at=now, kind="state", text=f"{state}: {reason}"))
+
+
+def end_attempt(session: Session, row: Job, state: State, reason: str, now: float, kind: FailureKind | None = None) -> None:
+    """The job's attempt is over and the job moves to `state`. One that is lost has ended its attempt before."""
+    if row.state == State.RUNNING:
+        attempt = session.get(Attempt, (row.id, row.fence))
+        assert attempt is not None, f"job {row.id} runs without an attempt"
+        attempt.ended_at, attempt.reason, attempt.failure_kind = now, reason, kind
+        # A failure that will be retried leaves the job queued, but the attempt has failed.
+        attempt.outcome = State.FAILED if kind and state == State.QUEUED else state
+        row.seconds_run += max(0.0, now - attempt.started_at)
+    # What its user asked for holds, also when the worker was lost or failed before it obeyed.
+    if state in (State.QUEUED, State.LOST) and row.wish in (Wish.CANCEL, Wish.PAUSE):
+        state, reason = (State.CANCELLED, "cancelled") if row.wish == Wish.CANCEL else (State.PAUSED, "paused")
+    move_job(session, row, state, reason, now)
+    row.lease_holder = row.lease_expires_at = None
+    row.seconds_left = None
+    row.wish = Wish.RUN
+
+
+def job_record(row: Job) -> JobRecord:
+    """The row as a value."""
+    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(JobRecord)}
+    values |= {
+        "state": State(row.state),
+        "wish": Wish(row.wish),
+        "failure_kind": FailureKind(row.failure_kind) if row.failure_kind else None,
+    }
+    return JobRecord(**values)

@@ -1,0 +1,275 @@
+"""Jobs in the ledger, on both databases: leases, fences, retries, keys, and what users ask for."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jobs.errors import InputError
+from jobs.events import Progress
+from jobs.ledger import Ledger, OwnershipError, StaleLease, Submission
+from jobs.specs import ImagesSpec
+from jobs.states import FailureKind, IllegalTransition, State, Wish
+from tests.jobs.ledger.conftest import Clock, submission
+
+
+def submit(ledger: Ledger, number: int = 0, **others) -> int:
+    (submitted,) = ledger.jobs.submit([submission(number, **others)])
+    return submitted.id
+
+
+def texts(ledger: Ledger, job: int) -> list[str]:
+    return [event.text for event in ledger.jobs.events(job)]
+
+
+def test_a_job_from_submission_to_success(ledger: Ledger, clock: Clock):
+    spec = ImagesSpec(prompt="a red table", num_images=3)
+    (submitted,) = ledger.jobs.submit([Submission.of(spec, out="/runs/a", user="ada", priority=7)])
+    assert submitted.is_new
+    job = ledger.jobs.get(submitted.id)
+    assert (job.state, job.user, job.priority, job.spec) == (State.QUEUED, "ada", 7, spec.to_json())
+    assert job.fingerprint == spec.fingerprint() and job.created_at == clock.now
+
+    clock.advance(5)
+    lease = ledger.attempts.start(job.id, "worker-1", seconds=30)
+    clock.advance(10)
+    progress = Progress(stage="draw", step=2, total=3, metrics={"loss": 0.5}, seconds_left=4.0)
+    lease, wish = ledger.attempts.renew(lease, seconds=30, progress=progress)
+    assert wish == Wish.RUN and lease.expires_at == clock.now + 30
+    ledger.attempts.say(lease, "a word is unknown", "warning")
+    job = ledger.jobs.get(job.id)
+    assert (job.state, job.stage, job.step, job.total, job.seconds_left) == (State.RUNNING, "draw", 2, 3, 4.0)
+    assert job.metrics == {"loss": 0.5} and job.lease_holder == "worker-1"
+
+    clock.advance(1)
+    ledger.attempts.succeed(lease, metrics={"faces": 12}, artefacts={"grid.png": (100, "a" * 64)})
+    job = ledger.jobs.get(job.id)
+    assert (job.state, job.metrics, job.seconds_run) == (State.SUCCEEDED, {"faces": 12}, 11.0)
+    assert job.lease_holder is None and job.ended_at == clock.now
+    (artefact,) = ledger.attempts.artefacts(job.id)
+    assert (artefact.name, artefact.num_bytes, artefact.sha256) == ("grid.png", 100, "a" * 64)
+    (attempt,) = ledger.attempts.of(job.id)
+    assert (attempt.outcome, attempt.holder, attempt.ended_at) == (State.SUCCEEDED, "worker-1", clock.now)
+    assert texts(ledger, job.id) == [
+        "queued: submitted",
+        "running: attempt 1 by worker-1",
+        "a word is unknown",
+        "succeeded: done",
+    ]
+
+
+def test_a_lost_worker_cannot_speak_again(ledger: Ledger, clock: Clock):
+    job = submit(ledger)
+    stale = ledger.attempts.start(job, "worker-1", seconds=30)
+    clock.advance(31)
+    assert ledger.attempts.expire() == [job]
+    assert ledger.jobs.get(job).state == State.LOST and ledger.attempts.expire() == []
+    ledger.attempts.settle_lost(job, reason="worker-1 fell silent", retry_at=clock.now)
+    fresh = ledger.attempts.start(job, "worker-2", seconds=30)
+    assert fresh.fence > stale.fence
+    for write in (
+        lambda: ledger.attempts.renew(stale, seconds=30),
+        lambda: ledger.attempts.say(stale, "hello"),
+        lambda: ledger.attempts.succeed(stale),
+        lambda: ledger.attempts.fail(stale, FailureKind.UNEXPECTED, "x", retry_at=None),
+        lambda: ledger.attempts.release(stale, "x"),
+    ):
+        with pytest.raises(StaleLease, match=r"worker-1 on job \d+ \(token 1\) is over: it is held by worker-2 with token 2"):
+            write()
+    ledger.attempts.succeed(fresh)
+    with pytest.raises(StaleLease, match="is succeeded now"):
+        ledger.attempts.succeed(fresh)
+    assert [attempt.outcome for attempt in ledger.attempts.of(job)] == [State.LOST, State.SUCCEEDED]
+
+
+def test_a_late_renewal_is_accepted_while_nobody_else_has_the_job(ledger: Ledger, clock: Clock):
+    lease = ledger.attempts.start(submit(ledger), "worker-1", seconds=30)
+    clock.advance(100)
+    ledger.attempts.renew(lease, seconds=30)
+    assert ledger.attempts.expire() == []
+
+
+def test_failures_are_capped_and_end_in_the_dead_letters(ledger: Ledger, clock: Clock):
+    job = submit(ledger, max_failures=2)
+    lease = ledger.attempts.start(job, "w", seconds=30)
+    ledger.attempts.fail(lease, FailureKind.DISK_FULL, "no space", retry_at=clock.now + 60, counts=False)
+    record = ledger.jobs.get(job)
+    assert (record.state, record.num_failures, record.not_before) == (State.QUEUED, 0, clock.now + 60)
+    lease = ledger.attempts.start(job, "w", seconds=30)
+    ledger.attempts.fail(lease, FailureKind.OUT_OF_MEMORY, "too large", retry_at=None)
+    record = ledger.jobs.get(job)
+    assert (record.state, record.is_dead_letter, record.failure_kind) == (State.FAILED, True, FailureKind.OUT_OF_MEMORY)
+    assert [attempt.outcome for attempt in ledger.attempts.of(job)] == [State.FAILED, State.FAILED]
+    with pytest.raises(IllegalTransition, match="failed and cannot become running"):
+        ledger.attempts.start(job, "w", seconds=30)
+
+    assert ledger.jobs.retry(job) == State.QUEUED
+    record = ledger.jobs.get(job)
+    assert (record.num_failures, record.is_dead_letter, record.failure_kind, record.num_attempts) == (0, False, None, 2)
+
+
+def test_idempotency_keys(ledger: Ledger):
+    first = submit(ledger, 1, idempotency_key="k")
+    (again,) = ledger.jobs.submit([submission(1, idempotency_key="k")])
+    assert (again.id, again.is_new) == (first, False)
+    assert submit(ledger, 1, idempotency_key="k", user="bob") != first
+    with pytest.raises(InputError, match=rf"key 'k' belongs to job {first} with another spec"):
+        ledger.jobs.submit([submission(3), submission(2, idempotency_key="k")])
+    assert len(ledger.jobs.recent()) == 2, "an error submits nothing"
+    table = [submission(4, idempotency_key="t"), submission(4, idempotency_key="t"), submission(5)]
+    one, two, three = ledger.jobs.submit(table)
+    assert one.id == two.id != three.id and [one.is_new, two.is_new, three.is_new] == [True, False, True]
+    with pytest.raises(InputError, match="another line of this table"):
+        ledger.jobs.submit([submission(6, idempotency_key="u"), submission(7, idempotency_key="u")])
+
+
+def test_one_key_from_many_threads_makes_one_job(ledger: Ledger):
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(submit(ledger, 1, idempotency_key="k"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"priority": 5000}, "priority is 5000"),
+        ({"max_failures": 0}, "max_failures is 0"),
+        ({"memory_bytes": -1}, "memory_bytes is -1"),
+        ({"user": ""}, "user is ''"),
+        ({"idempotency_key": "a\nb"}, "idempotency key"),
+    ],
+)
+def test_submissions_that_are_refused(values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        submission(**values)
+
+
+def test_cancel_pause_and_resume_of_waiting_and_running_jobs(ledger: Ledger):
+    waiting, running = submit(ledger, 1), submit(ledger, 2)
+    assert ledger.jobs.pause(waiting) == ledger.jobs.pause(waiting) == State.PAUSED
+    with pytest.raises(IllegalTransition, match="paused and cannot become running"):
+        ledger.attempts.start(waiting, "w", seconds=30)
+    assert ledger.jobs.resume(waiting) == State.QUEUED
+    assert ledger.jobs.cancel(waiting) == State.CANCELLED
+    with pytest.raises(IllegalTransition, match="only a paused job can be resumed"):
+        ledger.jobs.resume(waiting)
+
+    lease = ledger.attempts.start(running, "w", seconds=30)
+    assert ledger.jobs.pause(running) == State.RUNNING
+    assert ledger.attempts.renew(lease, seconds=30)[1] == Wish.PAUSE
+    assert ledger.jobs.resume(running) == State.RUNNING
+    assert ledger.attempts.renew(lease, seconds=30)[1] == Wish.RUN
+    ledger.jobs.pause(running)
+    assert ledger.attempts.release(lease, "stopped") == State.PAUSED
+    ledger.jobs.resume(running)
+    lease = ledger.attempts.start(running, "w", seconds=30)
+    ledger.jobs.pause(running)
+    ledger.jobs.cancel(running)
+    ledger.jobs.pause(running)
+    ledger.attempts.wish(running, Wish.YIELD, "make room")
+    assert ledger.attempts.renew(lease, seconds=30)[1] == Wish.CANCEL, "a cancelled job stays cancelled"
+    assert ledger.attempts.release(lease, "stopped") == State.CANCELLED
+    assert ledger.jobs.retry(running) == State.QUEUED
+    with pytest.raises(IllegalTransition, match="it needs no retry"):
+        ledger.jobs.retry(running)
+
+
+def test_a_wish_outlives_the_worker_that_should_have_obeyed(ledger: Ledger, clock: Clock):
+    cancelled, paused, yielding = (submit(ledger, number) for number in range(3))
+    leases = [ledger.attempts.start(job, "w", seconds=30) for job in (cancelled, paused, yielding)]
+    ledger.jobs.cancel(cancelled)
+    ledger.jobs.pause(paused)
+    ledger.attempts.wish(yielding, Wish.YIELD, "make room")
+    clock.advance(31)
+    assert ledger.attempts.expire() == [yielding]
+    states = [ledger.jobs.get(job).state for job in (cancelled, paused, yielding)]
+    assert states == [State.CANCELLED, State.PAUSED, State.LOST]
+    with pytest.raises(StaleLease):
+        ledger.attempts.succeed(leases[0])
+
+
+def test_yielding_goes_back_to_the_queue_without_a_failure(ledger: Ledger):
+    job = submit(ledger)
+    lease = ledger.attempts.start(job, "w", seconds=30)
+    ledger.attempts.wish(job, Wish.YIELD, "makes room for job 9")
+    assert ledger.attempts.release(lease, "made room") == State.QUEUED
+    record = ledger.jobs.get(job)
+    assert (record.num_failures, record.wish, record.not_before) == (0, Wish.RUN, 0.0)
+    assert [attempt.outcome for attempt in ledger.attempts.of(job)] == [State.QUEUED]
+    assert "makes room for job 9" in texts(ledger, job)
+    with pytest.raises(IllegalTransition, match="not running"):
+        ledger.attempts.wish(job, Wish.YIELD, "again")
+
+
+def test_lists_counts_and_pages(ledger: Ledger):
+    jobs = [submission(number, user="ada" if number % 2 else "bob") for number in range(10)]
+    ids = [submitted.id for submitted in ledger.jobs.submit(jobs)]
+    ledger.jobs.cancel(ids[0])
+    assert ledger.jobs.counts() | {State.QUEUED: 9, State.CANCELLED: 1} == ledger.jobs.counts()
+    assert set(ledger.jobs.counts()) == set(State)
+    page = ledger.jobs.recent(limit=4)
+    assert [job.id for job in page] == ids[:5:-1]
+    assert [job.id for job in ledger.jobs.recent(limit=100, before_id=page[-1].id)] == ids[5::-1]
+    assert {job.user for job in ledger.jobs.recent(user="ada")} == {"ada"}
+    assert [job.id for job in ledger.jobs.recent(states=[State.CANCELLED])] == ids[:1]
+    active = ledger.jobs.active()
+    assert [job.id for job in active] == ids[1:] and active[0].memory_bytes == jobs[1].memory_bytes
+
+
+def test_usage_counts_the_seconds_inside_the_window(ledger: Ledger, clock: Clock):
+    begin = clock.now
+    lease = ledger.attempts.start(submit(ledger, 1, user="ada"), "w", seconds=1000)
+    clock.advance(100)
+    ledger.attempts.succeed(lease)
+    ledger.attempts.start(submit(ledger, 2, user="bob"), "w", seconds=1000)
+    clock.advance(50)
+    assert ledger.jobs.usage(begin) == {"ada": 100.0, "bob": 50.0}
+    assert ledger.jobs.usage(begin + 60) == {"ada": 40.0, "bob": 50.0}
+    assert ledger.jobs.usage(begin + 120) == {"bob": 30.0}
+    ledger.jobs.set_weight("bob", 2.5)
+    assert ledger.jobs.weights() == {"ada": 1.0, "bob": 2.5}
+    with pytest.raises(InputError, match="weight of bob is 0"):
+        ledger.jobs.set_weight("bob", 0)
+
+
+def test_groups(ledger: Ledger):
+    group = ledger.groups.add("a red table, best of 3", num_wanted=1, metric="r_precision")
+    ids = [submitted.id for submitted in ledger.jobs.submit([submission(n) for n in range(3)], group_id=group)]
+    assert [found.id for found in ledger.groups.undecided()] == [group]
+    assert {job.id for job in ledger.jobs.recent(group_id=group)} == set(ids)
+    ledger.groups.decide(group, [ids[1]], "r_precision 0.9")
+    ledger.groups.decide(group, [ids[0]], "too late")
+    assert [ledger.jobs.get(job).is_winner for job in ids] == [False, True, False]
+    assert not ledger.groups.undecided() and ledger.groups.get(group).decided_at == ledger.now()
+    assert "won in a red table, best of 3: r_precision 0.9" in texts(ledger, ids[1])
+    with pytest.raises(InputError, match="no group 99"):
+        ledger.groups.get(99)
+    with pytest.raises(InputError, match="give at least 1"):
+        ledger.groups.add("none", num_wanted=0)
+
+
+def test_a_job_that_does_not_exist(ledger: Ledger):
+    for number in (7, 0, -1, 10**30):
+        with pytest.raises(InputError, match=f"no job {number}; none has been submitted yet"):
+            ledger.jobs.get(number)
+    last = submit(ledger)
+    with pytest.raises(InputError, match=f"the last one is {last}"):
+        ledger.jobs.cancel(last + 1)
+
+
+def test_a_reader_reads_and_does_not_write(url: str, ledger: Ledger, clock: Clock):
+    job = submit(ledger)
+    with Ledger.read(url, clock=clock) as reader:
+        assert reader.jobs.get(job).state == State.QUEUED
+        with pytest.raises(OwnershipError, match="opened for reading"):
+            reader.jobs.cancel(job)
+
+
+def test_a_table_of_jobs_in_one_transaction(ledger: Ledger):
+    ids = [submitted.id for submitted in ledger.jobs.submit([submission(number) for number in range(300)])]
+    assert len(set(ids)) == 300 and [job.id for job in ledger.jobs.active()] == ids

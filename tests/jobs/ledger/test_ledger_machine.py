@@ -1,0 +1,185 @@
+"""Any order of calls, also by workers that were given up: the ledger agrees with a model of a few lines."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+
+from jobs.ledger import Lease, Ledger, StaleLease
+from jobs.states import LEGAL, FailureKind, IllegalTransition, State, Wish
+from tests.jobs.ledger.conftest import Clock, submission
+
+LEASE_SECONDS = 30
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """The model: each job's state, wish, token and the time its lease runs out."""
+
+    jobs = Bundle("jobs")
+    leases = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="machine-"))
+        self.clock = Clock()
+        self.ledger = Ledger.own(str(self.folder / "ledger.db"), clock=self.clock)
+        self.state: dict[int, State] = {}
+        self.wish: dict[int, Wish] = {}
+        self.fence: dict[int, int] = {}
+        self.expires: dict[int, float] = {}
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        shutil.rmtree(self.folder)
+
+    @rule(target=jobs, is_paused=st.booleans())
+    def submit(self, is_paused: bool):
+        (submitted,) = self.ledger.jobs.submit([submission(is_paused=is_paused)])
+        job = submitted.id
+        assert job not in self.state
+        self.state[job] = State.PAUSED if is_paused else State.QUEUED
+        self.wish[job], self.fence[job] = Wish.RUN, 0
+        return job
+
+    @rule(target=leases, job=jobs)
+    def start(self, job: int):
+        with self.legal_only(job, State.RUNNING) as is_legal:
+            lease = self.ledger.attempts.start(job, "w", seconds=LEASE_SECONDS)
+        if not is_legal:
+            return multiple()
+        assert lease.fence > self.fence[job]
+        self.fence[job], self.expires[job] = lease.fence, self.clock.now + LEASE_SECONDS
+        self.end(job, State.RUNNING)
+        return lease
+
+    @rule(lease=leases)
+    def renew(self, lease: Lease):
+        with self.fresh_only(lease) as is_fresh:
+            _, wish = self.ledger.attempts.renew(lease, seconds=LEASE_SECONDS)
+        if is_fresh:
+            assert wish == self.wish[lease.job_id]
+            self.expires[lease.job_id] = self.clock.now + LEASE_SECONDS
+
+    @rule(lease=leases)
+    def succeed(self, lease: Lease):
+        with self.fresh_only(lease) as is_fresh:
+            self.ledger.attempts.succeed(lease)
+        if is_fresh:
+            self.end(lease.job_id, State.SUCCEEDED)
+
+    @rule(lease=leases, again=st.booleans())
+    def fail(self, lease: Lease, again: bool):
+        with self.fresh_only(lease) as is_fresh:
+            self.ledger.attempts.fail(lease, FailureKind.UNEXPECTED, "x", retry_at=self.clock.now if again else None)
+        if is_fresh:
+            self.end(lease.job_id, State.QUEUED if again else State.FAILED)
+
+    @rule(lease=leases)
+    def release(self, lease: Lease):
+        with self.fresh_only(lease) as is_fresh:
+            self.ledger.attempts.release(lease, "x")
+        if is_fresh:
+            self.end(lease.job_id, State.QUEUED)
+
+    @rule(job=jobs)
+    def cancel(self, job: int):
+        self.ask(job, State.CANCELLED, Wish.CANCEL, self.ledger.jobs.cancel)
+
+    @rule(job=jobs)
+    def pause(self, job: int):
+        self.ask(job, State.PAUSED, Wish.PAUSE, self.ledger.jobs.pause)
+
+    @rule(job=jobs)
+    def resume(self, job: int):
+        if self.state[job] == State.RUNNING and self.wish[job] == Wish.PAUSE:
+            self.ledger.jobs.resume(job)
+            self.wish[job] = Wish.RUN
+        elif self.state[job] == State.PAUSED:
+            self.ledger.jobs.resume(job)
+            self.end(job, State.QUEUED)
+        else:
+            with pytest.raises(IllegalTransition):
+                self.ledger.jobs.resume(job)
+
+    @rule(job=jobs)
+    def retry(self, job: int):
+        if self.state[job] in (State.FAILED, State.CANCELLED):
+            self.ledger.jobs.retry(job)
+            self.end(job, State.QUEUED)
+        else:
+            with pytest.raises(IllegalTransition):
+                self.ledger.jobs.retry(job)
+
+    @rule(seconds=st.sampled_from([1, 20, 40]))
+    def wait(self, seconds: int):
+        self.clock.advance(seconds)
+
+    @rule()
+    def expire(self):
+        overdue = [job for job, state in self.state.items() if state == State.RUNNING and self.expires[job] < self.clock.now]
+        for job in overdue:
+            self.end(job, State.LOST)
+        assert self.ledger.attempts.expire() == [job for job in overdue if self.state[job] == State.LOST]
+
+    @rule(again=st.booleans())
+    def settle(self, again: bool):
+        for job in [job for job, state in self.state.items() if state == State.LOST]:
+            self.ledger.attempts.settle_lost(job, reason="x", retry_at=self.clock.now if again else None)
+            self.end(job, State.QUEUED if again else State.FAILED)
+
+    @rule()
+    def next_owner(self):
+        """The orchestrator dies and another takes over: whatever ran is lost, once."""
+        self.ledger.close()
+        self.ledger = Ledger.own(str(self.folder / "ledger.db"), clock=self.clock)
+        for job, state in self.state.items():
+            if state == State.RUNNING:
+                self.end(job, State.LOST)
+        self.ledger.attempts.expire()
+
+    @invariant()
+    def they_agree(self):
+        found = {job.id: (job.state, job.wish, job.fence) for job in self.ledger.jobs.recent(limit=1000)}
+        assert found == {job: (state, self.wish[job], self.fence[job]) for job, state in self.state.items()}
+
+    def end(self, job: int, state: State) -> None:
+        if state in (State.QUEUED, State.LOST) and self.wish[job] in (Wish.CANCEL, Wish.PAUSE):
+            state = State.CANCELLED if self.wish[job] == Wish.CANCEL else State.PAUSED
+        assert state in LEGAL[self.state[job]]
+        self.state[job], self.wish[job] = state, Wish.RUN
+
+    def ask(self, job: int, state: State, wish: Wish, call) -> None:
+        if self.state[job] == State.RUNNING:
+            call(job)
+            if self.wish[job] != Wish.CANCEL:
+                self.wish[job] = wish
+        elif self.state[job] == state:
+            assert call(job) == state
+        else:
+            with self.legal_only(job, state) as is_legal:
+                call(job)
+            if is_legal:
+                self.state[job] = state
+
+    @contextlib.contextmanager
+    def fresh_only(self, lease: Lease):
+        is_fresh = self.state[lease.job_id] == State.RUNNING and self.fence[lease.job_id] == lease.fence
+        with contextlib.nullcontext() if is_fresh else pytest.raises(StaleLease):
+            yield is_fresh
+
+    @contextlib.contextmanager
+    def legal_only(self, job: int, state: State):
+        is_legal = state in LEGAL[self.state[job]]
+        with contextlib.nullcontext() if is_legal else pytest.raises(IllegalTransition):
+            yield is_legal
+
+
+LedgerMachine.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+TestLedgerMachine = LedgerMachine.TestCase
