@@ -54,6 +54,7 @@ class DistillationQuery:
         negative_prompt: one for all views.
         guidance: classifier-free guidance of every view.
         form, weighting: see `diffusion.distillation`.
+        strict: the answer is bit-identical whatever else the prior is asked meanwhile; otherwise its last bits may differ.
     """
 
     images: Tensor
@@ -64,6 +65,7 @@ class DistillationQuery:
     guidance: Guidance = field(default_factory=Guidance)
     form: Form = "x0"
     weighting: Weighting = "uniform"
+    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +91,7 @@ class DrawRequest:
         masks: (N, 1, H, W) in [0, 1], 1 where init_images are repainted, 0 where they stay to the last bit.
         strength: of the change, 0 (none) to 1 (init_images matter only through the masks); see
             `diffusion.samplers.image_to_image`. Unused without init_images.
+        strict: each image is bit-identical whatever else the prior is asked, and whichever images are asked for with it.
     """
 
     prompts: tuple[str, ...]
@@ -100,6 +103,7 @@ class DrawRequest:
     init_images: Tensor | None = None
     masks: Tensor | None = None
     strength: float = 1.0
+    strict: bool = False
 
 
 class PriorClient(Protocol):

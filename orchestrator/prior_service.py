@@ -1,8 +1,13 @@
-"""A prior in this process, answering what jobs ask. Both runtimes use it: inline directly, Ray inside the prior actor."""
+"""A prior in this process, answering what jobs ask through one engine, in which the rows of many requests share forwards.
+
+Both runtimes use it: inline directly, Ray on a thread inside the prior actor (`orchestrator.prior_engine`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,12 +16,13 @@ from torch import Tensor
 
 from diffusion import requests, seeding
 from diffusion.distillation import score_distillation
+from diffusion.engine import Cancelled, Engine, EngineConfig, NotFinite, Ticket
 from diffusion.samplers import SAMPLERS, image_to_image
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import InputError, PriorFailed
 from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
 
-__all__ = ["AnswersRequests", "LocalPrior", "load_prior"]
+__all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
 
 
 class AnswersRequests(Protocol):
@@ -34,15 +40,59 @@ class AnswersRequests(Protocol):
     def latent_shape(self) -> tuple[int, int, int]: ...
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> requests.Condition: ...
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
     def answer(self, request: requests.Request) -> Any: ...
     def unknown_words(self, prompt: str) -> list[str]: ...
 
 
-class LocalPrior:
-    """`jobs.prior_client.PriorClient` over a loaded prior: each request is one generator, driven alone."""
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A request on its way through the engine.
 
-    def __init__(self, prior: AnswersRequests) -> None:
+    Args:
+        tickets: what it was split into. combine: their results, in order, to the answer.
+    """
+
+    tickets: tuple[Ticket, ...]
+    combine: Callable[[list[Any]], Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether `result` has something to say: every part is there, or one of them failed."""
+        return all(ticket.finished for ticket in self.tickets) or any(ticket.error is not None for ticket in self.tickets)
+
+    def result(self) -> Any:
+        """The answer.
+
+        Raises:
+            PriorFailed: a number that is not finite, too little memory for a single row, or the request was cancelled.
+        """
+        try:
+            for ticket in self.tickets:
+                if ticket.error is not None:
+                    ticket.result()
+            return self.combine([ticket.result() for ticket in self.tickets])
+        except NotFinite as error:
+            raise PriorFailed(f"The prior failed: {error}.") from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise PriorFailed(
+                "The device that holds the prior is out of memory even for the smallest batch; free some of it, or take a "
+                "smaller prior."
+            ) from error
+        except Cancelled as error:
+            raise PriorFailed(f"The prior stopped: {error}.") from error
+
+
+class LocalPrior:
+    """`jobs.prior_client.PriorClient` over a loaded prior. Not thread-safe: one thread owns it and its engine.
+
+    Args:
+        config: batch sizes; see `diffusion.engine.EngineConfig`.
+    """
+
+    def __init__(self, prior: AnswersRequests, *, config: EngineConfig | None = None) -> None:
         self._prior = prior
+        self.engine = Engine(prior, config=config)
 
     def info(self) -> PriorInfo:
         """Name, weights and sizes."""
@@ -67,47 +117,78 @@ class LocalPrior:
         Raises:
             PriorFailed: the answer holds a number that is not finite.
         """
-        generator = score_distillation(
-            query.images.to(self._prior.device),
-            condition=self._condition(query.prompts, query.negative_prompt),
-            guidance=query.guidance,
-            schedule=self._prior.schedule,
-            t=query.t,
-            noise=self._noise(query.noise_keys),
-            form=query.form,
-            weighting=query.weighting,
-        )
-        answer = requests.run(generator, self._prior.answer)
-        _check_finite(answer.gradient, "the gradient", query.prompts)
-        return Distilled(gradient=answer.gradient, target=answer.target)
+        return self._wait(self.begin_distill(query))
 
-    @torch.no_grad()
     def draw(self, request: DrawRequest) -> np.ndarray:
         """uint8 images (N, H, W, 3); image n starts from the stream (seeds[n], "image").
 
         Raises:
             PriorFailed: a picture holds a number that is not finite.
         """
-        pictures = requests.run(self._drawing(request), self._prior.answer)
-        _check_finite(pictures, "a picture", request.prompts)
-        return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return self._wait(self.begin_draw(request))
 
-    def _drawing(self, request: DrawRequest) -> Generator[requests.Request, Any, Tensor]:
-        """Pictures (N, 3, H, W) in [0, 1], everything asked of the networks as requests."""
+    def begin_distill(self, query: DistillationQuery, *, job: str = "") -> Pending:
+        """Hand the query to the engine; whoever owns it steps it until the answer is there."""
+
+        def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
+            answer = yield from score_distillation(
+                query.images.to(self._prior.device),
+                condition=condition,
+                guidance=query.guidance,
+                schedule=self._prior.schedule,
+                t=query.t,
+                noise=self._noise(query.noise_keys),
+                form=query.form,
+                weighting=query.weighting,
+            )
+            _check_finite(answer.gradient, "the gradient", query.prompts)
+            return Distilled(gradient=answer.gradient, target=answer.target)
+
+        num = len(query.prompts)
+        slots = [int(key[0]) + view for view, key in enumerate(query.noise_keys)] if query.strict else None
+        negatives = [query.negative_prompt] * num
+        ticket = self.engine.submit(
+            begin, prompts=query.prompts, negative_prompts=negatives, job=job, kind="query", slots=slots
+        )
+        return Pending((ticket,), lambda results: results[0])
+
+    def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
+        """Hand the request to the engine; strict images go one by one, so that it does not matter who asks for how many."""
+        parts = [_only(request, n) for n in range(len(request.seeds))] if request.strict else [request]
+
+        def submit(part: DrawRequest) -> Ticket:
+            return self.engine.submit(
+                lambda condition: self._drawing(part, condition),
+                prompts=part.prompts,
+                negative_prompts=[part.negative_prompt] * len(part.prompts),
+                job=job,
+                slots=part.seeds if part.strict else None,
+                preview_every=preview_every,
+            )
+
+        return Pending(tuple(map(submit, parts)), np.concatenate)
+
+    def _wait(self, pending: Pending) -> Any:
+        while not pending.finished:
+            self.engine.step()
+        return pending.result()
+
+    def _drawing(self, request: DrawRequest, condition: requests.Condition) -> Generator[requests.Request, Any, np.ndarray]:
+        """uint8 pictures (N, H, W, 3), everything asked of the networks as requests."""
         names = [(seed, "image") for seed in request.seeds]
         sampler, noise = SAMPLERS[request.sampler], self._noise(names)
         sampling: dict[str, Any] = {
             "schedule": self._prior.schedule,
             "timesteps": self._prior.schedule.timesteps(request.num_steps),
-            "condition": self._condition(request.prompts, request.negative_prompt),
+            "condition": condition,
             "guidance": request.guidance,
             "noise": seeding.step_noise(names, self._prior.latent_shape),
         }
         if request.init_images is None:
             latents = yield from sampler(noise, **sampling)
-            return (yield requests.DecodeRequest(latents))
-        return (
-            yield from image_to_image(
+            pictures = yield requests.DecodeRequest(latents)
+        else:
+            pictures = yield from image_to_image(
                 request.init_images,
                 sampler=sampler,
                 strength=request.strength,
@@ -115,14 +196,24 @@ class LocalPrior:
                 masks=request.masks,
                 **sampling,
             )
-        )
-
-    def _condition(self, prompts: Sequence[str], negative_prompt: str) -> requests.Condition:
-        return self._prior.condition(prompts, [negative_prompt] * len(prompts))
+        _check_finite(pictures, "a picture", request.prompts)
+        return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def _noise(self, names: Sequence[Sequence[seeding.Key]]) -> Tensor:
         streams = [seeding.stream(int(name[0]), *name[1:]) for name in names]
         return seeding.normal_rows(self._prior.latent_shape, streams, device=self._prior.device)
+
+
+def _only(request: DrawRequest, n: int) -> DrawRequest:
+    """Image n of a request as a request of its own."""
+    one = slice(n, n + 1)
+    return dataclasses.replace(
+        request,
+        prompts=request.prompts[one],
+        seeds=request.seeds[one],
+        init_images=None if request.init_images is None else request.init_images[one],
+        masks=None if request.masks is None else request.masks[one],
+    )
 
 
 def load_prior(source: str, device: str = "cpu") -> LocalPrior:

@@ -79,7 +79,11 @@ class FakePrior:
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> requests.Condition:
         colours = [next((rgb for word, rgb in COLOURS.items() if word in p), (0.5, 0.5, 0.5)) for p in prompts]
         tokens = torch.tensor(colours)[:, None]
-        return requests.Condition(tokens, torch.zeros_like(tokens))
+        # It has no unconditional side, so guidance changes nothing.
+        return requests.Condition(tokens, tokens)
+
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        return self._denoise(x_t, t, requests.Condition(tokens)).as_kind(self.schedule.prediction_type)
 
     def answer(self, request: requests.Request) -> Any:
         match request:

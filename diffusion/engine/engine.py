@@ -20,7 +20,7 @@ from diffusion.engine.packing import Batch, pack, pack_strictly
 from diffusion.engine.text_stage import TextStage
 from diffusion.engine.ticket import Begin, Kind, NotFinite, Preview, Ticket
 from diffusion.errors import DiffusionError
-from diffusion.requests import DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest
+from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest
 from diffusion.schedule import NoiseSchedule
 
 
@@ -29,7 +29,7 @@ class Model(Protocol):
 
     schedule: NoiseSchedule
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor: ...
+    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition: ...
     def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
     def answer(self, request: Any) -> Any: ...
 
@@ -44,7 +44,7 @@ class EngineConfig:
             job that is alone is computed in the same batches, and to the same bits, each time.
         strict_rows: rows of every forward with strict rows in it. Strict results hold for one value of it.
         autoencoder_rows: pictures of one encode, decode or encode-with-gradient call.
-        text_prompts: new prompts encoded in a step. text_cache: encoded prompts that are kept.
+        text_prompts: new prompts encoded in a step. text_cache: encoded prompts that are kept, each with its negative.
         max_jobs: jobs whose trajectories are under way at once. admitted_row_caps: how many row caps' worth of samples they
             have under way. Both bound the memory, and let what came first finish first.
     """

@@ -1,30 +1,29 @@
-"""Encoding prompts: each once, alone, so that neighbours never matter; the latest used ones are kept."""
+"""Encoding prompts: each pair once, alone, so that neighbours never matter; the latest used ones are kept."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from diffusion.engine.ticket import Ticket, missing_texts
+from diffusion.engine.ticket import Ticket
 from diffusion.requests import Condition
 
 
 class EncodesText(Protocol):
-    """(B prompts) -> (B, L, D)."""
+    """See `diffusion.prior.Prior.condition`."""
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor: ...
+    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition: ...
 
 
 class TextStage:
-    """At most `per_step` new prompts a step; `kept` encoded prompts stay, the least recently used goes first."""
+    """At most `per_step` new pairs (prompt, negative prompt) a step; `kept` of them stay, the least recently used goes."""
 
     def __init__(self, model: EncodesText, *, per_step: int, kept: int) -> None:
         self._model = model
         self._per_step = self._left = per_step
         self._kept = kept
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], Condition] = OrderedDict()
 
     def new_step(self) -> None:
         """Prompts may be encoded again."""
@@ -32,18 +31,20 @@ class TextStage:
 
     def condition(self, ticket: Ticket) -> Condition | None:
         """The ticket's encoded prompts, or None while some are still to be encoded in a later step."""
-        for text in missing_texts(ticket):
-            if text in self._cache:
-                self._cache.move_to_end(text)
+        pairs = list(zip(ticket.prompts, ticket.negative_prompts, strict=True))
+        for pair in dict.fromkeys(pairs):
+            if pair in ticket.texts:
+                continue
+            if pair in self._cache:
+                self._cache.move_to_end(pair)
             elif self._left > 0:
                 self._left -= 1
-                self._cache[text] = self._model.encode_text([text])[0]
+                self._cache[pair] = self._model.condition([pair[0]], [pair[1]])
             else:
                 return None
-            ticket.texts[text] = self._cache[text]
+            ticket.texts[pair] = self._cache[pair]
             if len(self._cache) > self._kept:
                 self._cache.popitem(last=False)
-        tokens, negative = (
-            torch.stack([ticket.texts[text] for text in texts]) for texts in (ticket.prompts, ticket.negative_prompts)
-        )
-        return Condition(tokens, negative)
+        rows = [ticket.texts[pair] for pair in pairs]
+        negatives = [row.negative for row in rows if row.negative is not None]
+        return Condition(torch.cat([row.tokens for row in rows]), torch.cat(negatives) if negatives else None)

@@ -1,6 +1,6 @@
 """One request in the engine: what was asked, how far it is, and what came of it."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class Ticket:
     _result: Any = None
     _error: BaseException | None = None
     # The engine's own: encoded prompts so far, the running generator, and the network rows it waits for.
-    texts: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    texts: dict[tuple[str, str], Condition] = field(default_factory=dict, repr=False)
     generator: Generator[Any, Any, Any] | None = field(default=None, repr=False)
     rows: NetworkRows | None = field(default=None, repr=False)
 
@@ -96,8 +96,3 @@ class Preview:
     ticket: Ticket
     steps: int
     images: Tensor
-
-
-def missing_texts(ticket: Ticket) -> Sequence[str]:
-    """The prompts of a ticket that are not encoded yet, each once."""
-    return [text for text in dict.fromkeys((*ticket.prompts, *ticket.negative_prompts)) if text not in ticket.texts]

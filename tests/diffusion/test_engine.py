@@ -22,7 +22,7 @@ SCHEDULE = NoiseSchedule(prediction_type="v_prediction")
 
 
 class OracleModel:
-    """An `Oracle` behind the engine's `Model`; the prompt "" is unconditional. `forwards` are the rows of each forward."""
+    """An `Oracle` behind the engine's `Model`. `forwards` are the rows of each forward."""
 
     def __init__(self) -> None:
         self.schedule = SCHEDULE
@@ -31,9 +31,9 @@ class OracleModel:
         self.forwards: list[int] = []
         self.texts: list[str] = []
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
         self.texts += prompts
-        return torch.tensor([0.0 if prompt == "" else 1.0 for prompt in prompts])[:, None, None]
+        return Condition(torch.ones(len(prompts), 1, 1), torch.zeros(len(prompts), 1, 1))
 
     def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         self.forwards.append(len(x_t))
@@ -99,9 +99,8 @@ def until_idle(engine: Engine, *, at_most: int = 1000) -> list:
 def alone(begin, num: int) -> Any:
     """What the two-line driver gives."""
     model = OracleModel()
-    tokens = model.encode_text(["a cup"] * num)
     with torch.no_grad():
-        return run(begin(Condition(tokens, torch.zeros_like(tokens))), model.answer)
+        return run(begin(model.condition(["a cup"] * num)), model.answer)
 
 
 def test_a_crowd_of_all_samplers_and_queries_gets_what_each_gets_alone() -> None:
@@ -331,7 +330,7 @@ def test_each_prompt_is_encoded_once_and_few_a_step() -> None:
     assert ticket.state == "queued" and len(model.texts) == 3
     engine.submit(sampling([1]), prompts=["cup 1"])
     until_idle(engine)
-    assert sorted(model.texts) == ["", *(f"cup {i}" for i in range(7))]
+    assert model.texts == [f"cup {i}" for i in range(7)]
 
 
 def test_strict_forwards_always_have_one_shape_and_their_holes_are_filled() -> None:
