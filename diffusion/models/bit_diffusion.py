@@ -14,8 +14,8 @@ from torch import Tensor
 from diffusion.analog_bits import from_bits, num_bits_for, to_bits
 from diffusion.errors import DiffusionError
 from diffusion.models.base import Batch, Model, SampleRequest
-from diffusion.models.score_model import check_unconditional
-from diffusion.networks.build import NetworkConfig, build_network, with_channels
+from diffusion.models.score_model import check_unconditional, unconditional_network
+from diffusion.networks.build import NetworkConfig, with_channels
 from diffusion.networks.pixel_unet import PixelUNetConfig
 from diffusion.parameterisation import per_row
 from diffusion.requests import run
@@ -116,7 +116,7 @@ class BitDiffusion(Model):
     def __init__(self, config: BitDiffusionConfig) -> None:
         super().__init__(config)
         channels = config.num_channels
-        self.network = build_network(with_channels(config.network, inputs=2 * channels, outputs=channels))
+        self.network = unconditional_network(with_channels(config.network, inputs=2 * channels, outputs=channels))
         if config.palette is not None:
             self.register_buffer("palette", _colours(config.palette), persistent=False)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffusion.errors import DiffusionError
 from diffusion.models.base import Batch, SampleRequest
-from diffusion.models.score_model import ScoreModel, precise
-from diffusion.networks.build import NetworkConfig, build_network
+from diffusion.models.score_model import ScoreModel, unconditional_network
+from diffusion.networks.build import NetworkConfig
 from diffusion.networks.mlp import MLPConfig
 from diffusion.parameterisation import per_row
 from diffusion.seeding import normal
@@ -66,7 +66,7 @@ class DenoisingScoreMatching(ScoreModel):
 
     def __init__(self, config: DenoisingScoreMatchingConfig) -> None:
         super().__init__(config)
-        self.network = build_network(config.network)
+        self.network = unconditional_network(config.network)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """-eps / sigma of the noise eps that the network sees in x; sigma must be the configuration's."""
@@ -77,8 +77,7 @@ class DenoisingScoreMatching(ScoreModel):
         x = batch.x
         noise = normal(x.shape, generator, device=x.device)
         sigma = torch.full((len(x),), self.config.sigma, device=x.device)
-        with precise(x):
-            loss = denoising_score_matching(self.score, x, noise=noise, sigma=sigma, sigma_power=2)
+        loss = denoising_score_matching(self.score, x, noise=noise, sigma=sigma, sigma_power=2)
         return loss.mean() / x[0].numel(), {}
 
     def sample(self, request: SampleRequest) -> Tensor:

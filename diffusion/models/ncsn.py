@@ -5,16 +5,17 @@ unit size; its output is divided by sigma (2006.09011 technique 3), because scor
 """
 
 import math
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusion.models.base import Batch, SampleRequest
 from diffusion.models.denoising_score_matching import denoising_score_matching
-from diffusion.models.score_model import ScoreModel, check_unconditional, precise
-from diffusion.networks.build import NetworkConfig, build_network
+from diffusion.models.score_model import ScoreModel, check_unconditional, unconditional_network
+from diffusion.networks.build import NetworkConfig
 from diffusion.networks.pixel_unet import PixelUNetConfig
 from diffusion.noise_levels import geometric_sigmas, langevin_step_size, num_levels_for
 from diffusion.parameterisation import per_row
@@ -46,11 +47,14 @@ class Ncsn(ScoreModel):
 
     name = "ncsn"
     Config = NcsnConfig
+    preview: ClassVar[Mapping[str, Any]] = {"num_steps": 60, "options": {"steps_per_level": 5}}
 
     def __init__(self, config: NcsnConfig) -> None:
         super().__init__(config)
-        self.network = build_network(config.network)
-        levels = config.num_levels or num_levels_for(config.sigma_max, config.sigma_min, math.prod(self.shape))
+        self.network = unconditional_network(config.network)
+        levels = config.num_levels
+        if levels is None:
+            levels = num_levels_for(config.sigma_max, config.sigma_min, math.prod(self.shape))
         self.sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, levels)
 
     @classmethod
@@ -72,8 +76,7 @@ class Ncsn(ScoreModel):
         level = torch.randint(len(self.sigmas), (len(x),), generator=generator)
         sigma = self.sigmas[level].to(x)
         noise = normal(x.shape, generator, device=x.device)
-        with precise(x) if x.ndim == 2 else nullcontext():
-            rows = denoising_score_matching(self.score, x, noise=noise, sigma=sigma, sigma_power=2)
+        rows = denoising_score_matching(self.score, x, noise=noise, sigma=sigma, sigma_power=2)
         return rows.mean() / x[0].numel(), {}
 
     def sample(self, request: SampleRequest) -> Tensor:

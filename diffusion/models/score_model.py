@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from diffusion.errors import DiffusionError
 from diffusion.models.base import Model, SampleRequest
 from diffusion.models.sampling import request_labels
+from diffusion.networks.build import Network, NetworkConfig, build_network
 from diffusion.requests import run
 from diffusion.samplers.annealed_langevin import ScoreRequest, ScoreSampling, langevin
 from diffusion.seeding import normal_rows, stream
@@ -69,6 +69,16 @@ def check_unconditional(request: SampleRequest, *samplers: str) -> None:
     request_labels(request, None, torch.device("cpu"))
 
 
-def precise(x: Tensor) -> AbstractContextManager[None]:
-    """Full precision around a loss: a bfloat16 score is too coarse for points, and for second derivatives."""
-    return torch.autocast(x.device.type, enabled=False)
+def unconditional_network(config: NetworkConfig) -> Network:
+    """The untrained network of a model that takes neither labels nor text.
+
+    Raises:
+        DiffusionError: the configuration has a condition.
+    """
+    if config.num_classes is not None or getattr(config, "context_dim", None) is not None:
+        raise DiffusionError.explained(
+            "the network of an unconditional model was to take labels or text",
+            expected="network.num_classes and network.context_dim unset",
+            fix="leave them out or train objective=ddpm, which takes labels",
+        )
+    return build_network(config)

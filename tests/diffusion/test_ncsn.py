@@ -118,6 +118,8 @@ def test_bad_requests_are_explained() -> None:
         model.sample(SampleRequest(seeds=(0,), options={"eta": 1.0}))
     with pytest.raises(DiffusionError, match="num_levels is 1"):
         model.sample(SampleRequest(seeds=(0,), num_steps=1))
+    with pytest.raises(DiffusionError, match=r"expected network.num_classes and network.context_dim unset"):
+        Ncsn(NcsnConfig(network=MLPConfig(num_classes=3)))
 
 
 def test_a_trained_network_draws_the_mixture() -> None:
