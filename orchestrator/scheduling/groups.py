@@ -1,0 +1,66 @@
+"""Best of N seeds: N jobs of one prompt form a group, and k results are enough.
+
+Without a metric the first k to finish win and the others are cancelled: the way to a result soonest. With one, all run to
+their end and the k best win: the way to the best result. In both, a group in which fewer than k succeed is decided by those
+that did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.states import TERMINAL, State
+
+__all__ = ["GroupVerdict", "Member", "settle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A job of the group, as far as it has come."""
+
+    id: int
+    state: State
+    ended_at: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GroupVerdict:
+    """winners: best or first one first. cancel: jobs that are needed no more."""
+
+    winners: tuple[int, ...]
+    cancel: tuple[int, ...]
+    reason: str
+
+
+def settle(
+    members: Sequence[Member], *, num_wanted: int, metric: str | None = None, largest_is_best: bool = True
+) -> GroupVerdict | None:
+    """The verdict, or None while it is open."""
+    succeeded = [member for member in members if member.state == State.SUCCEEDED]
+    unfinished = [member for member in members if member.state not in TERMINAL]
+    if metric is None:
+        if unfinished and len(succeeded) < num_wanted:
+            return None
+        first = sorted(succeeded, key=lambda member: (member.ended_at or 0.0, member.id))[:num_wanted]
+        reason = f"the first {len(first)} of {len(members)} to finish" if first else "none of them succeeded"
+        return GroupVerdict(tuple(m.id for m in first), tuple(m.id for m in unfinished), reason)
+    if unfinished:
+        return None
+    sign = -1 if largest_is_best else 1
+    best = sorted(succeeded, key=lambda member: (sign * _value(member, metric, largest_is_best), member.id))[:num_wanted]
+    if not best:
+        return GroupVerdict((), (), "none of them succeeded")
+    reason = f"{metric} {_value(best[0], metric, largest_is_best):.4g}, the best of {len(members)}"
+    return GroupVerdict(tuple(member.id for member in best), (), reason)
+
+
+def _value(member: Member, metric: str, largest_is_best: bool) -> float:
+    """A job without the metric, or with a useless one, ranks last."""
+    value = member.metrics.get(metric)
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    return -math.inf if largest_is_best else math.inf

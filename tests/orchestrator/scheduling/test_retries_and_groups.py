@@ -1,0 +1,158 @@
+"""What follows a failure, which kind it was, and which of N seeds wins."""
+
+from __future__ import annotations
+
+import errno
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.errors import CollapsedError, InputError, JobFailed, OutputError, PriorFailed
+from jobs.states import FailureKind, State
+from orchestrator.atomic import clear_output_errors
+from orchestrator.scheduling.failures import failure_kind, sentence
+from orchestrator.scheduling.groups import Member, settle
+from orchestrator.scheduling.retries import RULES, after_failure
+
+NOW = 1000.0
+
+
+def delay(kind: FailureKind, num_failures: int, **others) -> float | None:
+    verdict = after_failure(kind, job_id=7, num_failures=num_failures, max_failures=99, now=NOW, **others)
+    return None if verdict.retry_at is None else verdict.retry_at - NOW
+
+
+def test_every_kind_has_a_rule():
+    assert set(RULES) == set(FailureKind)
+
+
+@pytest.mark.parametrize("kind", [FailureKind.BAD_INPUT, FailureKind.COLLAPSED])
+def test_what_would_fail_again_is_never_retried(kind):
+    verdict = after_failure(kind, job_id=1, num_failures=0, max_failures=4, now=NOW)
+    assert verdict.retry_at is None and verdict.reason == f"{kind}: the same job would fail again"
+
+
+def test_delays_double_up_to_a_bound():
+    delays = [delay(FailureKind.PRIOR_DIED, n) for n in range(12)]
+    assert all(2 * 2**n <= found <= 1.2 * 2 * 2**n for n, found in enumerate(delays[:7]))
+    assert all(300 <= found <= 360 for found in delays[8:])
+
+
+@given(kind=st.sampled_from([kind for kind in FailureKind if RULES[kind]]), num=st.integers(0, 10**6), job=st.integers(1))
+def test_delays_are_positive_and_bounded(kind, num, job):
+    rule = RULES[kind]
+    verdict = after_failure(kind, job_id=job, num_failures=num, max_failures=num + 2, now=NOW)
+    assert verdict.retry_at is not None
+    assert rule.first_seconds <= verdict.retry_at - NOW <= 1.2 * rule.longest_seconds
+
+
+def test_jobs_do_not_come_back_at_one_instant():
+    times = {
+        after_failure(FailureKind.PRIOR_DIED, job_id=job, num_failures=3, max_failures=9, now=NOW).retry_at
+        for job in range(100)
+    }
+    assert len(times) == 100
+
+
+def test_the_cap_sends_a_job_to_the_dead_letters():
+    last = after_failure(FailureKind.OUT_OF_MEMORY, job_id=1, num_failures=3, max_failures=4, now=NOW)
+    assert last.retry_at is None and "after 4 failed attempts; 'jobs retry' tries again" in last.reason
+    assert delay(FailureKind.OUT_OF_MEMORY, 2) is not None
+
+
+def test_a_full_disk_is_waited_for_without_end_and_an_attempt_that_got_on_does_not_count():
+    waiting = after_failure(FailureKind.DISK_FULL, job_id=1, num_failures=3, max_failures=4, now=NOW)
+    assert waiting.retry_at is not None and not waiting.counts and "space on the disk" in waiting.reason
+    onward = after_failure(FailureKind.WORKER_LOST, job_id=1, num_failures=3, max_failures=4, now=NOW, has_advanced=True)
+    assert onward.retry_at is not None and not onward.counts
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch.cuda and Ray name theirs."""
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    try:
+        raise error from cause
+    except BaseException as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InputError("x"), FailureKind.BAD_INPUT),
+        (OutputError("no right to write"), FailureKind.BAD_INPUT),
+        (CollapsedError("x"), FailureKind.COLLAPSED),
+        (PriorFailed("x"), FailureKind.PRIOR_DIED),
+        (JobFailed("x"), FailureKind.UNEXPECTED),
+        (ZeroDivisionError("x"), FailureKind.UNEXPECTED),
+        (MemoryError(), FailureKind.OUT_OF_MEMORY),
+        (raised(JobFailed("x"), OutOfMemoryError("CUDA")), FailureKind.OUT_OF_MEMORY),
+        (OSError(errno.ENOSPC, "full"), FailureKind.DISK_FULL),
+    ],
+)
+def test_kinds(error, kind):
+    assert failure_kind(error) == kind
+
+
+def test_a_full_disk_is_recognised_behind_our_own_sentence():
+    with pytest.raises(OutputError) as caught, clear_output_errors("/data/run"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert failure_kind(caught.value) == FailureKind.DISK_FULL
+    assert sentence(caught.value).startswith("/data/run could not be written: the disk is full")
+
+
+def test_a_run_folder_that_a_lost_worker_still_holds_is_tried_again(tmp_path):
+    from jobs.specs import ImagesSpec
+    from orchestrator.run_folder import RunFolder
+
+    spec = ImagesSpec(prompt="a chair")
+    with RunFolder(tmp_path, spec, ()), pytest.raises(OutputError, match="in use") as caught:
+        RunFolder(tmp_path, spec, ())
+    assert failure_kind(caught.value) == FailureKind.WORKER_LOST
+
+
+def test_sentences_are_one_line():
+    assert sentence(ValueError("a\n  b")) == "ValueError: a b"
+    assert sentence(KeyError()) == "KeyError"
+
+
+def member(id: int, state: State, ended_at: float | None = None, **metrics) -> Member:
+    return Member(id=id, state=state, ended_at=ended_at, metrics=metrics)
+
+
+def test_the_first_to_finish_win_and_the_others_are_cancelled():
+    members = [
+        member(1, State.SUCCEEDED, 50.0),
+        member(2, State.SUCCEEDED, 40.0),
+        member(3, State.RUNNING),
+        member(4, State.FAILED, 10.0),
+        member(5, State.QUEUED),
+    ]
+    verdict = settle(members, num_wanted=1)
+    assert verdict.winners == (2,) and verdict.cancel == (3, 5) and verdict.reason == "the first 1 of 5 to finish"
+    assert settle(members, num_wanted=2).winners == (2, 1)
+    assert settle(members, num_wanted=3) is None
+
+
+def test_the_best_win_when_all_are_done():
+    members = [
+        member(1, State.SUCCEEDED, score=0.4),
+        member(2, State.SUCCEEDED, score=0.9),
+        member(3, State.SUCCEEDED),
+        member(4, State.CANCELLED),
+        member(5, State.SUCCEEDED, score=math.nan),
+    ]
+    verdict = settle(members, num_wanted=2, metric="score")
+    assert verdict.winners == (2, 1) and verdict.cancel == () and verdict.reason == "score 0.9, the best of 5"
+    assert settle(members, num_wanted=1, metric="score", largest_is_best=False).winners == (1,)
+    assert settle([*members, member(6, State.LOST)], num_wanted=1, metric="score") is None
+
+
+@pytest.mark.parametrize("metric", [None, "score"])
+def test_a_group_in_which_nothing_succeeded_is_decided_too(metric):
+    verdict = settle([member(1, State.FAILED), member(2, State.CANCELLED)], num_wanted=1, metric=metric)
+    assert verdict.winners == () and verdict.reason == "none of them succeeded"
