@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.text.open_clip_import import ensure_open_clip_imports
 from diffusion.text.tokenizer import Tokenizer
-from diffusion.torchvision_shim import ensure_torchvision_imports
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        ensure_torchvision_imports()
+        ensure_open_clip_imports()
         from open_clip.transformer import QuickGELU, TextTransformer
 
         self.config = config
@@ -154,7 +154,7 @@ class Clip(nn.Module):
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        ensure_torchvision_imports()
+        ensure_open_clip_imports()
         from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
         self.config = config

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion.torchvision_shim import ensure_torchvision_imports
+from diffusion.text.open_clip_import import ensure_open_clip_imports
 
 START, END = "<start_of_text>", "<end_of_text>"
 OPENAI_END = "<|endoftext|>"
@@ -32,7 +32,7 @@ class Tokenizer:
     """
 
     def __init__(self, merges: Sequence[tuple[str, str]], context_length: int, *, pad_with_end: bool = False) -> None:
-        ensure_torchvision_imports()
+        ensure_open_clip_imports()
         from open_clip.tokenizer import SimpleTokenizer
 
         text = "\n".join(["#version: 0.2", *(" ".join(merge) for merge in merges)])
@@ -150,7 +150,7 @@ def full_table() -> Tokenizer:
 @functools.cache
 def full_merges() -> tuple[tuple[str, str], ...]:
     """CLIP's published 48,894 merges, from open_clip's package data."""
-    ensure_torchvision_imports()
+    ensure_open_clip_imports()
     from open_clip.tokenizer import default_bpe
 
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:

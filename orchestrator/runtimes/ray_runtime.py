@@ -1,4 +1,4 @@
-"""A local Ray that lives as long as the command: one actor holds the prior, one runs the job.
+"""A local Ray that lives as long as the command: an actor holds the prior (`prior_actor`), another runs the job.
 
 What Ray 2.60 does that shaped this file (seen here, see the tests):
 
@@ -15,20 +15,18 @@ import contextlib
 import importlib
 import logging
 import os
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from jobs.errors import DreamKilnError, JobFailed, PriorFailed, UnexpectedError
+from jobs.errors import JobFailed
 from jobs.events import Event
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorClient, PriorInfo
+from jobs.prior_client import PriorClient, PriorInfo
 from orchestrator.runtimes.base import Attempt, PriorLoader, run_recipe
+from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, PriorActor, Raised, RayPrior
 from orchestrator.runtimes.threads import available_cores, use_threads
 from orchestrator.signals import signals_deferred
 
-__all__ = ["RayRuntime"]
+__all__ = ["PriorActor", "Raised", "RayPrior", "RayRuntime"]
 
 # Read by Ray when it is imported and by its processes when they start; what the user has set already wins.
 _ENVIRONMENT = {
@@ -39,92 +37,20 @@ _ENVIRONMENT = {
     # By default Ray lowers its workers' priority to nice 15: beside any other busy program the job would starve.
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Messages up to this size travel inside the call. Through the object store, where Ray puts what is over 100 KB, a query of
+    # four views and its answer would take about twice as long.
+    "RAY_max_direct_call_object_size": str(1024**2),
     # A thread that waits for its next piece of work must not spin on a core that the other actor needs.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 _OBJECT_STORE_BYTES = 256 * 1024**2
 
 
-class Raised:
-    """An exception on its way between actors: the exception itself if it is ours, otherwise its words."""
-
-    def __init__(self, error: BaseException) -> None:
-        if isinstance(error, DreamKilnError):
-            self.error: DreamKilnError = error
-        else:
-            self.error = UnexpectedError(f"{type(error).__name__}: {error}")
-        self.error.add_note("".join(traceback.format_exception(error)))
-        self.notes = self.error.__notes__
-
-    def reraise(self) -> None:
-        """Raise it here, with the other side's traceback as a note."""
-        self.error.__notes__ = self.notes
-        raise self.error
-
-
-class PriorActor:
-    """Holds the prior and answers one request at a time."""
-
-    def __init__(self, load_prior: PriorLoader, source: str, device: str, num_threads: int) -> None:
-        self._load = (load_prior, source, device)
-        self._prior: PriorClient | None = None
-        use_threads(num_threads)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Answer a method of `PriorClient`; errors are returned, not raised. The first call loads the prior."""
-        try:
-            if self._prior is None:
-                load_prior, source, device = self._load
-                self._prior = load_prior(source, device)
-            return getattr(self._prior, method)(*arguments)
-        except Exception as error:
-            return Raised(error)
-
-
-class RayPrior:
-    """`PriorClient` over a `PriorActor`'s handle."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def info(self) -> PriorInfo:
-        """Name, weights and sizes."""
-        return self._call("info")
-
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Words of the prompts that the prior was never trained on."""
-        return self._call("unknown_words", list(prompts))
-
-    def distill(self, query: DistillationQuery) -> Distilled:
-        """One step of score distillation."""
-        return self._call("distill", query)
-
-    def draw(self, request: DrawRequest) -> np.ndarray:
-        """uint8 images (N, H, W, 3)."""
-        return self._call("draw", request)
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        import ray
-        from ray.exceptions import RayError
-
-        try:
-            answer = ray.get(self._actor.call.remote(method, *arguments))
-        except RayError as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise PriorFailed(
-                f"The process that holds the prior died ({first_line}); the same command continues from the last "
-                "checkpoint. If it happens again, memory may be short: try a smaller prior or runtime=inline."
-            ) from error
-        if isinstance(answer, Raised):
-            answer.reraise()
-        return answer
-
-
 class JobActor:
     """Runs one recipe and streams its events."""
 
-    def __init__(self, prior: Any, device: str, num_threads: int) -> None:
-        self._prior = RayPrior(prior)
+    def __init__(self, prior: RayPrior, device: str, num_threads: int) -> None:
+        self._prior = prior
         self._device = device
         use_threads(num_threads)
 
@@ -136,10 +62,13 @@ class JobActor:
 
     def run(self, attempt: Attempt) -> Iterator[Event | Raised]:
         """The recipe's events; an error is the last item."""
+        prior = self._prior.for_job(attempt.spec.name)
         try:
-            yield from run_recipe(attempt, self._prior, device=self._device)
+            yield from run_recipe(attempt, prior, device=self._device)
         except Exception as error:
             yield Raised(error)
+        finally:
+            prior.end()
 
 
 class RayRuntime:
@@ -148,6 +77,8 @@ class RayRuntime:
     Args:
         load_prior: see `PriorLoader`. source: what it is given. device: a torch device. num_threads: 0 for all cores.
         modules: what the job's actor imports while the prior's loads.
+        num_replicas: actors that hold the prior. If there are several, one that dies is started again, and what it was asked is
+            asked of another.
     """
 
     def __init__(
@@ -158,12 +89,14 @@ class RayRuntime:
         device: str = "cpu",
         num_threads: int = 0,
         modules: Sequence[str] = (),
+        num_replicas: int = 1,
     ) -> None:
         self._load_prior = load_prior
         self._modules = tuple(modules)
         self._source = source
         self._device = device
         self._num_threads = num_threads
+        self._num_replicas = num_replicas
 
     def __enter__(self) -> RayRuntime:
         for name, value in _ENVIRONMENT.items():
@@ -182,15 +115,18 @@ class RayRuntime:
         import ray
 
         with signals_deferred():
+            # Neither actor has anything left to save, and waiting for their orderly end takes a second.
+            for actor in (self._job, *self._replicas):
+                ray.kill(actor)
             ray.shutdown()
 
     def prior_info(self) -> PriorInfo:
         """Waits until the prior's actor has loaded it."""
-        return RayPrior(self._prior).info()
+        return self._prior.info()
 
     def prior(self) -> PriorClient:
         """The shared prior's client; it travels to other actors."""
-        return RayPrior(self._prior)
+        return self._prior
 
     def run(self, attempt: Attempt) -> Iterator[Event]:
         """The recipe's events, as the job's actor produces them."""
@@ -222,9 +158,14 @@ class RayRuntime:
         )
         num_gpus = 0.5 if self._device.startswith("cuda") else 0
         options = {"num_cpus": 0.5, "num_gpus": num_gpus}
-        self._prior = (
-            ray.remote(PriorActor).options(**options).remote(self._load_prior, self._source, self._device, self._num_threads)
+        make = ray.remote(PriorActor).options(
+            **options, max_concurrency=MAX_CONCURRENCY, max_restarts=-1 if self._num_replicas > 1 else 0
         )
+        self._replicas = [
+            make.remote(self._load_prior, self._source, self._device, self._num_threads) for _ in range(self._num_replicas)
+        ]
+        self._prior = RayPrior(self._replicas, attempts=1 if self._num_replicas == 1 else 2 * self._num_replicas + 4)
         self._job = ray.remote(JobActor).options(**options).remote(self._prior, self._device, self._num_threads)
-        self._prior.call.remote("info")
+        for replica in self._replicas:
+            replica.call.remote("info")
         self._job.warm_up.remote(self._modules)
