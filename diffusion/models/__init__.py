@@ -18,6 +18,11 @@ MODELS: dict[str, str] = {
     "bit_diffusion": "diffusion.models.bit_diffusion:BitDiffusion",
     "ddpm": "diffusion.models.ddpm:DDPM",
     "improved_ddpm": "diffusion.models.improved_ddpm:ImprovedDDPM",
+    "glide": "diffusion.models.glide:Glide",
+    "glide_inpainting": "diffusion.models.glide_inpainting:GlideInpainting",
+    "glide_upsampler": "diffusion.models.glide_upsampler:GlideUpsampler",
+    "noisy_classifier": "diffusion.models.noisy_classifier:NoisyClassifier",
+    "noisy_clip": "diffusion.models.noisy_clip:NoisyClip",
 }
 """Name on the command line -> "module:Class"."""
 

@@ -12,6 +12,7 @@ from diffusion.classifier_guidance import Guide
 from diffusion.errors import DiffusionError
 from diffusion.guidance import classifier_free
 from diffusion.models.base import SampleRequest
+from diffusion.models.noisy_classifier import classifier_guide
 from diffusion.parameterisation import Prediction
 from diffusion.requests import Condition, Guidance, run
 from diffusion.samplers import SAMPLERS, Sampler
@@ -20,6 +21,9 @@ from diffusion.seeding import normal_rows, step_noise, stream
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 """(x_t (B, ...), t (B,) long) -> the model's guided prediction."""
+
+CLASSIFIER_OPTIONS: Mapping[str, Any] = {"classifier": None, "classifier_scale": 1.0}
+"""A `NoisyClassifier` that guides towards the request's labels, or None, and its s (2105.05233)."""
 
 
 def draw(
@@ -40,7 +44,8 @@ def draw(
         shape: (C, H, W) or (D,) of one sample.
         sampler, num_steps: the model's own, where the request names none.
         defaults: the model's own values of options: "spacing" (of the timesteps), "clip_x0" (predicted x0 is kept in
-            [-1, 1]), and those of its sampler. A request may change each, and the options of the sampler that it names.
+            [-1, 1]), and those of its sampler. A request may change each, and the options of the sampler that it names,
+            and CLASSIFIER_OPTIONS, for its labels.
         guide: guidance by another network's gradient, see `diffusion.classifier_guidance.guided_by`.
 
     Returns:
@@ -51,9 +56,12 @@ def draw(
         DiffusionError: an unknown sampler, option or spacing; more steps than the schedule has.
     """
     function = sampler_named(request.sampler or sampler)
-    known = {"spacing": schedule.timestep_spacing, "clip_x0": False, **sampler_options(function)}
+    known = {"spacing": schedule.timestep_spacing, "clip_x0": False, **CLASSIFIER_OPTIONS, **sampler_options(function)}
     options = request.options_over(known | {key: value for key, value in defaults.items() if key in known})
     spacing, clip_x0 = options.pop("spacing"), options.pop("clip_x0")
+    classifier, classifier_scale = (options.pop(name) for name in CLASSIFIER_OPTIONS)
+    if classifier is not None:
+        guide = classifier_guide(classifier, request.labels, scale=classifier_scale, schedule=schedule, device=device)
     timesteps = schedule.timesteps(request.num_steps if request.num_steps is not None else num_steps, spacing=spacing)
 
     x_T = normal_rows(shape, [stream(seed, "start") for seed in request.seeds], device=device)
@@ -110,11 +118,13 @@ def request_labels(request: SampleRequest, num_classes: int | None, device: torc
                 fix="give labels or leave it out",
             )
         return None
+    if num_classes is None and request.options.get("classifier") is not None:
+        return None  # The labels are for the classifier.
     if num_classes is None:
         raise DiffusionError.explained(
             f"labels {request.labels} were given to a model that was trained without",
             expected="no labels",
-            fix="leave them out, or train with network.num_classes set",
+            fix="leave them out, train with network.num_classes set, or give options.classifier",
         )
     if not all(0 <= label < num_classes for label in request.labels):
         raise DiffusionError.explained(

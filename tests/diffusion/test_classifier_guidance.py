@@ -6,16 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.classifier_guidance import class_log_prob, eps_guided, gradient_of, mean_guided
 from diffusion.errors import DiffusionError
+from diffusion.models.base import Batch, SampleRequest
+from diffusion.models.ddpm import DDPM, DDPMConfig
+from diffusion.models.noisy_classifier import NoisyClassifier, NoisyClassifierConfig
+from diffusion.networks.mlp import MLPConfig
+from diffusion.networks.noisy_encoder import NoisyEncoderConfig
 from diffusion.parameterisation import Prediction
 from diffusion.requests import Condition, DenoiseRequest, Guidance, run
 from diffusion.samplers import SAMPLERS, ddpm
 from diffusion.samplers.chain import levels, transitions
 from diffusion.schedule import NoiseSchedule
-from diffusion.seeding import normal, step_noise, stream
+from diffusion.seeding import normal, normal_rows, step_noise, stream
 from tests.oracles import FIVE_MODES, GaussianMixture, Oracle
 
 SCHEDULE = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, set_alpha_to_one=True)
@@ -198,3 +203,131 @@ def test_mean_guidance_refuses_another_list_of_timesteps() -> None:
     guided = mean_guided(ddpm(**arguments), lambda x_t, t: x_t, scale=1, schedule=SCHEDULE, timesteps=SCHEDULE.timesteps(7))
     with pytest.raises(DiffusionError, match=r"asked at timestep 900; expected one of the timesteps"):
         run(guided, lambda request: Prediction(request.x_t, request.x_t, torch.ones(1), torch.ones(1)))
+
+
+# -- the trained classifier, and a model that it guides ------------------------------------------------------------------
+
+
+class Exact(nn.Module):
+    """A network whose answer is a function's; the parameter says where it is."""
+
+    def __init__(self, answer: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.place = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_t: Tensor, t: Tensor, *, labels: Tensor | None = None) -> Tensor:
+        return self.answer(x_t, t)
+
+
+def exact_ddpm(law: GaussianMixture) -> DDPM:
+    """A DDPM on points that was trained perfectly on this law, without labels."""
+    model = DDPM(DDPMConfig(network=MLPConfig()))
+    oracle = Oracle(SCHEDULE, law)
+    model.network = Exact(lambda x_t, t: oracle.network(x_t, t, torch.ones(len(x_t), 1, 1)))  # type: ignore[assignment]
+    return model
+
+
+def exact_classifier() -> NoisyClassifier:
+    classifier = NoisyClassifier(NoisyClassifierConfig(network=MLPConfig(), num_classes=2))
+    classifier.network = Exact(lambda x_t, t: exact_logits(x_t.double(), t).float())  # type: ignore[assignment]
+    return classifier
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler"])
+def test_an_unconditional_model_draws_the_label_by_the_classifier(sampler: str) -> None:
+    labels = (0, 1, 1, 0, 1)
+    request = SampleRequest(tuple(range(5)), sampler=sampler, num_steps=50, options={"spacing": "trailing"})
+    options = {"spacing": "trailing", "classifier": exact_classifier()}
+    guided = exact_ddpm(FIVE_MODES).sample(replace(request, labels=labels, options=options))
+    for row, label in enumerate(labels):
+        alone = replace(request, seeds=(row,))
+        torch.testing.assert_close(guided[row : row + 1], exact_ddpm(of_class(label)).sample(alone), rtol=0, atol=2e-3)
+
+
+def test_ancestral_sampling_is_guided_in_its_mean() -> None:
+    """`ddpm` takes algorithm 1: the same as mean_guided around the sampler by hand, and every point in its class."""
+    labels, num_steps = (0, 1) * 20, 100
+    request = SampleRequest(tuple(range(40)), num_steps=num_steps, labels=labels, options={"classifier": exact_classifier()})
+    drawn = exact_ddpm(FIVE_MODES).sample(request)
+    arguments = chain("ddpm", 40, num_steps=num_steps, variance="fixed_large")
+    arguments["x_T"] = normal_rows((2,), [stream(seed, "start") for seed in range(40)])
+    arguments["noise"] = step_noise([(seed, "noise") for seed in range(40)], (2,))
+    by_hand = mean_guided(
+        ddpm(**arguments),
+        gradient_of(class_log_prob(lambda x_t, t: exact_logits(x_t.double(), t).float(), torch.tensor(labels))),
+        scale=1,
+        schedule=SCHEDULE,
+        timesteps=arguments["timesteps"],
+        variance="fixed_large",
+    )
+    torch.testing.assert_close(drawn, run(by_hand, Oracle(SCHEDULE, FIVE_MODES)), rtol=0, atol=1e-3)
+    nearest = (drawn[:, None].double() - FIVE_MODES.means).norm(dim=-1).argmin(dim=1)
+    assert CLASSES[nearest].tolist() == list(labels)
+
+
+def test_a_trained_classifier_says_the_exact_posterior() -> None:
+    """Two points at +1 and -1 in the plane: p(y | x_t) = sigmoid(2 a x_t . m / s^2)."""
+    torch.manual_seed(0)
+    classifier = NoisyClassifier(NoisyClassifierConfig(network=MLPConfig(hidden=48, layers=2), num_classes=2))
+    places = torch.tensor([[-0.6, -0.8], [0.6, 0.8]])
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=4e-3)
+    for step in range(400):
+        labels = torch.randint(2, (256,), generator=stream(0, "labels", step))
+        loss, figures = classifier.loss(Batch(places[labels], labels), stream(0, "noise", step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Noise hides the point at the end of the schedule, and not at its beginning.
+    assert figures["accuracy_high"] < 0.7 < 0.9 < figures["accuracy_low"]
+    labels = torch.randint(2, (2000,), generator=stream(1, "labels"))
+    t = torch.randint(1000, (2000,), generator=stream(1, "t"))
+    x_t = SCHEDULE.add_noise(places[labels], normal((2000, 2), stream(1, "noise")), t)
+    exact = torch.sigmoid(2 * SCHEDULE.alpha(t) / SCHEDULE.sigma(t) ** 2 * (x_t.double() @ places[1].double()))
+    with torch.no_grad():
+        ours = classifier(x_t, t).softmax(dim=1)[:, 1]
+    assert (ours - exact).abs().mean() < 0.03
+
+
+def test_the_picture_classifier_is_told_the_time_and_learns() -> None:
+    torch.manual_seed(0)
+    encoder = NoisyEncoderConfig(sample_size=8, block_out_channels=(16, 32))
+    classifier = NoisyClassifier(NoisyClassifierConfig(network=encoder, num_classes=3))
+    x = normal((6, 3, 8, 8), stream(0))
+    early, late = (classifier(x, torch.full((6,), t)) for t in (5, 900))
+    assert early.shape == (6, 3) and (early - late).abs().max() > 1e-4
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
+    losses = []
+    for step in range(60):
+        loss, _ = classifier.loss(Batch(x.repeat(4, 1, 1, 1), labels.repeat(4)), stream(0, step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+
+
+def test_says_what_a_classifier_needs() -> None:
+    model, classifier = exact_ddpm(FIVE_MODES), exact_classifier()
+
+    def sample(**request: Any) -> None:
+        model.sample(SampleRequest((0, 1), num_steps=2, **request))
+
+    with pytest.raises(DiffusionError, match=r"a classifier and no labels"):
+        sample(options={"classifier": classifier})
+    with pytest.raises(DiffusionError, match=r"the labels run from 0 to 2; expected 0 to 1"):
+        sample(labels=(0, 2), options={"classifier": classifier})
+    with pytest.raises(DiffusionError, match=r"options.classifier is a DDPM; expected a noisy_classifier"):
+        sample(labels=(0, 1), options={"classifier": model})
+    with pytest.raises(DiffusionError, match=r"trained without; expected no labels; .* or give options.classifier"):
+        sample(labels=(0, 1))
+    other = NoisyClassifier(NoisyClassifierConfig(network=MLPConfig(), schedule=NoiseSchedule()))
+    with pytest.raises(DiffusionError, match=r"noisy_classifier was trained on the schedule scaled_linear with 1000"):
+        sample(labels=(0, 1), options={"classifier": other})
+    with pytest.raises(DiffusionError, match=r"a noisy classifier draws nothing by itself"):
+        classifier.sample(SampleRequest((0,)))
+    with pytest.raises(DiffusionError, match=r"the batch has no labels"):
+        classifier.loss(Batch(torch.zeros(2, 2)), stream(0))
+    with pytest.raises(DiffusionError, match=r"the data has no labels"):
+        NoisyClassifier.default_config((3, 8, 8), None)
