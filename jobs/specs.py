@@ -86,7 +86,7 @@ class ImagesSpec(_Spec):
         num_images: 1 to a million.
         seed: of image 0; 0 to 2^63 - 1.
         prior: "toybox" or the folder of another prior.
-        num_steps: sampler steps, 1 to 1,000.
+        num_steps: sampler steps, 1 to 1,000. 20 of dpmpp_2m come as near to the exact flow as 30 of ddim.
         guidance_scale: s of uncond + s (cond - uncond).
         guidance_rescale: 0 (off) to 1.
         sampler: a name in `diffusion.samplers.SAMPLERS`.
@@ -109,11 +109,11 @@ class ImagesSpec(_Spec):
     num_images: int = 16
     seed: int = 0
     prior: str = "toybox"
-    num_steps: int = 30
+    num_steps: int = 20
     guidance_scale: float = 3.0
     guidance_rescale: float = 0.5
     guidance_interval: tuple[int, int] = (0, 1000)
-    sampler: str = "ddim"
+    sampler: str = "dpmpp_2m"
     negative_prompt: str = ""
     chunk_size: int = 8
     init_image: str | None = None

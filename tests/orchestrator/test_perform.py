@@ -144,7 +144,7 @@ def test_images_carry_how_they_were_made(tmp_path):
     with Image.open(tmp_path / "000000004.png") as image:
         assert image.size == (16, 16)
         text = image.text
-    assert text["prompt"] == "a blue ball" and text["seed"] == "7" and text["sampler"] == "ddim"
+    assert text["prompt"] == "a blue ball" and text["seed"] == "7" and text["sampler"] == "dpmpp_2m"
     assert text["steps"] == "2" and text["guidance_scale"] == "3" and text["prior_hash"] == "f" * 64
     marker = json.loads((tmp_path / "_shards" / "00000.json").read_text())
     assert marker["num_rows"] == marker["num_drawn_by_last_attempt"] == 5
