@@ -84,19 +84,19 @@ class Ncsn(ScoreModel):
 
         Args:
             request: num_steps is the number of levels, from the same sigma_max to the same sigma_min. Options:
-                "steps_per_level", "step_size" (None: technique 4 for the levels at hand), "denoise".
+                "steps_per_level", "step_size" (technique 4 for the levels at hand where neither it nor the configuration
+                says), "denoise".
         """
         check_unconditional(request, "annealed_langevin")
         config = self.config
         options = request.options_over(
-            {"steps_per_level": config.steps_per_level, "step_size": config.step_size, "denoise": True}
+            {"steps_per_level": config.steps_per_level, "step_size": config.step_size or 1.0, "denoise": True}
         )
         sigmas = self.sigmas
         if request.num_steps is not None:
             sigmas = geometric_sigmas(config.sigma_max, config.sigma_min, request.num_steps)
-        steps_per_level = options["steps_per_level"]
-        if options["step_size"] is None:
-            options["step_size"] = langevin_step_size(sigmas, steps_per_level)
+        if config.step_size is None and "step_size" not in request.options:
+            options["step_size"] = langevin_step_size(sigmas, options["steps_per_level"])
         return self.draw(
             annealed_langevin(
                 self.start(request.seeds, config.sigma_max), sigmas=sigmas, noise=self.noise(request.seeds), **options

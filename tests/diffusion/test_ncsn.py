@@ -116,6 +116,8 @@ def test_bad_requests_are_explained() -> None:
         model.sample(SampleRequest(seeds=(0,), sampler="ddim"))
     with pytest.raises(DiffusionError, match="no option 'eta'; expected one of 'steps_per_level', 'step_size', 'denoise'"):
         model.sample(SampleRequest(seeds=(0,), options={"eta": 1.0}))
+    with pytest.raises(DiffusionError, match="the option 'step_size' is 'small'"):
+        model.sample(SampleRequest(seeds=(0,), options={"step_size": "small"}))
     with pytest.raises(DiffusionError, match="num_levels is 1"):
         model.sample(SampleRequest(seeds=(0,), num_steps=1))
     with pytest.raises(DiffusionError, match=r"expected network.num_classes and network.context_dim unset"):
