@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
+from diffusion.models import MODELS
 from orchestrator.cli import common
 
 NAME = "sample"
 HELP = "Draw pictures or points from a trained model of the diffusion family."
 EPILOG = (
-    "Settings: model=FOLDER, sampler=NAME, num_steps=N, guidance_scale=S, labels=KIND,… or prompt=SENTENCE, num_samples=N, "
-    "seed=N (sample i has seed + i), and options.NAME=VALUE for what a sampler takes, such as options.eta=1. "
+    f"Models: {', '.join(sorted(MODELS))}. Settings: model=FOLDER, sampler=NAME, num_steps=N, guidance_scale=S, "
+    "labels=KIND,… or prompt=SENTENCE, num_samples=N, seed=N (sample i has seed + i), and options.NAME=VALUE for what a "
+    "sampler or model takes, such as options.eta=1; a value that names a model's folder or a picture is read. "
     "Without sampler and num_steps a model draws as its paper does."
 )
 

@@ -21,6 +21,9 @@ DEFAULT_SHARDS = Path("training/shards")
 RENDERED = "training/pictures-{size}"
 """Where pictures that are rendered on demand are kept."""
 
+SHARD_SIZE = 1024
+"""Pictures a file of those."""
+
 
 class Data(Protocol):
     """Items by number."""
@@ -269,13 +272,12 @@ def _render(folder: Path, num_pictures: int, *, size: int, say: Callable[[str], 
     """Shards of the toybox's first items; finished ones are kept."""
     from nerf3d.toybox.shards import write_shards
 
-    shard_size = 1024
-    missing = -(-num_pictures // shard_size)
+    missing = -(-num_pictures // SHARD_SIZE)
     if len(list(folder.glob("items-*.safetensors"))) >= missing:
         return
-    say(f"rendering {missing * shard_size} pictures of {size}x{size} into {folder}; a repeated command goes on")
+    say(f"rendering {missing * SHARD_SIZE} pictures of {size}x{size} into {folder}; a repeated command goes on")
     try:
-        for path in write_shards(folder, missing * shard_size, shard_size=shard_size, size=size):
+        for path in write_shards(folder, missing * SHARD_SIZE, shard_size=SHARD_SIZE, size=size):
             say(f"rendered {path}")
     except ValueError as error:
         raise InputError(f"{error}") from error

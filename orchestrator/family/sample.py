@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffusion.models.base import Model, SampleRequest
@@ -16,13 +17,14 @@ from jobs.codec import near_matches
 from jobs.errors import InputError
 from jobs.events import Progress
 from orchestrator.family.data import class_numbers
-from orchestrator.family.folder import Card, load_model, weights_hash
+from orchestrator.family.folder import CARD, Card, load_model, weights_hash
 from orchestrator.family.pictures import write_samples
 from orchestrator.family.settings import diffusion_errors_are_input, parse, whole_number
 from orchestrator.progress_display import Display
 
 SETTINGS = ("model", "sampler", "num_steps", "guidance_scale", "labels", "prompt", "num_samples", "seed")
 NUM_SAMPLES = 16
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHUNK = {3: 16, 1: 4096}
 """Samples that are drawn together: pictures, points. The samples do not depend on it."""
 
@@ -69,7 +71,7 @@ def build_request(settings: Mapping[str, str], model: Model, card: Card) -> Samp
     seed = whole_number(settings, "seed", 0, least=0) or 0
     labels = prompts = None
     for name, condition in (("labels", "labels"), ("prompt", "captions")):
-        if name in settings and model.condition != condition:
+        if name in settings and model.condition != condition and not (name == "labels" and "options.classifier" in settings):
             told = {"labels": "labels=…", "captions": "prompt=…", None: "neither labels nor a prompt"}[model.condition]
             raise InputError(f"{name}={settings[name]} was given, but this model takes {told}.")
     if "labels" in settings:
@@ -84,8 +86,39 @@ def build_request(settings: Mapping[str, str], model: Model, card: Card) -> Samp
         labels=labels,
         prompts=prompts,
         guidance_scale=_number(settings, "guidance_scale", 1.0),
-        options={key.removeprefix("options."): parse(text) for key, text in settings.items() if key.startswith("options.")},
+        options={name: _option(name, text, device=str(model.device)) for name, text in _option_texts(settings).items()},
     )
+
+
+def _option_texts(settings: Mapping[str, str]) -> dict[str, str]:
+    prefix = "options."
+    return {key.removeprefix(prefix): text for key, text in settings.items() if key.startswith(prefix)}
+
+
+def _option(name: str, text: str, *, device: str) -> Any:
+    """An option's value: a trained model for its folder, a picture for its file, else a number, true, false or the text.
+
+    Returns:
+        For a picture (3, H, W) in [-1, 1]; for the option "mask" (1, H, W) in [0, 1], white being 1.
+    """
+    path = Path(text)
+    if text and (path / CARD).is_file():
+        return load_model(path, device=device)[0]
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return _picture(path, "L" if name == "mask" else "RGB")
+    return parse(text)
+
+
+def _picture(path: Path, mode: str) -> torch.Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(np.array(image.convert(mode), dtype=np.float32)).reshape(image.height, image.width, -1)
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} is no readable picture ({error}); give a PNG, JPEG or WebP file.") from error
+    pixels = pixels.permute(2, 0, 1) / 255
+    return pixels if mode == "L" else 2 * pixels - 1
 
 
 def _check_names(settings: Mapping[str, str]) -> None:
@@ -127,7 +160,7 @@ def _metadata(settings: Mapping[str, str], request: SampleRequest, card: Card, f
         "guidance_scale": request.guidance_scale,
         "prompt": settings.get("prompt", ""),
         "labels": settings.get("labels", ""),
-        "options": json.dumps(dict(request.options)),
+        "options": json.dumps(_option_texts(settings)),
     }
     return {key: str(value) for key, value in chosen.items()}
 

@@ -20,7 +20,7 @@ from jobs.errors import InputError, Interrupted, JobFailed
 from jobs.events import Progress
 from orchestrator.atomic import clear_output_errors, write_text
 from orchestrator.family.data import Data, DataSettings, load_data
-from orchestrator.family.folder import CARD, Card, save_weights
+from orchestrator.family.folder import CARD, Card, load_model, save_weights
 from orchestrator.family.pictures import write_samples
 from orchestrator.family.settings import diffusion_errors_are_input, override, parse
 from orchestrator.progress_display import Display
@@ -43,6 +43,7 @@ class Plan:
         data_name, data: which data, and how much of it.
         config: settings of the model's configuration, dotted.
         loop: settings of the loop.
+        start_from: folder of a trained model whose weights are the beginning.
     """
 
     objective: str
@@ -50,6 +51,7 @@ class Plan:
     data: DataSettings
     config: Mapping[str, Any]
     loop: Mapping[str, Any]
+    start_from: str | None = None
 
     @classmethod
     def parse(cls, settings: Mapping[str, str]) -> Plan:
@@ -65,11 +67,13 @@ class Plan:
                 f"There is no objective {objective!r}{near_matches(objective, MODELS)}; choose one of {', '.join(MODELS)}."
             )
         data_name = str(values.pop("data", "toybox"))
+        start_from = str(values.pop("start_from")) if "start_from" in values else None
         groups: dict[str, dict[str, Any]] = {"data": {}, "loop": {}, "": {}}
         for key, value in values.items():
             group, _, name = key.partition(".")
             groups[group if group in groups else ""][name if group in groups else key] = value
-        return cls(objective, data_name, override(DataSettings(), groups["data"], path="data."), groups[""], groups["loop"])
+        data = override(DataSettings(), groups["data"], path="data.")
+        return cls(objective, data_name, data, groups[""], groups["loop"], start_from)
 
     def build(self, data: Data) -> Model:
         """The untrained model for the data; `network.num_classes=auto` is the data's number of labels.
@@ -128,6 +132,9 @@ def train_family(settings: Mapping[str, str], out: Path, *, device: str, display
         loop = plan.loop_config(data)
         torch.manual_seed(loop.seed)
         model = plan.build(data).to(device)
+        if plan.start_from is not None:
+            with diffusion_errors_are_input():
+                model.start_from(load_model(Path(plan.start_from), device=device)[0])
         with clear_output_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         _claim(out, Card.of(model, data.describe()))
@@ -252,7 +259,6 @@ def _cut_log(path: Path, step: int) -> None:
 def _draw_samples(model: Model, data: Data, out: Path, display: Display) -> None:
     """samples.png, drawn with the averaged weights in the folder; a model that draws nothing by itself has none."""
     from diffusion.errors import DiffusionError
-    from orchestrator.family.folder import load_model
 
     trained, _ = load_model(out, device=str(model.device))
     seeds = tuple(range(NUM_SAMPLES if len(data.shape) == 3 else 1000))
@@ -263,7 +269,7 @@ def _draw_samples(model: Model, data: Data, out: Path, display: Display) -> None
     if trained.condition == "captions":
         captions = first.captions
     try:
-        samples = trained.sample(SampleRequest(seeds, labels=labels, prompts=captions, **model.preview))
+        samples = trained.sample(SampleRequest(seeds, labels=labels, prompts=captions, **model.preview_request(first)))
     except DiffusionError as error:
         display.message(f"no {SAMPLES}: {error}", level="warning")
         return
