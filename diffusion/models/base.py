@@ -143,6 +143,30 @@ class Model(nn.Module, ABC):
         network = getattr(self.config, "network", None)
         return None if getattr(network, "num_classes", None) is None else "labels"
 
+    def preview_request(self, batch: Batch) -> Mapping[str, Any]:
+        """`preview`, or what depends on the data of the pictures that are shown, one a sample."""
+        return self.preview
+
+    def start_from(self, trained: "Model") -> None:
+        """Takes the weights of a trained model, of the same kind and sizes, as the beginning of training.
+
+        Raises:
+            DiffusionError: they do not fit.
+        """
+        self.take_weights(trained, trained.state_dict())
+
+    def take_weights(self, trained: "Model", weights: Mapping[str, Tensor]) -> None:
+        """Loads weights that come from `trained`. Raises DiffusionError where they do not fit."""
+        shapes = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        misfits = [name for name in {**shapes, **weights} if name not in weights or shapes.get(name) != weights[name].shape]
+        if misfits:
+            raise DiffusionError.explained(
+                f"the weights of a {trained.name} with {trained.config} do not fit ({misfits[0]} and {len(misfits) - 1} more)",
+                expected=f"those of a {self.name} with {self.config}",
+                fix="give both the same network.… settings",
+            )
+        self.load_state_dict(weights)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) or (D,) of one sample."""

@@ -7,7 +7,8 @@ with f the noise-aware image tower and g the text tower of `noisy_clip`. `glide_
 `glide_inpainting` is told the known part of a picture.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Glide(TextToPixels):
 
     name = "glide"
     num_extra_channels: ClassVar[int] = 0
+    preview: ClassVar[Mapping[str, Any]] = {"guidance_scale": 3.0, "num_steps": 50}
 
     def training_extra(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """(B, 0, H, W)."""

@@ -5,13 +5,13 @@ channel as additional conditioning information": the network's input is [x_t, ma
 trained base model, whose new input channels are zero, so that it begins where the base model ended.
 """
 
-from dataclasses import replace
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffusion.models.base import Batch, SampleRequest
+from diffusion.models.base import Batch, Model, SampleRequest
 from diffusion.models.glide import NUM_STEPS, SAMPLER, Glide
 from diffusion.models.text_to_pixels import GUIDANCE_OPTIONS, PICTURE_OPTIONS, KnownPart, TextToPixels, split_options
 from diffusion.seeding import uniform
@@ -26,15 +26,20 @@ class GlideInpainting(TextToPixels):
     name = "glide_inpainting"
     num_extra_channels: ClassVar[int] = 4
 
-    @classmethod
-    def from_base(cls, base: Glide) -> "GlideInpainting":
-        """A model that says what `base` says, whatever is known, until it is trained further."""
-        model = cls(replace(base.config))
-        weights = base.state_dict()
-        entrance = weights["network.conv_in.weight"]
-        told = entrance.new_zeros(len(entrance), cls.num_extra_channels, *entrance.shape[2:])
-        model.load_state_dict({**weights, "network.conv_in.weight": torch.cat([entrance, told], dim=1)})
-        return model
+    def start_from(self, trained: Model) -> None:
+        """As `Model.start_from`; from a base model, what it says whatever is known, until training goes on."""
+        weights = trained.state_dict()
+        if isinstance(trained, Glide):
+            entrance = weights["network.conv_in.weight"]
+            told = entrance.new_zeros(len(entrance), self.num_extra_channels, *entrance.shape[2:])
+            weights["network.conv_in.weight"] = torch.cat([entrance, told], dim=1)
+        self.take_weights(trained, weights)
+
+    def preview_request(self, batch: Batch) -> Mapping[str, Any]:
+        """Pictures of the data whose right half is drawn again."""
+        mask = torch.ones(1, *self.shape[1:])
+        mask[..., self.shape[-1] // 2 :] = 0
+        return {"num_steps": 50, "options": {"image": batch.x, "mask": mask}}
 
     def training_extra(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """[mask * picture, mask] with a mask of its own for each picture, (B, 4, H, W)."""

@@ -5,6 +5,7 @@ In training it is noised a little (2106.15282 section 3, conditioning augmentati
 not from the data; the level of that noise is a further channel, so that at use it may be nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,6 +80,10 @@ class GlideUpsampler(TextToPixels):
         """(C, h, w) of the small picture."""
         channels, height, width = self.shape
         return (channels, height // FACTOR, width // FACTOR)
+
+    def preview_request(self, batch: Batch) -> Mapping[str, Any]:
+        """Pictures of the data, made small and enlarged again."""
+        return {"options": {"low_res": F.avg_pool2d(batch.x, FACTOR)}}
 
     def training_extra(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The small pictures of the batch, noised at a level of their own each; see `conditioning`."""
