@@ -217,6 +217,27 @@ def test_a_trained_network_has_the_analytic_score(model: Any) -> None:
     assert (learnt - score).square().mean().sqrt() < 0.1 * score.square().mean().sqrt()
 
 
+def test_the_models_report_their_closed_form_minima() -> None:
+    """At the exact score of N(0, c I), a number: 1/2 (1 - sigma^2 / (c + sigma^2)), and -1 / (2 c)."""
+    n, c, sigma = 50_000, 0.5, 0.3
+    batch = Batch(c**0.5 * normal((n, 2), stream(0)))
+
+    class Linear(torch.nn.Module):
+        def __init__(self, slope: float) -> None:
+            super().__init__()
+            self.slope = slope
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.slope * x
+
+    denoising = DenoisingScoreMatching(DenoisingScoreMatchingConfig(network=SMALL, sigma=sigma))
+    denoising.network = Linear(-sigma / (c + sigma**2))
+    assert denoising.loss(batch, stream(1))[0].item() == pytest.approx(0.5 * (1 - sigma**2 / (c + sigma**2)), abs=0.01)
+    sliced = SlicedScoreMatching(SlicedScoreMatchingConfig(network=SMALL))
+    sliced.network = Linear(-1 / c)
+    assert sliced.loss(batch, stream(1))[0].item() == pytest.approx(-1 / (2 * c), abs=0.03)
+
+
 @pytest.mark.parametrize("model_class", [DenoisingScoreMatching, SlicedScoreMatching])
 def test_sampling_is_langevin_dynamics_with_the_score(model_class: Any) -> None:
     model = model_class(model_class.Config())
