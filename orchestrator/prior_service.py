@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion import requests, seeding
 from diffusion.distillation import score_distillation
-from diffusion.engine import Cancelled, Engine, EngineConfig, NotFinite, Ticket
+from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Ticket, profile_batches
 from diffusion.samplers import SAMPLERS, image_to_image
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import InputError, PriorFailed
@@ -93,6 +93,20 @@ class LocalPrior:
     def __init__(self, prior: AnswersRequests, *, config: EngineConfig | None = None) -> None:
         self._prior = prior
         self.engine = Engine(prior, config=config)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        modules = [part for part in vars(self._prior).values() if isinstance(part, nn.Module)]
+        return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
+
+    def measure(self) -> BatchProfile:
+        """Time the network at rising batch sizes and let shared forwards grow to the knee of the curve."""
+        prior = self._prior
+        tokens = prior.condition([""]).tokens
+        profile = profile_batches(prior.predict, latent_shape=prior.latent_shape, tokens=tokens, device=prior.device)
+        self.engine.row_cap = profile.knee()
+        return profile
 
     def info(self) -> PriorInfo:
         """Name, weights and sizes."""

@@ -51,7 +51,7 @@ class EngineConfig:
 
     row_cap: int = 16
     max_rows: int = 64
-    strict_rows: int = 8
+    strict_rows: int = 16
     autoencoder_rows: int = 8
     text_prompts: int = 8
     text_cache: int = 256
@@ -180,6 +180,10 @@ class Engine:
     def row_cap(self) -> int:
         """Rows of a shared forward; halved each time the device runs out of memory."""
         return self._row_cap
+
+    @row_cap.setter
+    def row_cap(self, rows: int) -> None:
+        self._row_cap = max(1, rows)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 

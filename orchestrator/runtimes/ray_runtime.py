@@ -156,8 +156,8 @@ class RayRuntime:
             configure_logging=True,
             object_store_memory=_OBJECT_STORE_BYTES,
         )
-        num_gpus = 0.5 if self._device.startswith("cuda") else 0
-        options = {"num_cpus": 0.5, "num_gpus": num_gpus}
+        share = 1 / (self._num_replicas + 1)
+        options = {"num_cpus": share, "num_gpus": share if self._device.startswith("cuda") else 0}
         make = ray.remote(PriorActor).options(
             **options, max_concurrency=MAX_CONCURRENCY, max_restarts=-1 if self._num_replicas > 1 else 0
         )

@@ -1,0 +1,216 @@
+"""A resident prior that many callers ask at once: its engine runs on a thread of its own, callers wait for their answers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffusion.engine import StepReport
+from jobs.errors import PriorFailed
+from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from orchestrator.prior_service import LocalPrior, Pending
+from orchestrator.runtimes.threads import use_threads
+
+__all__ = ["EngineFigures", "ResidentPrior"]
+
+
+@dataclass(eq=False)
+class EngineFigures:
+    """What the engine has done since it started.
+
+    Args:
+        rows: job -> network rows. forwards, batch_rows: forwards and their rows, padding included.
+        seconds: stage -> seconds. out_of_memory: how often the cap was halved.
+        rows_per_second: batch size -> rate, if it was measured.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    forwards: int = 0
+    batch_rows: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    out_of_memory: int = 0
+    rows_per_second: dict[int, float] = field(default_factory=dict)
+
+    def add(self, report: StepReport) -> None:
+        """One more step."""
+        self.rows.update(report.rows)
+        self.forwards += report.batch_rows > 0
+        self.batch_rows += report.batch_rows
+        self.seconds.update(report.seconds)
+        self.out_of_memory += report.out_of_memory
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**vars(self), "rows": dict(self.rows), "seconds": dict(self.seconds)}
+
+
+class ResidentPrior:
+    """`jobs.prior_client.PriorClient` for any number of threads at once.
+
+    Requests that are there at the same time share forwards. A future that is cancelled stops its request between two
+    steps. The thread ends with `close`; whoever still waits then gets `PriorFailed`.
+
+    Args:
+        prior: nobody else may use it from here on. num_threads: of torch, on the engine's thread; 0 for every core.
+        measure: find the best batch size first, which takes a few seconds; requests wait meanwhile.
+    """
+
+    def __init__(self, prior: LocalPrior, *, num_threads: int = 0, measure: bool = False) -> None:
+        self.figures = EngineFigures()
+        self._prior = prior
+        self._info = prior.info()
+        self._num_threads = num_threads
+        self._measure = measure
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: dict[Pending, tuple[Future[Any], str]] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, name="prior-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        return self._prior.num_bytes
+
+    def info(self) -> PriorInfo:
+        """Name, weights and sizes."""
+        return self._info
+
+    def unknown_words(self, prompts: list[str]) -> list[str]:
+        """Words of the prompts that the prior was never trained on."""
+        return self._prior.unknown_words(prompts)
+
+    def distill(self, query: DistillationQuery, *, job: str = "") -> Distilled:
+        """One step of score distillation."""
+        return self.start_distill(query, job=job).result()
+
+    def draw(self, request: DrawRequest, *, job: str = "") -> np.ndarray:
+        """uint8 images (N, H, W, 3)."""
+        return self.start_draw(request, job=job).result()
+
+    def start_distill(self, query: DistillationQuery, *, job: str = "") -> Future[Distilled]:
+        """`distill` without waiting."""
+        return self._start(lambda: self._prior.begin_distill(query, job=job), job)
+
+    def start_draw(self, request: DrawRequest, *, job: str = "") -> Future[np.ndarray]:
+        """`draw` without waiting."""
+        return self._start(lambda: self._prior.begin_draw(request, job=job), job)
+
+    def set_weight(self, job: str, weight: float) -> None:
+        """The job's share of the rows against other jobs; see `diffusion.engine.FairShare`."""
+        self._put(lambda: self._prior.engine.set_weight(job, weight))
+
+    def end_job(self, job: str) -> None:
+        """Cancel what the job still waits for, at the next border between two steps, and forget it."""
+
+        def end() -> None:
+            for pending, (_, owner) in self._waiting.items():
+                if owner == job:
+                    self._cancel(pending)
+            self._prior.engine.forget(job)
+            self.figures.rows.pop(job, None)
+
+        self._put(end)
+
+    def close(self) -> None:
+        """End the thread after the step it is in."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _put(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            if self._closed:
+                raise PriorFailed("The prior was unloaded while it was asked; ask again.")
+            self._inbox.put(action)
+
+    def _start(self, begin: Callable[[], Pending], job: str) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def start() -> None:
+            if future.cancelled():
+                return
+            try:
+                self._waiting[begin()] = (future, job)
+            except Exception as error:
+                _resolve(future, error)
+
+        self._put(start)
+        return future
+
+    # -- the engine's thread -----------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        use_threads(self._num_threads)
+        engine = self._prior.engine
+        try:
+            if self._measure:
+                self.figures.rows_per_second = dict(self._prior.measure().rows_per_second)
+            while self._take_in(wait=not engine.live):
+                for pending, (future, _) in self._waiting.items():
+                    if future.cancelled():
+                        self._cancel(pending)
+                if engine.live:
+                    self.figures.add(engine.step())
+                self._hand_out()
+            failure = PriorFailed("The prior was unloaded while it was asked; ask again.")
+        except BaseException as error:
+            # A mistake in the engine itself: nobody may wait for ever.
+            failure = PriorFailed(f"The prior's engine stopped ({type(error).__name__}: {error}).")
+            failure.__cause__ = error
+        with self._lock:
+            self._closed = True
+        for future, _ in self._waiting.values():
+            _resolve(future, failure)
+        while not self._inbox.empty():
+            action = self._inbox.get()
+            if action is not None:
+                action()
+        for future, _ in self._waiting.values():
+            _resolve(future, failure)
+
+    def _take_in(self, *, wait: bool) -> bool:
+        """Everything that has arrived; False when it is time to end."""
+        while wait or not self._inbox.empty():
+            action = self._inbox.get()
+            wait = False
+            if action is None:
+                return False
+            action()
+        return True
+
+    def _hand_out(self) -> None:
+        for pending in [pending for pending in self._waiting if pending.finished]:
+            future, _ = self._waiting.pop(pending)
+            try:
+                answer = pending.result()
+            except Exception as error:
+                answer = error
+                self._cancel(pending)
+            _resolve(future, answer)
+
+    def _cancel(self, pending: Pending) -> None:
+        for ticket in pending.tickets:
+            self._prior.engine.cancel(ticket)
+
+
+def _resolve(future: Future[Any], answer: Any) -> None:
+    """Set the result or the exception, unless the caller has cancelled meanwhile."""
+    try:
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+    except InvalidStateError:
+        pass
