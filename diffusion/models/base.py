@@ -157,14 +157,14 @@ class Model(nn.Module, ABC):
 
     def take_weights(self, trained: "Model", weights: Mapping[str, Tensor]) -> None:
         """Loads weights that come from `trained`. Raises DiffusionError where they do not fit."""
-        shapes = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        misfits = [name for name in {**shapes, **weights} if name not in weights or shapes.get(name) != weights[name].shape]
-        if misfits:
-            raise DiffusionError.explained(
-                f"the weights of a {trained.name} with {trained.config} do not fit ({misfits[0]} and {len(misfits) - 1} more)",
-                expected=f"those of a {self.name} with {self.config}",
-                fix="give both the same network.… settings",
-            )
+        ours, theirs = ({name: tuple(value.shape) for name, value in w.items()} for w in (self.state_dict(), weights))
+        for name in {**ours, **theirs}:
+            if ours.get(name) != theirs.get(name):
+                raise DiffusionError.explained(
+                    f"the weights of the {trained.name} do not fit: its {name} is {theirs.get(name, 'missing')}",
+                    expected=f"{ours.get(name, 'none')}, as in this {self.name}",
+                    fix="give both the same network.… settings",
+                )
         self.load_state_dict(weights)
 
     @property
@@ -176,6 +176,11 @@ class Model(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+
+def described(value: Any) -> str:
+    """What was given for an option that should be a model: a text as it is, else its type."""
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _one_of(names: Mapping[str, Any], none: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
-from diffusion.models.base import Batch, SampleRequest
+from diffusion.models.base import Batch, SampleRequest, described
 from diffusion.models.glide_upsampler import GlideUpsampler
 from diffusion.models.text_to_pixels import GUIDANCE_OPTIONS, PICTURE_OPTIONS, KnownPart, TextToPixels, split_options
 from diffusion.seeding import stream
@@ -48,9 +48,9 @@ class Glide(TextToPixels):
         upsampler = options["upsampler"]
         if upsampler is not None and not isinstance(upsampler, GlideUpsampler):
             raise DiffusionError.explained(
-                f"options.upsampler is a {type(upsampler).__name__}",
+                f"options.upsampler is {described(upsampler)}",
                 expected="a glide_upsampler",
-                fix="train one with objective=glide_upsampler",
+                fix="give the folder of one, trained with objective=glide_upsampler",
             )
         pictures = self.drawn(
             rest,

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from diffusion.classifier_guidance import Guide, LogProb, check_same_schedule, class_log_prob, gradient_of, guided_by
 from diffusion.errors import DiffusionError
-from diffusion.models.base import Batch, Model, SampleRequest
+from diffusion.models.base import Batch, Model, SampleRequest, described
 from diffusion.networks.mlp import MLP, MLPConfig
 from diffusion.networks.noisy_encoder import NoisyEncoder, NoisyEncoderConfig
 from diffusion.schedule import NoiseSchedule
@@ -125,9 +125,9 @@ def classifier_guide(
     """
     if not isinstance(classifier, NoisyClassifier):
         raise DiffusionError.explained(
-            f"options.classifier is a {type(classifier).__name__}",
+            f"options.classifier is {described(classifier)}",
             expected="a noisy_classifier",
-            fix="train one with objective=noisy_classifier",
+            fix="give the folder of one, trained with objective=noisy_classifier",
         )
     if labels is None:
         raise DiffusionError.explained(

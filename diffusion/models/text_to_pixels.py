@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from diffusion.classifier_guidance import Guide, check_same_schedule, gradient_of, guided_by
 from diffusion.errors import DiffusionError
 from diffusion.guidance import classifier_free
-from diffusion.models.base import Batch, Model, SampleRequest
+from diffusion.models.base import Batch, Model, SampleRequest, described
 from diffusion.models.noisy_clip import COSINE, NoisyClip
 from diffusion.models.sampling import Predict, draw
 from diffusion.networks.build import with_channels
@@ -214,7 +214,9 @@ def _clip_guide(clip: Any, scale: float, prompts: Sequence[str], model: TextToPi
         return None
     if not isinstance(clip, NoisyClip):
         raise DiffusionError.explained(
-            f"options.clip is a {type(clip).__name__}", expected="a noisy_clip", fix="train one with objective=noisy_clip"
+            f"options.clip is {described(clip)}",
+            expected="a noisy_clip",
+            fix="give the folder of one, trained with objective=noisy_clip",
         )
     check_same_schedule(clip.config.schedule, model.config.schedule, name="noisy_clip")
     if clip.shape != model.shape:

@@ -235,7 +235,7 @@ def test_the_inpainting_model_begins_where_the_base_model_ended() -> None:
     x_t, t, tokens = normal((2, 3, 8, 8), stream(3)), torch.tensor([100, 900]), base.text(PROMPTS[:2]).tokens
     extra = normal((2, 4, 8, 8), stream(4))
     torch.testing.assert_close(told.output(x_t, t, tokens, extra), base.output(x_t, t, tokens, x_t[:, :0]), rtol=0, atol=1e-6)
-    with pytest.raises(DiffusionError, match=r"of a glide with .* do not fit \(network.* expected those of a glide_inp"):
+    with pytest.raises(DiffusionError, match=r"weights of the glide do not fit: its network.* as in this glide_inp"):
         inpainting(replace(SMALL, block_out_channels=(32, 16))).start_from(base)
 
 
