@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
+from diffusion.checkpoints.source import Source, read
 from diffusion.checkpoints.weights import hash_files
 from diffusion.guidance import guided_prediction
 from diffusion.networks.layout import channels_last
@@ -40,18 +41,18 @@ class Prior(Checkpoint):
     text_cache: dict[tuple[str, tuple[int, int]], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, source: str | Path = "toybox", *, device: str | torch.device = "cpu") -> "Prior":
-        """Reads "toybox" (the prior in this package) or a folder.
+    def load(cls, source: str | Path | Source = "toybox", *, device: str | torch.device = "cpu") -> "Prior":
+        """Reads "toybox" (the prior in this package), a folder, a single file, or a name on the Hugging Face hub.
+
+        Args:
+            source: as on the command line, options included; see `diffusion.checkpoints.source.Source`.
 
         Raises:
-            PriorError: the folder or one of its files is missing, damaged, or does not fit the others.
+            PriorError: a file is missing, damaged or does not fit the others, or the name cannot be had.
         """
-        folder = TOYBOX if str(source) == "toybox" else Path(source)
-        if not folder.is_dir():
-            raise PriorError(
-                f"the prior {str(source)!r} is neither 'toybox' nor a folder; give a folder with a model_index.json"
-            )
-        return cls.of(read_folder(folder), device=device)
+        if str(source) == "toybox":
+            return cls.of(read_folder(TOYBOX), device=device)
+        return cls.of(read(source if isinstance(source, Source) else Source.parse(str(source))), device=device)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> "Prior":

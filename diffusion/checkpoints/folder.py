@@ -23,6 +23,8 @@ from diffusion.text.tokenizer import Tokenizer
 
 Config = TypeVar("Config")
 
+UNET_STEMS = VAE_STEMS = ("diffusion_pytorch_model",)
+TEXT_STEMS = ("model", "pytorch_model")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
 
@@ -51,14 +53,14 @@ def read_folder(
         if not (folder / part).is_dir():
             raise PriorError(f"the prior lacks the folder {part} in {folder}; copy it again, with all its files")
     unet_config = configured(folder / "unet/config.json", UNetConfig.from_dict)
-    unet_files = weight_files(folder / "unet", "diffusion_pytorch_model")
+    unet_files = weight_files(folder / "unet", *UNET_STEMS)
     unet = fill(skeleton(lambda: UNet2DCondition(unet_config)), identity, Weights(unet_files), folder / "unet", dtype=dtype)
     autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
     towers, text_files = [], []
     for part in parts:
         if part.startswith("text_encoder"):
             text_config = configured(folder / part / "config.json", TextConfig.from_published)
-            files = weight_files(folder / part, "model", "pytorch_model")
+            files = weight_files(folder / part, *TEXT_STEMS)
             towers.append(build_tower(text_config, folder_text, Weights(files), folder / part, dtype=dtype))
             text_files += files
     schedule = configured(folder / "scheduler/scheduler_config.json", NoiseSchedule.from_config)
@@ -89,7 +91,7 @@ def read_autoencoder_folder(folder: Path) -> tuple[Autoencoder, list[Path]]:
     """
     config = read_json(folder / "config.json")
     name = config.get("_class_name")
-    files = weight_files(folder, "diffusion_pytorch_model")
+    files = weight_files(folder, *VAE_STEMS)
     if name == "AutoencoderTiny":
         tiny = configured(folder / "config.json", AutoencoderTinyConfig.from_dict)
         return fill(skeleton(lambda: AutoencoderTiny(tiny)), identity, Weights(files), folder), files

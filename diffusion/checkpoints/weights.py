@@ -52,8 +52,7 @@ def weight_files(folder: Path, *stems: str) -> list[Path]:
     Raises:
         PriorError: there is none, or a shard is missing.
     """
-    candidates = [folder / f"{stem}{ending}" for ending in _STEM_ENDINGS for stem in stems]
-    found = next((path for path in candidates if path.exists()), None)
+    found = next((folder / name for name in candidates(*stems) if (folder / name).exists()), None)
     if found is None:
         files = [folder / f"{stems[0]}.safetensors"]
     elif found.suffix == ".json":
@@ -64,6 +63,11 @@ def weight_files(folder: Path, *stems: str) -> list[Path]:
         if not path.exists():
             raise PriorError(f"the prior lacks {path.name} in {path.parent}; copy the folder again, with all its files")
     return files
+
+
+def candidates(*stems: str) -> list[str]:
+    """The names that a part's weights, or the index of their shards, may have, in order of preference."""
+    return [f"{stem}{ending}" for ending in _STEM_ENDINGS for stem in stems]
 
 
 class Weights(Mapping[str, Tensor]):

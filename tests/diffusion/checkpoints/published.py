@@ -6,6 +6,7 @@ stable-diffusion-2-1 and stable-diffusion-xl-base-1.0; only fields that shape th
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,10 @@ def pads(model: str) -> list[str]:
     """The padding token of each tokenizer."""
     end = "<|endoftext|>"
     return {"sd15": [end], "sdxl": [end, "!"]}.get(model, ["!"])
+
+
+# Model -> (pipeline, folder).
+Saved = Callable[[str], tuple[Any, Path]]
 
 
 def random_pipeline(model: str, folder: Path) -> Any:

@@ -9,7 +9,7 @@ import torch
 from diffusion.prior import Prior
 from diffusion.requests import DecodeRequest, Guidance, run
 from diffusion.samplers import SAMPLERS
-from tests.diffusion.checkpoints.published import MODELS, random_pipeline
+from tests.diffusion.checkpoints.published import MODELS, Saved
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"
@@ -25,10 +25,9 @@ SCHEDULERS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Prior]:
+def pair(request: pytest.FixtureRequest, saved: Saved) -> tuple[str, Any, Prior]:
     """The name, diffusers' pipeline and our prior, from one folder."""
-    folder = tmp_path_factory.mktemp(request.param)
-    pipeline = random_pipeline(request.param, folder)
+    pipeline, folder = saved(request.param)
     return request.param, pipeline, Prior.load(folder)
 
 

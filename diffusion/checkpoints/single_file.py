@@ -1,0 +1,225 @@
+"""The original single files of CompVis and Stability: UNet, autoencoder and text towers under one roof."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.checkpoints.architectures import ARCHITECTURES, Architecture
+from diffusion.checkpoints.autoencoder_keys import original_autoencoder_kl
+from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.folder import build_tower
+from diffusion.checkpoints.keymap import KeyMap
+from diffusion.checkpoints.unet_keys import original_unet
+from diffusion.checkpoints.weights import Weights, fill, hash_files, skeleton
+from diffusion.networks.autoencoder_kl import AutoencoderKL
+from diffusion.networks.unet import UNet2DCondition
+from diffusion.schedule import NoiseSchedule, PredictionType
+from diffusion.text.tokenizer import Tokenizer, full_merges
+
+UNET, AUTOENCODER, AVERAGED = "model.diffusion_model.", "first_stage_model.", "model_ema."
+
+# Names that carry no weights of ours: schedule tables, training state, other copies.
+IGNORED = re.compile(
+    r"(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_.*|log_one_minus_.*|posterior_.*|logvar|lvlb_weights|scale_factor"
+    r"|denoiser\.sigmas|v_pred|ztsnr|model_ema\..*|first_stage_model\.loss\..*"
+    # The last layer and the projection of SD 2's tower, which it does not read.
+    r"|cond_stage_model\.model\.(transformer\.resblocks\.23\..*|text_projection))"
+)
+# What the merging tools write beside a model whose configuration differs from the published one.
+V_PREDICTION_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
+
+
+def read_single_file(
+    path: Path,
+    *,
+    prediction_type: PredictionType | None = None,
+    averaged: bool = False,
+    architecture: Architecture | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Checkpoint:
+    """Reads a `.safetensors` or, without running what is in it, a `.ckpt` file of SD 1.x, 2.x or SDXL base.
+
+    Args:
+        prediction_type: what the UNet was trained to output. It is not in the weights; where it is None it is taken from
+            the file's metadata (`modelspec.prediction_type`), its marks, a configuration `NAME.yaml` beside the file, or
+            from the family where only one type was ever published. SD 2.x has two.
+        averaged: take the averaged copy of the UNet (`model_ema`) that training files hold beside the last one.
+        architecture: instead of the one that the file's names tell.
+        dtype: of UNet and text towers.
+
+    Raises:
+        PriorError: the file is missing, damaged, of another family, or its prediction type is unknown.
+    """
+    weights = Weights([path])
+    architecture = architecture or family(weights, path)
+    prediction_type = prediction_type or known_prediction_type(weights, path, architecture)
+    size = architecture.image_sizes.get(prediction_type, max(architecture.image_sizes.values()))
+    unet_config = replace(architecture.unet, sample_size=size // architecture.autoencoder.spatial_factor)
+    check_input_channels(weights, architecture, path)
+    unet = fill(
+        skeleton(lambda: UNet2DCondition(unet_config)),
+        lambda keys: original_unet(unet_config, keys),
+        averaged_copy(weights, path) if averaged else part(weights, UNET),
+        path,
+        prefix=UNET,
+        dtype=dtype,
+    )
+    autoencoder = fill(
+        skeleton(lambda: AutoencoderKL(architecture.autoencoder)),
+        lambda keys: original_autoencoder_kl(architecture.autoencoder, keys),
+        part(weights, AUTOENCODER),
+        path,
+        prefix=AUTOENCODER,
+    )
+    towers = [
+        build_tower(tower.config, tower.layout, part(weights, tower.prefix), path, prefix=tower.prefix, dtype=dtype)
+        for tower in architecture.towers
+    ]
+    tokenizers = [Tokenizer(full_merges(), 77, pad_with_end=tower.pad_with_end) for tower in architecture.towers]
+    refuse_unknown(weights, architecture, path)
+    second = len(towers) == 2
+    checkpoint = Checkpoint(
+        card=PriorCard(path.stem, size),
+        schedule=NoiseSchedule(prediction_type=prediction_type, rescale_betas_zero_snr=ZERO_SNR_MARK in weights),
+        unet=unet,
+        autoencoder=autoencoder,
+        text_encoder=towers[0],
+        tokenizer=tokenizers[0],
+        weights_hash=hash_files([path]),
+        text_encoder_2=towers[1] if second else None,
+        tokenizer_2=tokenizers[1] if second else None,
+        zeros_for_empty_negative=second,
+    )
+    checkpoint.check(path)
+    return checkpoint
+
+
+def write_single_file(checkpoint: Checkpoint, architecture: Architecture, path: Path) -> None:
+    """Writes a checkpoint in the original layout, as fp16 safetensors."""
+    tensors = {name: tensor.half().contiguous() for name, tensor in original_tensors(checkpoint, architecture).items()}
+    save_file(tensors, path, metadata={"format": "pt", "modelspec.prediction_type": checkpoint.schedule.prediction_type})
+
+
+def original_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
+    """All tensors of a checkpoint under the original names; views of its own."""
+    unet, autoencoder = checkpoint.unet, checkpoint.autoencoder
+    if not isinstance(autoencoder, AutoencoderKL):
+        raise PriorError("a single file needs an AutoencoderKL, and the prior has a tiny one; write a folder instead")
+    parts: list[tuple[str, KeyMap, Mapping[str, Tensor]]] = [
+        (UNET, original_unet(unet.config, unet.state_dict()), unet.state_dict()),
+        (AUTOENCODER, original_autoencoder_kl(autoencoder.config, autoencoder.state_dict()), autoencoder.state_dict()),
+    ]
+    for (_, encoder, _), tower in zip(checkpoint.towers, architecture.towers, strict=True):
+        keys = encoder.tower.state_dict()
+        parts.append((tower.prefix, tower.layout(keys), keys))
+    return {f"{prefix}{name}": t for prefix, layout, own in parts for name, t in layout.to_published(own).items()}
+
+
+def family(names: Iterable[str], path: Path) -> Architecture:
+    """The architecture of a file with these names.
+
+    Raises:
+        PriorError: none of the three.
+    """
+    names = list(names)
+    for architecture in ARCHITECTURES:
+        if all(any(name.startswith(tower.prefix) for name in names) for tower in architecture.towers):
+            return architecture
+    kinds = {
+        "conditioner.embedders.0.model.": "an SDXL refiner",
+        "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3",
+        "lora_unet_": "a LoRA, which is given beside a model as '?lora=FILE'",
+        "control_model.": "a ControlNet",
+        UNET: "a UNet without text towers",
+    }
+    kind = next((kind for start, kind in kinds.items() if any(name.startswith(start) for name in names)), None)
+    known = ", ".join(architecture.name for architecture in reversed(ARCHITECTURES))
+    found = f"it looks like {kind}" if kind else f"its first names are {sorted(names)[:3]}"
+    raise PriorError(f"{path} is no single file of {known}: {found}; use a full text-to-image checkpoint of one of these")
+
+
+def known_prediction_type(weights: Weights, path: Path, architecture: Architecture) -> PredictionType:
+    """The prediction type that the file or its configuration states, or the only one that its family has.
+
+    Raises:
+        PriorError: nothing states it.
+    """
+    stated = weights.metadata.get("modelspec.prediction_type")
+    if stated is not None:
+        names: dict[str, PredictionType] = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+        if stated not in names:
+            raise PriorError(
+                f"{path} says modelspec.prediction_type = {stated!r}; expected one of {', '.join(names)}; "
+                "add '?prediction_type=epsilon' or '?prediction_type=v_prediction' to its path"
+            )
+        return names[stated]
+    if V_PREDICTION_MARK in weights:
+        return "v_prediction"
+    configuration = path.with_suffix(".yaml")
+    if configuration.exists():
+        # The one line that matters, `parameterization: "v"`; epsilon is the default of that code.
+        v = re.search(r"""^\s*parameterization:\s*['"]?v\b""", configuration.read_text(encoding="utf-8"), re.MULTILINE)
+        return "v_prediction" if v else "epsilon"
+    if len(architecture.image_sizes) == 1:
+        return next(iter(architecture.image_sizes))
+    raise PriorError(
+        f"{path} is a {architecture.name}, and whether it predicts noise or v is not in the file; add "
+        "'?prediction_type=epsilon' (the 512-pixel base models) or '?prediction_type=v_prediction' (the 768-pixel ones) "
+        "to its path, or put the model's NAME.yaml beside it"
+    )
+
+
+def averaged_copy(weights: Weights, path: Path) -> dict[str, Tensor]:
+    """The averaged UNet, whose names have lost their dots.
+
+    Raises:
+        PriorError: the file has none.
+    """
+    names = [name.removeprefix(UNET) for name in weights if name.startswith(UNET)]
+    tensors = {}
+    for name in names:
+        flat = AVERAGED + f"diffusion_model.{name}".replace(".", "")
+        if flat not in weights:
+            raise PriorError(f"{path} holds no averaged copy of the UNet ({flat} is missing); leave out 'averaged'")
+        tensors[name] = weights[flat]
+    return tensors
+
+
+def check_input_channels(weights: Weights, architecture: Architecture, path: Path) -> None:
+    """Refuses inpainting and depth models, which have a wider first layer.
+
+    Raises:
+        PriorError: it is one.
+    """
+    first = weights.get(f"{UNET}input_blocks.0.0.weight")
+    if first is not None and first.shape[1] != architecture.unet.in_channels:
+        raise PriorError(
+            f"the UNet of {path} takes {first.shape[1]} channels, as inpainting and depth models do; expected "
+            f"{architecture.unet.in_channels}; use the text-to-image model, which inpaints with a mask too"
+        )
+
+
+def part(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix that are not ignored."""
+    return {name: tensor for name, tensor in weights.under(prefix).items() if not IGNORED.fullmatch(prefix + name)}
+
+
+def refuse_unknown(names: Iterable[str], architecture: Architecture, path: Path) -> None:
+    """Every name must belong to a part or be known to carry no weights.
+
+    Raises:
+        PriorError: naming those that do not.
+    """
+    prefixes = (UNET, AUTOENCODER, *(tower.prefix for tower in architecture.towers))
+    unknown = [name for name in names if not name.startswith(prefixes) and not IGNORED.fullmatch(name)]
+    if unknown:
+        raise PriorError(
+            f"{path} holds {len(unknown)} tensors that a {architecture.name} does not have, such as {unknown[0]}; "
+            "use the file as it was published, without additions"
+        )

@@ -1,0 +1,88 @@
+"""Textual inversion (2208.01618): new words for the text tower, each a few learned embeddings."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.checkpoints.checkpoint import Checkpoint
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.weights import PICKLES, Weights, read_pickle
+
+# SDXL's files name the towers; other files have vectors for the only one.
+TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+
+
+def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None) -> list[str]:
+    """Teaches the text towers the words of a file; a word of several vectors takes as many tokens of the prompt.
+
+    The layouts: `{word: vectors}` (diffusers), `string_to_param` (the original code and AUTOMATIC1111, where the word is
+    the file's "name"), `emb_params` (kohya, where it is the file's name), `clip_l` and `clip_g` (SDXL).
+
+    Args:
+        word: what to call it in prompts, instead of the file's own word; for files with one.
+
+    Returns:
+        The words, as they must be written in a prompt.
+
+    Raises:
+        PriorError: the file is damaged, holds no embeddings, is for another base, or its word is taken.
+    """
+    words = read_words(path)
+    if word is not None:
+        if len(words) != 1:
+            raise PriorError(f"{path} holds {len(words)} words and one name was given, {word!r}; leave the name out")
+        words = {word: next(iter(words.values()))}
+    towers = {name: (tower, tokenizer) for name, tower, tokenizer in checkpoint.towers}
+    for name, vectors in words.items():
+        for component, (tower, tokenizer) in towers.items():
+            if name in tokenizer.added or not name.strip():
+                raise PriorError(f"the word {name!r} of {path} is taken or empty; give it another one, '?embedding=FILE:WORD'")
+            width = tower.config.width
+            if component not in vectors or vectors[component].shape[1] != width:
+                found = {part: tensor.shape[1] for part, tensor in vectors.items()}
+                raise PriorError(
+                    f"the embeddings of {path} are {found} wide, and {checkpoint.card.name}'s {component} is {width} wide; "
+                    "use some that were trained for the same base model"
+                )
+        extra = vectors.keys() - towers.keys()
+        if extra:
+            raise PriorError(
+                f"{path} has embeddings for {sorted(extra)}, which {checkpoint.card.name} lacks; use some that were trained "
+                "for the same base model"
+            )
+    for name, vectors in words.items():
+        for component, (tower, tokenizer) in towers.items():
+            table = tower.tower.token_embedding.weight
+            rows = vectors[component].to(table)
+            tokenizer.added[name] = list(range(len(table), len(table) + len(rows)))
+            tower.tower.token_embedding = nn.Embedding.from_pretrained(torch.cat([table, rows]))
+    return list(words)
+
+
+def read_words(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Word -> tower -> vectors (n, width).
+
+    Raises:
+        PriorError: the file is damaged or holds no embeddings.
+    """
+    content: dict[str, Any] = read_pickle(path) if path.suffix in PICKLES and path.is_file() else dict(Weights([path]))
+    if TOWERS.keys() & content.keys():
+        return {path.stem: {TOWERS[key]: _rows(content[key], path) for key in TOWERS if key in content}}
+    if "string_to_param" in content:
+        vectors = dict(content["string_to_param"])
+        names = [content.get("name") or path.stem] if set(vectors) == {"*"} else list(vectors)
+        return {name: {"text_encoder": _rows(tensor, path)} for name, tensor in zip(names, vectors.values(), strict=True)}
+    if "emb_params" in content:
+        return {path.stem: {"text_encoder": _rows(content["emb_params"], path)}}
+    words = {name: {"text_encoder": _rows(tensor, path)} for name, tensor in content.items()}
+    if not words:
+        raise PriorError(f"{path} holds no embeddings; give a textual inversion file")
+    return words
+
+
+def _rows(vectors: Any, path: Path) -> Tensor:
+    if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or not vectors.is_floating_point():
+        raise PriorError(f"{path} is no textual inversion file: expected vectors by word; give one that is")
+    return torch.atleast_2d(vectors.detach())
