@@ -3,6 +3,9 @@
 The small picture, rounded to the 8 bits that a finished one has, is enlarged bilinearly and joins x_t as input channels.
 In training it is noised a little (2106.15282 section 3, conditioning augmentation), because at use it comes from a model and
 not from the data; the level of that noise is a further channel, so that at use it may be nothing.
+
+Where the paper predicts eps, this model predicts x0 as the enlarged picture plus what the network adds (2104.14951 section
+3.2 diffuses that residual): it begins as the bilinear enlargement, not as noise, and learns the edges.
 """
 
 from collections.abc import Mapping
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.errors import DiffusionError
@@ -34,12 +37,12 @@ LINEAR = NoiseSchedule(
     beta_schedule="linear",
     beta_start=1e-4,
     beta_end=0.02,
-    prediction_type="v_prediction",
+    prediction_type="sample",
     steps_offset=0,
     set_alpha_to_one=True,
     timestep_spacing="trailing",
 )
-"""GLIDE's schedule of the upsampler (the authors' code: "linear")."""
+"""GLIDE's schedule of the upsampler (the authors' code: "linear"), see above for the prediction."""
 
 
 LARGE = PixelUNetConfig(sample_size=64, block_out_channels=(32, 64, 128), attention_levels=(False, False, True))
@@ -74,6 +77,16 @@ class GlideUpsampler(TextToPixels):
     name = "glide_upsampler"
     Config = GlideUpsamplerConfig
     num_extra_channels: ClassVar[int] = 4
+
+    def __init__(self, config: GlideUpsamplerConfig) -> None:
+        super().__init__(config)
+        nn.init.zeros_(self.network.conv_out.weight)
+        nn.init.zeros_(self.network.conv_out.bias)  # type: ignore[arg-type]
+
+    def output(self, x_t: Tensor, t: Tensor, tokens: Tensor, extra: Tensor) -> Tensor:
+        """As `TextToPixels.output`; where it is x0, the enlarged picture is part of it."""
+        added = super().output(x_t, t, tokens, extra)
+        return extra[:, :-1] + added if self.config.schedule.prediction_type == "sample" else added
 
     @property
     def low_res_shape(self) -> tuple[int, ...]:

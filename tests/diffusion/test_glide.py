@@ -228,6 +228,25 @@ def test_kept_pixels_are_kept_exactly_by_any_network(sampler: str) -> None:
         assert (drawn[~kept] - picture.expand_as(drawn)[~kept]).abs().mean() > 0.05
 
 
+def test_the_inpainting_model_is_told_the_known_pixels_and_no_others() -> None:
+    """[mask * picture, mask], in training with a mask for each picture and in sampling with the given one."""
+    model, x = inpainting(), 0.5 + uniform((6, 3, 8, 8), stream(0)) / 2
+    told = model.training_extra(Batch(x), stream(1))
+    mask = told[:, 3:]
+    assert 0 < mask.mean() < 1 and set(mask.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(told[:, :3], mask * x) and len({tuple(m.flatten().tolist()) for m in mask}) > 1
+
+    heard: list[Tensor] = []
+    output = model.output
+    model.output = lambda x_t, t, tokens, extra: (heard.append(extra), output(x_t, t, tokens, extra))[1]  # type: ignore[method-assign]
+    given = torch.zeros(1, 8, 8)
+    given[:, 2:6, :5] = 1
+    model.sample(SampleRequest((0, 1), num_steps=2, options={"image": x[:2], "mask": given}))
+    model.sample(SampleRequest((0, 1), num_steps=2))
+    assert torch.equal(heard[0], torch.cat([given * x[:2], given.expand(2, 1, 8, 8)], dim=1))
+    assert not heard[2].any()
+
+
 def test_the_inpainting_model_begins_where_the_base_model_ended() -> None:
     base = glide()
     told = inpainting()
@@ -307,6 +326,15 @@ def test_the_exact_upsampler_draws_the_conditional_law() -> None:
     left = drawn.flatten(1) - MEAN - (rounded.flatten().double() - MEAN.mean())[:, None] * gain
     assert left.mean(dim=0).abs().max() < 4 * (COVARIANCE[0, 0] / 2000) ** 0.5
     assert (left.T @ left / 2000 - covariance).abs().max() < 0.1 * covariance.diagonal().max()
+
+
+def test_the_untrained_upsampler_enlarges_bilinearly() -> None:
+    """x0 is the enlarged picture plus what the network adds, nothing at first, at every step of any sampler."""
+    low = 1.8 * uniform((2, 3, 4, 4), stream(0)) - 0.9
+    told = conditioning(low, torch.zeros(2), torch.zeros(2, 3, 4, 4))
+    for sampler in ("ddim", "ddpm"):
+        drawn = upsampler().sample(SampleRequest((0, 1), sampler=sampler, num_steps=4, options={"low_res": low}))
+        torch.testing.assert_close(drawn, told[:, :3], rtol=0, atol=1e-4)
 
 
 def test_the_cascade_is_the_base_model_and_then_the_upsampler() -> None:
