@@ -421,8 +421,7 @@ def _source(picture: Picture, info: PriorInfo, load_source: LoadSource | None) -
 
 
 def _failed(row: Row, cause: Cause, words: str) -> Failed:
-    words = words.rstrip(".")
-    return Failed(row=row, cause=cause, message=f"{row.place}: {words[:1].upper()}{words[1:]}.")
+    return Failed(row=row, cause=cause, message=f"{row.place}: {words.rstrip('.')}.")
 
 
 def _is_empty(value: Any) -> bool:

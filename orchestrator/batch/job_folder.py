@@ -19,12 +19,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from jobs.batch_images import BatchImagesSpec, Row, Table, batched, row_digest, shard_range
+from jobs.batch_images import BatchImagesSpec, Row, batched, row_digest, shard_range
 from jobs.codec import from_plain
 from jobs.errors import InputError, JobFailed, OutputError
 from jobs.prior_client import PriorInfo
 from orchestrator.batch import markers, preview
 from orchestrator.batch.contact_sheet import GRID, PAGE
+from orchestrator.batch.records import column_types
 from orchestrator.batch.shard import ShardTask
 from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.stores import Store
@@ -92,6 +93,16 @@ class JobFolder:
     def report(self) -> dict[str, Any]:
         """Of the last finished attempt."""
         return self.manifest.get("report", {})
+
+    def check_rows(self, source: TableSource) -> None:
+        """Of a table that has changed, look at every row before anything is written.
+
+        Raises:
+            InputError: rows whose pictures exist have changed.
+        """
+        if self.manifest and not self._is_same_table:
+            for shard, rows in enumerate(batched(source.rows(), self.spec.shard_size)):
+                self._kept(shard, rows)
 
     def begin(self, info: PriorInfo, *, device: str, settings: Mapping[str, Any]) -> None:
         """Write the manifest of a running job.
@@ -187,13 +198,13 @@ class JobFolder:
                 f"{where} belongs to another job ({other or 'of another kind'}); choose another --out, repeat that job's own "
                 "settings to continue it, or give --overwrite."
             )
-        before = from_plain(Table, theirs.get("table"))
+        before = _spec_of(manifest)
         if not self._retry:
             raise InputError(
                 f"The table {self.spec.table.name} has changed since {where} was begun; --retry-failed draws the rows that had "
                 "failed or were added and keeps the others, --overwrite draws all of them again."
             )
-        if dict(before.columns) != dict(self.spec.table.columns) or before.num_rows > self.spec.table.num_rows:
+        if column_types(before) != column_types(self.spec) or before.table.num_rows > self.spec.table.num_rows:
             raise InputError(
                 f"The table {self.spec.table.name} has other columns or fewer rows than when {where} was begun; choose another "
                 "--out, or give --overwrite."
@@ -216,8 +227,7 @@ class JobFolder:
                 f"{self._store.location} belongs to a job of another kind, which --overwrite does not delete; choose another "
                 "--out."
             )
-        fields = {name: value for name, value in manifest["spec"].items() if name != "kind"}
-        old = from_plain(BatchImagesSpec, fields)
+        old = _spec_of(manifest)
         self.manifest = {**manifest, "state": "clearing"}
         self._write_manifest()
         sink = make_sink(old, self._store)
@@ -253,6 +263,10 @@ class JobFolder:
         if not isinstance(manifest, dict):
             raise OutputError(f"{self._store.location}/{MANIFEST} is not a manifest; choose another --out.")
         return manifest
+
+
+def _spec_of(manifest: Mapping[str, Any]) -> BatchImagesSpec:
+    return from_plain(BatchImagesSpec, {name: value for name, value in manifest["spec"].items() if name != "kind"})
 
 
 def _now() -> str:

@@ -81,6 +81,7 @@ def perform_batch(
         folder = JobFolder(store, spec, mode)
         if folder.is_complete:
             return BatchOutcome(store.location, "nothing to do", folder.report)
+        folder.check_rows(source)
         device = resolve_device(runtime.device)
         attempt = _Attempt(spec, source, store, folder, runtime, display, price_per_hour)
         try:

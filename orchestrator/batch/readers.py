@@ -8,6 +8,7 @@ pyarrow's readers of these give up a whole block for one bad row; parquet goes t
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -47,8 +48,8 @@ def read_header(file: IO[bytes], suffix: str, *, prompt_column: str) -> dict[str
     if suffix == ".txt":
         return {prompt_column: "text"}
     if suffix in (".csv", ".tsv"):
-        header, _ = _csv_header(_text(file), prompt_column)
-        return dict.fromkeys(header, "text")
+        with _text(file) as text:
+            return dict.fromkeys(_csv_header(text, prompt_column)[0], "text")
     if suffix == ".parquet":
         return {column.name: _arrow_kind(column.type) for column in _parquet(file).schema_arrow}
     return None
@@ -84,25 +85,25 @@ def _read_jsonl(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
 
 def _read_csv(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
     """A header, then one row a record; a cell may span lines if it is quoted."""
-    text = _text(file)
-    header, rows = _csv_header(text, prompt_column)
-    while True:
-        line = rows.line_num + 1
-        try:
-            cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Record(problem=f"the row cannot be read as csv ({error})", line=line)
-            continue
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            yield Record(problem=f"the row has {len(cells)} cells, but the header has {len(header)}", line=line)
-        elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
-            yield Record(problem="the row is not UTF-8", line=line)
-        else:
-            yield Record(dict(zip(header, cells, strict=True)), line=line)
+    with _text(file) as text:
+        header, rows = _csv_header(text, prompt_column)
+        while True:
+            line = rows.line_num + 1
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Record(problem=f"the row cannot be read as csv ({error})", line=line)
+                continue
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                yield Record(problem=f"the row has {len(cells)} cells, but the header has {len(header)}", line=line)
+            elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
+                yield Record(problem="the row is not UTF-8", line=line)
+            else:
+                yield Record(dict(zip(header, cells, strict=True)), line=line)
 
 
 def _read_parquet(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
@@ -151,11 +152,18 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, str | bytes]]:
             yield number, f"the line is not UTF-8 (byte {error.start + 1})".encode()
 
 
-def _text(file: IO[bytes]) -> IO[str]:
+@contextlib.contextmanager
+def _text(file: IO[bytes]) -> Iterator[IO[str]]:
+    """The file as text; bytes that are no UTF-8 become lone surrogates. It stays the caller's to close."""
     head = file.read(4)
     _refuse_utf16(head)
     file.seek(0)
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield text
+    finally:
+        with contextlib.suppress(ValueError):  # closed already
+            text.detach()
 
 
 def _refuse_utf16(head: bytes) -> None:

@@ -120,10 +120,13 @@ class TableSource:
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[IO[bytes]]:
+        from fsspec.spec import AbstractBufferedFile
+
         filesystem, path = open_filesystem(join(self.location, name))
         compression = "gzip" if name.endswith(".gz") else None
         with filesystem.open(path, "rb", compression=compression) as file:
-            yield io.BufferedReader(file) if not hasattr(file, "readline") else file
+            # A remote file has no readline with a limit of its own.
+            yield io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
 
     @contextlib.contextmanager
     def _clear(self, name: str) -> Iterator[None]:
@@ -147,7 +150,8 @@ class TableSource:
 def _expand(filesystem: Any, path: str, location: str) -> tuple[list[str], str]:
     """Paths of the table's files, sorted, and the folder that they share."""
     if any(sign in path for sign in "*?[") and not filesystem.exists(path):
-        paths = [one for one in filesystem.glob(path) if _is_table(one) and not filesystem.isdir(one)]
+        found = (one for one in filesystem.glob(path) if not posixpath.basename(one).startswith("."))
+        paths = [one for one in found if _is_table(one) and not filesystem.isdir(one)]
         folder = posixpath.dirname(path[: min(path.index(sign) for sign in "*?[" if sign in path)])
         if not paths:
             raise InputError(f"No file matches {location}; tables end in {', '.join(READERS)}, perhaps with .gz.")

@@ -38,7 +38,7 @@ class ShardActor:
 
     def run(self, task: ShardTask) -> Iterator[Any]:
         """See `ShardWriter.run`."""
-        from orchestrator.runtimes.ray_runtime import Raised
+        from orchestrator.runtimes.prior_actor import Raised
 
         try:
             yield from self._writer.run(task)
@@ -95,7 +95,7 @@ def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any]) -> Iter
     import ray
     from ray.exceptions import RayError
 
-    from orchestrator.runtimes.ray_runtime import Raised
+    from orchestrator.runtimes.prior_actor import Raised
 
     state = running[stream]
     try:
