@@ -1,7 +1,7 @@
 """The shared prior as a Ray actor, and the client that asks one or several of them.
 
-Plain actors, not Ray Serve: a call through a Serve handle takes two to three times as long (benchmarks/service_latency.py),
-and what Serve would add here, replicas that are asked in turn and asked again elsewhere when one dies, is `RayPrior`.
+Plain actors, not Ray Serve: a call through a Serve handle takes longer (benchmarks/service_latency.py), Serve needs packages
+and processes of its own, and what it would add here, replicas that are asked elsewhere when one dies, is `RayPrior`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,182 @@
+"""What a score-distillation query costs on its way: four views of 64x64 to the prior, gradient and target back.
+
+Two tables, each measured in turns, so that a busy machine slows all rows alike. "transport": the query and an answer of the
+real size through a plain Ray actor and through a Ray Serve handle, nothing computed. "query": the real prior, alone in this
+process, then through the engine, the engine's thread and the actor; the difference to the first is what sharing costs.
+
+Serve is measured where its extra packages are installed (pip install "ray[serve]").
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import describe_machine, one_line
+from diffusion import requests
+from diffusion.distillation import score_distillation
+from diffusion.prior import Prior
+from diffusion.requests import Guidance
+from diffusion.seeding import normal_rows, stream
+from jobs.prior_client import DistillationQuery, Distilled
+from orchestrator.prior_engine import ResidentPrior
+from orchestrator.prior_service import LocalPrior, load_prior
+from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, Wire
+from orchestrator.runtimes.ray_runtime import RayRuntime
+from orchestrator.runtimes.threads import available_cores, use_threads
+
+RESULTS = Path(__file__).parent / "results"
+SIDES = ("front", "back", "left side", "right side")
+Timings = dict[str, list[float]]
+
+
+class Echo:
+    """Answers a query at once, with a gradient and a target of the right size."""
+
+    def call(self, query: Wire) -> Wire:
+        images = query.open().images
+        return Wire(Distilled(gradient=images, target=images))
+
+
+class AsyncEcho(Echo):
+    """As a Serve replica's event loop wants it."""
+
+    async def __call__(self, query: Wire) -> Wire:
+        return self.call(query)
+
+
+def example(prior: LocalPrior, *, views: int = 4) -> DistillationQuery:
+    """A query as the default recipe sends it."""
+    size = prior.info().image_size
+    return DistillationQuery(
+        images=normal_rows((3, size, size), [stream(0, "picture", view) for view in range(views)]).sigmoid(),
+        prompts=tuple(f"a red mushroom with a white stem, {side} view" for side in SIDES[:views]),
+        t=torch.tensor([150, 400, 650, 850])[:views],
+        noise_keys=tuple((0, "noise", view) for view in range(views)),
+        guidance=Guidance(scale=7.0, rescale=0.5, rescale_on="x0"),
+    )
+
+
+def in_turns(ways: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 5) -> Timings:
+    """Seconds of each way, `rounds` times one after the other."""
+    seconds: Timings = {name: [] for name in ways}
+    for turn in range(warm_up + rounds):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def summary(seconds: Timings, *, against: str) -> dict[str, dict[str, float]]:
+    """Milliseconds per way: quantiles, and the median of its differences to the row `against` of the same round."""
+
+    def row(name: str) -> dict[str, float]:
+        ordered = sorted(seconds[name])
+        added = statistics.median(mine - base for mine, base in zip(seconds[name], seconds[against], strict=True))
+        figures = {
+            "p10": ordered[len(ordered) // 10],
+            "p50": statistics.median(ordered),
+            "p90": ordered[len(ordered) * 9 // 10],
+            "added_p50": added,
+        }
+        return {key: round(1e3 * value, 3) for key, value in figures.items()}
+
+    return {name: row(name) for name in seconds}
+
+
+def bare(prior: Prior, query: DistillationQuery) -> Callable[[], Any]:
+    """The query without engine, thread or actor: the two-line driver."""
+    condition = prior.condition(query.prompts, [query.negative_prompt] * len(query.prompts))
+    noise = normal_rows(prior.latent_shape, [stream(int(key[0]), *key[1:]) for key in query.noise_keys])
+
+    def answer() -> Any:
+        generator = score_distillation(
+            query.images, condition=condition, guidance=query.guidance, schedule=prior.schedule, t=query.t, noise=noise
+        )
+        return requests.run(generator, prior.answer)
+
+    return answer
+
+
+def transport(query: DistillationQuery, *, rounds: int) -> Timings:
+    """Actor and, where it is installed, Serve; Ray must be running."""
+    import ray
+
+    actor: Any = ray.remote(Echo)
+    actor = actor.options(num_cpus=0.01, max_concurrency=MAX_CONCURRENCY).remote()
+    message = Wire(query)
+    ways: dict[str, Callable[[], Any]] = {"actor": lambda: ray.get(actor.call.remote(message))}
+    if importlib.util.find_spec("grpc_reflection") and importlib.util.find_spec("uvicorn"):
+        from ray import serve
+
+        deployment: Any = serve.deployment(
+            AsyncEcho, max_ongoing_requests=MAX_CONCURRENCY, ray_actor_options={"num_cpus": 0.01}, num_replicas=1
+        )
+        handle = serve.run(deployment.bind(), name="latency", route_prefix=None)
+        ways["Serve handle"] = lambda: handle.remote(message).result()
+    else:
+        print('Serve is left out; pip install "ray[serve]" for its row.', file=sys.stderr)
+    seconds = in_turns(ways, rounds=rounds)
+    if "Serve handle" in ways:
+        serve.shutdown()
+    ray.kill(actor)
+    return seconds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--prior", default="toybox")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--num-threads", type=int, default=0, help="of torch, for every way; 0 for all cores")
+    parser.add_argument("--out", type=Path, default=RESULTS / "service_latency.json")
+    options = parser.parse_args(arguments)
+    machine = describe_machine()
+    use_threads(options.num_threads)
+    prior = Prior.load(options.prior, device=options.device)
+    local, resident = LocalPrior(prior), ResidentPrior(LocalPrior(prior), num_threads=options.num_threads)
+    query = example(local)
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    with RayRuntime(load_prior, options.prior, device=options.device, num_threads=options.num_threads) as runtime:
+        actor = runtime.prior()
+        ways = {
+            "bare": bare(prior, query),
+            "engine": lambda: local.distill(query),
+            "engine's thread": lambda: resident.distill(query),
+            "actor": lambda: actor.distill(query),
+        }
+        tables["query"] = summary(in_turns(ways, rounds=options.rounds), against="bare")
+        tables["transport"] = summary(transport(query, rounds=options.rounds), against="actor")
+    resident.close()
+    print(one_line(machine))
+    for title, rows in tables.items():
+        print(f"\n{title:<18}{'p10 ms':>10}{'p50 ms':>10}{'p90 ms':>10}{'added p50 ms':>14}")
+        for name, row in rows.items():
+            print(f"{name:<18}{row['p10']:>10.2f}{row['p50']:>10.2f}{row['p90']:>10.2f}{row['added_p50']:>14.2f}")
+    settings = {"rounds": options.rounds, "device": options.device, "num_threads": options.num_threads or available_cores()}
+    document = {
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": machine,
+        "settings": settings,
+        "milliseconds": tables,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
