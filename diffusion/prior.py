@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
-from diffusion.checkpoints.source import Source, read
+from diffusion.checkpoints.read import read
+from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.weights import hash_files
 from diffusion.guidance import guided_prediction
 from diffusion.networks.layout import channels_last

@@ -19,6 +19,7 @@ from jobs.images import EditSource
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator import deliverables
 from orchestrator.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
+from orchestrator.prior_source import check_prior
 from orchestrator.progress_display import Display, SilentDisplay
 from orchestrator.run_folder import RunFolder, default_folder
 from orchestrator.runtimes.base import Attempt, PriorLoader, Runtime, resolve_device
@@ -83,11 +84,7 @@ def perform(
     """
     export, runtime, display = export or ExportSettings(), runtime or RuntimeSettings(), display or SilentDisplay()
     folder_path = Path(out) if out is not None else default_folder(spec)
-    if spec.prior != "toybox" and not Path(spec.prior).is_dir():
-        raise InputError(
-            f"The prior {spec.prior!r} is neither 'toybox' nor a folder; give --prior the folder that holds its "
-            "model_index.json."
-        )
+    check_prior(spec.prior)
     with RunFolder(folder_path, spec, _expected(spec, export)) as folder:
         if folder.manifest.get("settings", {}).get("export", _shaping(export)) != _shaping(export):
             display.message(

@@ -19,8 +19,9 @@ from diffusion.distillation import score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Ticket, profile_batches
 from diffusion.samplers import SAMPLERS, image_to_image
 from diffusion.schedule import NoiseSchedule
-from jobs.errors import InputError, PriorFailed
+from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from orchestrator.prior_source import refusal
 
 __all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
 
@@ -231,7 +232,7 @@ def _only(request: DrawRequest, n: int) -> DrawRequest:
 
 
 def load_prior(source: str, device: str = "cpu") -> LocalPrior:
-    """The prior "toybox" or a folder's, on that device.
+    """The prior "toybox", or that of a folder, a single file or a hub name (`diffusion.checkpoints.source`), on that device.
 
     Raises:
         InputError: the folder or one of its files is missing, truncated or does not fit the others.
@@ -241,8 +242,7 @@ def load_prior(source: str, device: str = "cpu") -> LocalPrior:
     try:
         return LocalPrior(Prior.load(source, device=device))
     except PriorError as error:
-        message = str(error)
-        raise InputError(f"{message[:1].upper()}{message[1:].rstrip('.')}.") from error
+        raise refusal(error) from error
 
 
 def _check_finite(tensor: Tensor, what: str, prompts: Sequence[str]) -> None:

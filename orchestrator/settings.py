@@ -15,7 +15,7 @@ RuntimeKind = Literal["ray", "inline"]
 
 @dataclass(frozen=True, kw_only=True)
 class PriorSettings:
-    """source: "toybox" or a folder with weights in Stable Diffusion's published layout."""
+    """source: "toybox", or what `diffusion.checkpoints.source` reads: a folder, a file or a hub name, with options."""
 
     source: str = "toybox"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import PARTS, SECOND_TOWER, TEXT_STEMS, UNET_STEMS
+from diffusion.checkpoints.source import HubName
 from diffusion.checkpoints.weights import candidates
 
 MIRRORS_VARIABLE = "DREAMKILN_HUB_MIRRORS"
@@ -29,29 +30,7 @@ WITHDRAWN = {
     ),
 }
 
-_NAME = re.compile(
-    r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>.+\.(?:safetensors|ckpt|bin|pt|pth)))?(?:@(?P<revision>[\w./-]+))?"
-)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class HubName:
-    """OWNER/NAME, a file in it or the whole folder, and the revision: a commit, a tag or a branch."""
-
-    repository: str
-    file: str | None = None
-    revision: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "HubName | None":
-        """OWNER/NAME[/FILE][@REVISION]; None where the text is not of that form."""
-        match = _NAME.fullmatch(text)
-        return None if match is None else cls(match["repository"], match["file"], match["revision"])
-
-    def __str__(self) -> str:
-        text = self.repository + (f"/{self.file}" if self.file else "")
-        return f"{text}@{self.revision}" if self.revision else text
 
 
 @dataclass(frozen=True)

@@ -4,30 +4,46 @@
     v2-1_768-ema-pruned.safetensors?prediction_type=v_prediction
     stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT?lora=ink.safetensors:0.8&vae=models/taesd
 
-One line travels unchanged from the command line through specs, manifests and actors.
+One line travels unchanged from the command line through specs, manifests and actors. Nothing here imports torch, so that
+a command can refuse a bad line at once; `diffusion.checkpoints.read` reads what it names.
 """
 
-import dataclasses
-import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import torch
-
-from diffusion.checkpoints.autoencoders import replace_autoencoder
-from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.folder import read_folder
-from diffusion.checkpoints.hub import HubName, fetch
-from diffusion.checkpoints.lora import merge_lora
-from diffusion.checkpoints.single_file import read_single_file
-from diffusion.checkpoints.textual_inversion import add_words
-from diffusion.checkpoints.weights import hash_files
-from diffusion.schedule import PredictionType
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    from diffusion.schedule import PredictionType
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+DTYPES = ("float32", "float16", "bfloat16")
+
+_NAME = re.compile(
+    r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>.+\.(?:safetensors|ckpt|bin|pt|pth)))?(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """OWNER/NAME, a file in it or the whole folder, and the revision: a commit, a tag or a branch."""
+
+    repository: str
+    file: str | None = None
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubName | None":
+        """OWNER/NAME[/FILE][@REVISION]; None where the text is not of that form."""
+        match = _NAME.fullmatch(text)
+        return None if match is None else cls(match["repository"], match["file"], match["revision"])
+
+    def __str__(self) -> str:
+        text = self.repository + (f"/{self.file}" if self.file else "")
+        return f"{text}@{self.revision}" if self.revision else text
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class Source:
     """
 
     location: str
-    prediction_type: PredictionType | None = None
+    prediction_type: "PredictionType | None" = None
     dtype: str = "float32"
     averaged: bool = False
     loras: tuple[tuple[str, float], ...] = ()
@@ -68,9 +84,9 @@ class Source:
             name, _, value = (unquote(part) for part in option.partition("="))
             match name:
                 case "prediction_type":
-                    options[name] = _one_of(name, value, get_args(PredictionType))
+                    options[name] = _one_of(name, value, PREDICTION_TYPES)
                 case "dtype":
-                    options[name] = _one_of(name, value, tuple(DTYPES))
+                    options[name] = _one_of(name, value, DTYPES)
                 case "averaged" | "offline":
                     options[name] = _one_of(name, value, ("true", "false")) == "true"
                 case "lora":
@@ -85,60 +101,33 @@ class Source:
                     raise PriorError(f"the prior {text!r} has the option {name!r}; expected one of {known}")
         return cls(location, **options)
 
+    def check(self) -> None:
+        """Checks that everything named is a path that exists or could be a name on the hub, without asking the hub.
 
-def read(source: Source) -> Checkpoint:
-    """The checkpoint of a source, with its LoRAs, words and autoencoder in it.
-
-    Raises:
-        PriorError: it is not there, damaged, or one of the parts does not fit.
-    """
-    path, name = locate(source.location, offline=source.offline)
-    options: dict[str, Any] = {"prediction_type": source.prediction_type, "dtype": DTYPES[source.dtype]}
-    if path.is_dir():
-        if source.averaged:
-            raise PriorError(f"'averaged' was asked of the folder {path}; only single files of training hold such a copy")
-        checkpoint = read_folder(path, name=name, **options)
-    else:
-        checkpoint = read_single_file(path, averaged=source.averaged, **options)
-        checkpoint.card = dataclasses.replace(checkpoint.card, name=name or path.stem)
-        if source.averaged:
-            _changed(checkpoint, "averaged", [])
-    for location, scale in source.loras:
-        file, _ = locate(location, offline=source.offline)
-        merge_lora(checkpoint, file, scale)
-        _changed(checkpoint, f"lora {scale:g}", sorted(file.glob("*.safetensors")) if file.is_dir() else [file])
-    for location, word in source.embeddings:
-        file, _ = locate(location, offline=source.offline)
-        words = add_words(checkpoint, file, word)
-        _changed(checkpoint, f"embedding {words}", [file])
-    if source.vae is not None:
-        _changed(checkpoint, "vae", replace_autoencoder(checkpoint, locate(source.vae, offline=source.offline)[0]))
-    return checkpoint
+        Raises:
+            PriorError: naming the one that is neither.
+        """
+        adapters = (*(location for location, _ in (*self.loras, *self.embeddings)), *([self.vae] if self.vae else []))
+        for location in (self.location, *adapters):
+            resolve(location)
 
 
-def locate(location: str, *, offline: bool) -> tuple[Path, str | None]:
-    """The path of a location, and for one on the hub its name with the commit.
+def resolve(location: str) -> Path | HubName:
+    """The path of a location that exists, or else its name on the hub.
 
     Raises:
-        PriorError: it is neither a path that exists nor a name that can be had.
+        PriorError: it is neither.
     """
     path = Path(location).expanduser()
     if path.exists():
-        return path, None
+        return path
     name = HubName.parse(location)
     if name is None or location.startswith((".", "/", "~")):
         raise PriorError(
             f"the prior {location!r} is neither 'toybox' nor a folder, a file or a name on the hub; give a folder with a "
             "model_index.json, a .safetensors file, or OWNER/NAME"
         )
-    fetched = fetch(name, offline=offline)
-    return fetched.path, str(dataclasses.replace(name, revision=fetched.commit[:12]))
-
-
-def _changed(checkpoint: Checkpoint, how: str, files: list[Path]) -> None:
-    """The hash of weights that were changed: whatever changed them goes into it."""
-    text = f"{checkpoint.weights_hash} {how} {hash_files(files)}"
-    checkpoint.weights_hash = hashlib.sha256(text.encode()).hexdigest()
+    return name
 
 
 def _with_scale(value: str) -> tuple[str, float]:

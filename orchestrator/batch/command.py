@@ -16,6 +16,7 @@ from orchestrator.batch.job_folder import FAILURES, Mode
 from orchestrator.batch.perform import BatchOutcome, perform_batch
 from orchestrator.batch.report import describe
 from orchestrator.batch.tables import TableSource
+from orchestrator.prior_source import check_prior
 
 __all__ = ["DEFAULT_WORKERS", "SOME_ROWS_FAILED", "choose_mode", "run"]
 
@@ -57,7 +58,7 @@ def run(
     from orchestrator.signals import stop_signals_interrupt
 
     settings = compose(overrides, options=options)
-    _check_prior(settings.prior.source)
+    check_prior(settings.prior.source)
     with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
         spec = _spec(source, settings, seed=seed, given=given)
         outcome = perform_batch(
@@ -95,13 +96,6 @@ def _check(price_per_hour: float | None, num_workers: int) -> None:
         raise InputError(f"--price-per-hour is {price_per_hour:g}, but a price from 0 to 1,000,000 was expected.")
     if not 1 <= num_workers <= MAX_WORKERS:
         raise InputError(f"--num-workers is {num_workers}, but 1 to {MAX_WORKERS:,} is allowed.")
-
-
-def _check_prior(source: str) -> None:
-    if source != "toybox" and not Path(source).is_dir():
-        raise InputError(
-            f"The prior {source!r} is neither 'toybox' nor a folder; give --prior the folder that holds its model_index.json."
-        )
 
 
 def _say(outcome: BatchOutcome, *, as_json: bool) -> None:

@@ -28,7 +28,10 @@ Out = Annotated[
     Path | None, typer.Option(help="Run folder. By default runs/<slug>-<hash>, so that a repeated command continues.")
 ]
 Seed = Annotated[int, typer.Option(help="Where all randomness comes from; 0 to 2^63 - 1.")]
-PriorName = Annotated[str | None, typer.Option("--prior", help="'toybox', or a folder with a Stable Diffusion's weights.")]
+PriorName = Annotated[
+    str | None,
+    typer.Option("--prior", help="'toybox', a Stable Diffusion's folder or file, or OWNER/NAME; see docs/checkpoints.md."),
+]
 Preset = Annotated[str | None, typer.Option(help="draft, default or fine.")]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="ray, or inline: everything in this process.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

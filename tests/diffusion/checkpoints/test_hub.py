@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 
 from diffusion.checkpoints import hub
-from diffusion.checkpoints.hub import HubName, fetch, needed
-from diffusion.checkpoints.source import Source
+from diffusion.checkpoints.hub import fetch, needed
+from diffusion.checkpoints.source import HubName, Source
 from diffusion.prior import Prior, PriorError
 from tests.diffusion.checkpoints.published import Saved
 
@@ -176,3 +178,12 @@ def test_sources_are_read_from_one_line(tmp_path: Path) -> None:
 def test_paths_that_are_not_there_are_no_names(location: str) -> None:
     with pytest.raises(PriorError, match="is neither 'toybox' nor a folder, a file or a name on the hub"):
         Prior.load(location)
+
+
+def test_a_line_is_checked_without_loading_torch(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    Source.parse(f"{tmp_path / 'model'}?lora=someone/loras/ink.safetensors").check()
+    with pytest.raises(PriorError, match=r"gone.safetensors' is neither"):
+        Source.parse(f"{tmp_path / 'model'}?lora={tmp_path / 'gone.safetensors'}").check()
+    code = "import sys, diffusion.checkpoints.source; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

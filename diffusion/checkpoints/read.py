@@ -1,0 +1,68 @@
+"""Reads what a `Source` names: a checkpoint with its LoRAs, words and autoencoder in it."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.checkpoints.autoencoders import replace_autoencoder
+from diffusion.checkpoints.checkpoint import Checkpoint
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.folder import read_folder
+from diffusion.checkpoints.hub import fetch
+from diffusion.checkpoints.lora import merge_lora
+from diffusion.checkpoints.single_file import read_single_file
+from diffusion.checkpoints.source import Source, resolve
+from diffusion.checkpoints.textual_inversion import add_words
+from diffusion.checkpoints.weights import hash_files
+
+
+def read(source: Source) -> Checkpoint:
+    """The checkpoint of a source, with its LoRAs, words and autoencoder in it.
+
+    Raises:
+        PriorError: it is not there, damaged, or one of the parts does not fit.
+    """
+    path, name = locate(source.location, offline=source.offline)
+    options: dict[str, Any] = {"prediction_type": source.prediction_type, "dtype": getattr(torch, source.dtype)}
+    if path.is_dir():
+        if source.averaged:
+            raise PriorError(f"'averaged' was asked of the folder {path}; only single files of training hold such a copy")
+        checkpoint = read_folder(path, name=name, **options)
+    else:
+        checkpoint = read_single_file(path, averaged=source.averaged, **options)
+        checkpoint.card = dataclasses.replace(checkpoint.card, name=name or path.stem)
+        if source.averaged:
+            _changed(checkpoint, "averaged", [])
+    for location, scale in source.loras:
+        file, _ = locate(location, offline=source.offline)
+        merge_lora(checkpoint, file, scale)
+        _changed(checkpoint, f"lora {scale:g}", sorted(file.glob("*.safetensors")) if file.is_dir() else [file])
+    for location, word in source.embeddings:
+        file, _ = locate(location, offline=source.offline)
+        words = add_words(checkpoint, file, word)
+        _changed(checkpoint, f"embedding {words}", [file])
+    if source.vae is not None:
+        _changed(checkpoint, "vae", replace_autoencoder(checkpoint, locate(source.vae, offline=source.offline)[0]))
+    return checkpoint
+
+
+def locate(location: str, *, offline: bool) -> tuple[Path, str | None]:
+    """The path of a location, and for one on the hub its name with the commit.
+
+    Raises:
+        PriorError: it is neither a path that exists nor a name that can be had.
+    """
+    place = resolve(location)
+    if isinstance(place, Path):
+        return place, None
+    fetched = fetch(place, offline=offline)
+    return fetched.path, str(dataclasses.replace(place, revision=fetched.commit[:12]))
+
+
+def _changed(checkpoint: Checkpoint, how: str, files: list[Path]) -> None:
+    """The hash of weights that were changed: whatever changed them goes into it."""
+    text = f"{checkpoint.weights_hash} {how} {hash_files(files)}"
+    checkpoint.weights_hash = hashlib.sha256(text.encode()).hexdigest()
