@@ -59,9 +59,7 @@ class JobFolder:
         self.spec = spec
         self._retry = mode == "retry-failed"
         self._begin = time.monotonic()
-        store.clean()
-        store.clean(markers.FOLDER)
-        store.clean(preview.FOLDER)
+        self._clean()
         manifest = self._read_manifest()
         if manifest is not None and (mode == "overwrite" or manifest.get("state") == "clearing"):
             self._clear(manifest)
@@ -157,6 +155,7 @@ class JobFolder:
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """All shards are committed."""
+        self._clean()  # what a worker left that died meanwhile
         self.manifest["report"] = dict(report)
         self._end("succeeded", report)
 
@@ -169,6 +168,10 @@ class JobFolder:
     def attempts(self) -> list[Mapping[str, Any]]:
         """Those that could say how they ended."""
         return [attempt for attempt in self.manifest.get("attempts", ()) if "ended" in attempt]
+
+    def _clean(self) -> None:
+        for folder in ("", markers.FOLDER, preview.FOLDER):
+            self._store.clean(folder)
 
     def _kept(self, shard: int, rows: list[Row]) -> frozenset[int] | None:
         """Rows of a shard whose pictures stay; all of them where there is nothing to do, None where no marker stands."""

@@ -79,7 +79,6 @@ def encode(spec: BatchImagesSpec, picture: Picture, pixels: Any, *, prior_hash: 
         "guidance_scale": f"{image.guidance_scale:g}",
         "guidance_rescale": f"{image.guidance_rescale:g}",
         "prior_hash": prior_hash,
-        "index": str(picture.row.index),
     }
     height, width, _ = pixels.shape
     return keep(spec, picture, encode_png(pixels, metadata), (width, height), prior_hash=prior_hash)

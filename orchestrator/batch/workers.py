@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.errors import JobFailed
@@ -57,8 +57,13 @@ def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask |
     import ray
 
     # The actors wait for the prior most of the time; asking for whole cores they could not all be placed beside it.
-    make = ray.remote(ShardActor).options(num_cpus=0.01, max_restarts=-1)
-    idle = [make.remote(job, prior) for _ in range(num_workers)]
+    # A dead one is replaced here, not by Ray: while Ray restarts an actor, every call to it fails.
+    kind = ray.remote(ShardActor).options(num_cpus=0.01)
+
+    def make() -> Any:
+        return kind.remote(job, prior)
+
+    idle = [make() for _ in range(num_workers)]
     running: dict[Any, _Running] = {}
     while True:
         while idle:
@@ -73,7 +78,7 @@ def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask |
             return
         ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
         for stream in ready:
-            yield from _advance(running, stream, idle)
+            yield from _advance(running, stream, idle, make)
 
 
 class _Running:
@@ -90,7 +95,7 @@ def _start(running: dict[Any, _Running], actor: Any, task: ShardTask, *, attempt
     running[actor.run.options(num_returns="streaming").remote(task)] = _Running(actor, task, attempt)
 
 
-def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any]) -> Iterator[Report]:
+def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any], make: Callable[[], Any]) -> Iterator[Report]:
     """Take what a stream has ready."""
     import ray
     from ray.exceptions import RayError
@@ -112,7 +117,7 @@ def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any]) -> Iter
                 f"({type(error).__name__}); memory may be short: try a smaller --shard-size. The same command continues."
             ) from error
         yield -state.reported
-        _start(running, state.actor, state.task, attempt=state.attempt + 1)
+        _start(running, make(), state.task, attempt=state.attempt + 1)
         return
     if isinstance(item, Raised):
         item.reraise()
