@@ -43,6 +43,7 @@ class AttemptTable:
             row.owner_epoch = self._database.epoch or 0
             row.started_at = row.started_at or now
             row.wish = Wish.RUN
+            row.stage, row.step, row.total = "", 0, 0  # what was shown of the attempt before is no longer true
             session.add(
                 Attempt(job_id=job_id, fence=row.fence, holder=holder, outcome=State.RUNNING, reason="", started_at=now)
             )

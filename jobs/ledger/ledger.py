@@ -85,6 +85,11 @@ class Ledger:
         assert self._ownership is not None, "a reader has no heartbeat"
         self._ownership.heartbeat()
 
+    @property
+    def where(self) -> str:
+        """The database's address, without its password."""
+        return self._database.where
+
     def now(self) -> float:
         """The ledger's clock: seconds since 1970, UTC."""
         return self._database.clock()

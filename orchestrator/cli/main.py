@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 from jobs.errors import DreamKilnError, Interrupted, OutputError, UnexpectedError
-from orchestrator.cli import common, doctor, evaluate, images, sample, text_to_3d, toybox, train
+from orchestrator.cli import common, doctor, down, evaluate, images, jobs, sample, status, submit, text_to_3d, toybox, train, up
 
 __all__ = ["app", "main"]
 
@@ -33,9 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (text_to_3d, images, train, sample, evaluate, doctor):
+for verb in (text_to_3d, images, train, sample, evaluate, doctor, up, down, status):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
-app.add_typer(toybox.app, name=toybox.NAME, help=toybox.HELP)
+for group in (toybox, submit, jobs):
+    app.add_typer(group.app, name=group.NAME, help=group.HELP)
 
 UsageError: Any = typer.BadParameter.__bases__[0]
 """click's; typer brings its own copy of click in some versions."""

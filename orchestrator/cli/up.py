@@ -1,0 +1,64 @@
+"""`dreamkiln up`: start the orchestrator."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import common
+
+NAME = "up"
+HELP = "Start the orchestrator: it queues jobs, runs them on one shared prior, and outlives this terminal."
+
+State = Annotated[Path | None, typer.Option(help="The orchestrator's folder; $DREAMKILN_STATE or ~/.dreamkiln.")]
+
+
+def command(
+    state: State = None,
+    ledger: Annotated[
+        str | None, typer.Option(help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; a file in the folder.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; otherwise a Ray of its own.")] = None,
+    num_workers: Annotated[int, typer.Option(help="Jobs at once; 0: from the number of cores.")] = 0,
+    memory: Annotated[float, typer.Option(help="Gigabytes for jobs and priors; 0: 80 % of this machine's.")] = 0.0,
+    host: Annotated[str, typer.Option(help="Where its HTTP API listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    num_threads: Annotated[int, typer.Option(help="Torch threads of each prior; 0: every core.")] = 0,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay in this terminal until Ctrl-C.")] = False,
+    json: common.Json = False,
+) -> None:
+    """Returns when it answers."""
+    from orchestrator.daemon import daemon
+    from orchestrator.daemon.launch import launch
+    from orchestrator.daemon.state_folder import StateFolder
+
+    options = daemon.DaemonOptions(
+        state=str(StateFolder.find(state).path),
+        ledger=ledger,
+        address=address,
+        num_workers=num_workers,
+        memory_gb=memory,
+        host=host,
+        port=port,
+        device=device,
+        num_threads=num_threads,
+    )
+    if foreground:
+        import logging
+
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+        daemon.serve(options)
+        return
+    launched = launch(options)
+    if json:
+        print(json_module.dumps({"ok": True, "is_new": launched.is_new, **launched.endpoint.__dict__}))
+        return
+    print(f"{'Running' if launched.is_new else 'Already running'}: {launched.endpoint.url} (process {launched.endpoint.pid})")
+    print(f"  ledger {launched.endpoint.ledger}")
+    print('  dreamkiln submit text-to-3d "a red mushroom with a white stem"')
+    print("  dreamkiln jobs watch")

@@ -1,0 +1,346 @@
+"""The orchestrator's loop body: the ledger on one side, workers on the other, policies in between.
+
+`tick` is one round and never blocks, so that tests advance it by hand with workers of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import DreamKilnError
+from jobs.events import Message, Progress
+from jobs.ledger import JobRecord, Lease, Ledger, StaleLease
+from jobs.ledger.job_table import ActiveJob
+from jobs.states import FailureKind, State, Wish
+from orchestrator.daemon.job_log import JobLog
+from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded, Worker, Workers
+from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.deliverables import image_name
+from orchestrator.run_folder import CHECKPOINT
+from orchestrator.scheduling import Capacity, Policy, QueuedJob, RunningJob, View, schedule
+from orchestrator.scheduling.groups import Member, settle
+from orchestrator.scheduling.retries import after_failure
+
+__all__ = ["Controller", "Timing"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds.
+
+    Args:
+        lease: without a sign of life a worker is lost after so long; `first_lease` until its first one, while its process
+            starts.
+        renew, heartbeat, schedule: between two of them.
+        stop: a worker that was told to stop at its next step is killed after so long; its checkpoint is whole at any time.
+        usage_window: how far back a user's share is counted.
+    """
+
+    lease: float = 30.0
+    first_lease: float = 180.0
+    renew: float = 1.0
+    heartbeat: float = 2.0
+    schedule: float = 1.0
+    stop: float = 1.0
+    usage_window: float = 24 * 3600.0
+
+
+@dataclasses.dataclass
+class _Running:
+    """A job of ours at work."""
+
+    job: JobRecord
+    lease: Lease
+    worker: Worker
+    log: JobLog
+    started_at: float
+    pending: deque[Report] = dataclasses.field(default_factory=deque)
+    progress: Progress | None = None
+    renewed_at: float = 0.0
+    obeying: Wish = Wish.RUN
+    kill_at: float | None = None
+
+
+class Controller:
+    """Owns nothing but what runs now; everything else is in the ledger.
+
+    Args:
+        ledger: owned by this process; its clock is ours.
+        workers: where jobs run. capacity: how many, in how much memory.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        workers: Workers,
+        capacity: Capacity,
+        folder: StateFolder,
+        *,
+        policy: Policy | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self.wake = threading.Event()
+        """Set by whoever changed the ledger, so that the next round comes at once."""
+        self.waiting: dict[int, str] = {}
+        """Job -> why it does not start, as of the last round of scheduling."""
+        self._ledger, self._workers, self._folder = ledger, workers, folder
+        self._policy, self._timing = policy or Policy(), timing or Timing()
+        self._running: dict[int, _Running] = {}
+        self._last_starts: dict[tuple[str, int], float] = {}
+        self._heartbeat_at = self._schedule_at = 0.0
+        self._is_closing = False
+
+    def tick(self, *, is_woken: bool = False) -> None:
+        """One round: signs of life, ends, wishes, losses, groups, starts.
+
+        Raises:
+            LedgerError: the database does not answer; the next round may succeed.
+            OwnershipError: another orchestrator has taken the ledger over; this one must end.
+        """
+        now = self._ledger.now()
+        if now >= self._heartbeat_at:
+            self._ledger.heartbeat()
+            self._heartbeat_at = now + self._timing.heartbeat
+        for running in list(self._running.values()):
+            self._hear(running)
+        if is_woken or now >= self._schedule_at:
+            self._schedule_at = now + self._timing.schedule
+            self._take_up_losses()
+            active = self._ledger.jobs.active()
+            self._obey_wishes(active)
+            self._settle_groups()
+            if not self._is_closing:
+                self._schedule(self._ledger.jobs.active())
+        self._enforce_stops()
+
+    def close(self) -> None:
+        """Start nothing more, and ask everything that runs to stop; `num_running` says when it has."""
+        self._is_closing = True
+        for running in self._running.values():
+            self._tell(running, Wish.YIELD, at_checkpoint=False)
+
+    @property
+    def num_running(self) -> int:
+        """Jobs at work."""
+        return len(self._running)
+
+    def kill_all(self) -> None:
+        """End what still runs; the ledger finds it lost and starts it again."""
+        for running in self._running.values():
+            running.worker.kill()
+        self._running.clear()
+
+    # What workers say
+
+    def _hear(self, running: _Running) -> None:
+        reports = running.worker.poll()
+        if reports is None:
+            return
+        running.pending.extend(reports)  # what the ledger cannot take now is offered again in the next round
+        while running.pending:
+            if self._take(running, running.pending[0]):
+                return
+            running.pending.popleft()
+        self._renew(running)
+
+    def _take(self, running: _Running, report: Report) -> bool:
+        """True when the job is no longer ours."""
+        try:
+            match report:
+                case Progress():
+                    running.progress = report
+                    running.log.progress(report)
+                    return False
+                case Message(text=text, level=level):
+                    running.log.message(report)
+                    if level != "log":
+                        self._ledger.attempts.say(running.lease, text, level)
+                    return False
+                case Succeeded(metrics=metrics, artefacts=artefacts):
+                    self._ledger.attempts.succeed(running.lease, metrics=metrics, artefacts=artefacts)
+                    running.log.write("succeeded")
+                case Stopped(reason=reason):
+                    state = self._ledger.attempts.release(running.lease, reason)
+                    running.log.write(f"{state}: {reason}")
+                case Failed():
+                    self._fail(running, report)
+        except StaleLease as error:
+            running.log.write(f"warning: {error}")
+        self._forget(running)
+        return True
+
+    def _fail(self, running: _Running, failed: Failed) -> None:
+        job = self._ledger.jobs.get(running.job.id)
+        if running.obeying != Wish.RUN and failed.kind == FailureKind.WORKER_LOST:
+            self._ledger.attempts.release(running.lease, failed.reason)
+            return
+        verdict = after_failure(
+            failed.kind,
+            job_id=job.id,
+            num_failures=job.num_failures,
+            max_failures=job.max_failures,
+            now=self._ledger.now(),
+            has_advanced=_has_advanced(job, since=running.started_at),
+        )
+        reason = failed.reason if verdict.retry_at is None else f"{failed.reason} ({verdict.reason})"
+        running.log.write(f"failed: {verdict.reason}\n{failed.reason}\n{failed.details}")
+        self._ledger.attempts.fail(running.lease, failed.kind, reason, retry_at=verdict.retry_at, counts=verdict.counts)
+
+    def _renew(self, running: _Running) -> None:
+        now = self._ledger.now()
+        if now - running.renewed_at < self._timing.renew:
+            return
+        try:
+            running.lease, wish = self._ledger.attempts.renew(
+                running.lease, seconds=self._timing.lease, progress=running.progress
+            )
+        except StaleLease as error:
+            running.log.write(f"warning: {error}")
+            running.worker.kill()
+            self._forget(running)
+            return
+        running.progress, running.renewed_at = None, now
+        self._obey(running, wish)
+
+    # What users wish
+
+    def _obey_wishes(self, active: Sequence[ActiveJob]) -> None:
+        wishes = {job.id: job.wish for job in active if job.state == State.RUNNING}
+        for running in list(self._running.values()):
+            self._obey(running, wishes.get(running.job.id, running.obeying))
+
+    def _obey(self, running: _Running, wish: Wish) -> None:
+        if self._is_closing or wish == running.obeying or wish == Wish.RUN:
+            return  # a stop that is under way is not taken back: `release` queues the job again
+        self._tell(running, wish, at_checkpoint=wish == Wish.YIELD)
+
+    def _tell(self, running: _Running, wish: Wish, *, at_checkpoint: bool) -> None:
+        running.obeying = wish
+        running.worker.stop(at_checkpoint=at_checkpoint)
+        running.kill_at = None if at_checkpoint else self._ledger.now() + self._timing.stop
+
+    def _enforce_stops(self) -> None:
+        now = self._ledger.now()
+        for running in list(self._running.values()):
+            if running.kill_at is not None and now >= running.kill_at:
+                running.worker.kill()
+                self._take(running, Stopped("Stopped in the middle of a step; it goes on from its last checkpoint."))
+
+    # What was lost
+
+    def _take_up_losses(self) -> None:
+        for job_id in self._ledger.attempts.expire():
+            running = self._running.pop(job_id, None)
+            if running is not None:
+                running.log.write("warning: the worker gave no sign of life and was given up")
+                running.worker.kill()
+        for lost in self._ledger.jobs.recent(states=[State.LOST], limit=10_000):
+            attempt = self._ledger.attempts.of(lost.id)[-1]
+            verdict = after_failure(
+                FailureKind.WORKER_LOST,
+                job_id=lost.id,
+                num_failures=lost.num_failures,
+                max_failures=lost.max_failures,
+                now=self._ledger.now(),
+                has_advanced=_has_advanced(lost, since=attempt.started_at),
+            )
+            self._ledger.attempts.settle_lost(
+                lost.id, reason=f"{attempt.reason} ({verdict.reason})", retry_at=verdict.retry_at, counts=verdict.counts
+            )
+
+    # Groups
+
+    def _settle_groups(self) -> None:
+        for group in self._ledger.groups.undecided():
+            jobs = self._ledger.jobs.recent(group_id=group.id, limit=10_000)
+            members = [Member(id=job.id, state=job.state, ended_at=job.ended_at, metrics=job.metrics) for job in jobs]
+            verdict = settle(members, num_wanted=group.num_wanted, metric=group.metric, largest_is_best=group.largest_is_best)
+            if not members or verdict is None:
+                continue
+            for job_id in verdict.cancel:
+                self._ledger.jobs.cancel(job_id, f"not needed: {verdict.reason}")
+            self._ledger.groups.decide(group.id, verdict.winners, verdict.reason)
+            self.wake.set()
+
+    # Who runs next
+
+    def _schedule(self, active: Sequence[ActiveJob]) -> None:
+        now = self._ledger.now()
+        queued = [job for job in active if job.state == State.QUEUED]
+        view = View(
+            now=now,
+            capacity=self.capacity,
+            queued=[
+                QueuedJob(
+                    id=job.id,
+                    user=job.user,
+                    priority=job.priority,
+                    prior=job.prior,
+                    memory_bytes=job.memory_bytes,
+                    ready_at=max(job.created_at, job.not_before),
+                )
+                for job in queued
+            ],
+            running=[
+                RunningJob(
+                    id=running.job.id,
+                    user=running.job.user,
+                    priority=running.job.priority,
+                    prior=running.job.prior,
+                    memory_bytes=running.job.memory_bytes,
+                    started_at=running.started_at,
+                    is_yielding=running.obeying != Wish.RUN,
+                )
+                for running in self._running.values()
+            ],
+            priors=self._workers.priors(),
+            usage=self._ledger.jobs.usage(now - self._timing.usage_window) if queued else {},
+            weights=self._ledger.jobs.weights() if queued else {},
+            last_starts=self._last_starts,
+        )
+        plan = schedule(view, self._policy)
+        self.waiting = {**{job.id: f"waits for its retry: {job.reason}" for job in queued if job.not_before > now}, **plan.wait}
+        for job_id, reason in plan.refuse.items():
+            lease = self._ledger.attempts.start(job_id, "the scheduler", seconds=self._timing.lease)
+            self._ledger.attempts.fail(lease, FailureKind.BAD_INPUT, reason, retry_at=None)
+        for source in plan.evict:
+            self._workers.evict(source)
+        for job_id, reason in plan.start.items():
+            self._start(job_id, reason)
+        for job_id, reason in plan.make_room.items():
+            self._ledger.attempts.wish(job_id, Wish.YIELD, f"makes room: {reason}")
+            self._obey(self._running[job_id], Wish.YIELD)
+
+    def _start(self, job_id: int, reason: str) -> None:
+        try:
+            lease = self._ledger.attempts.start(job_id, f"worker of job {job_id}", seconds=self._timing.first_lease)
+        except DreamKilnError:
+            return  # cancelled or paused a moment ago
+        job = self._ledger.jobs.get(job_id)
+        log = JobLog(self._folder, job_id, self._ledger.now)
+        log.write(f"attempt {job.num_attempts} of {job.name} in {job.out} ({reason})")
+        now = self._ledger.now()
+        self._last_starts[job.user, job.priority] = now
+        self._running[job_id] = _Running(job, lease, self._workers.start(job), log, started_at=now)
+
+    def _forget(self, running: _Running) -> None:
+        self._running.pop(running.job.id, None)
+        running.worker.kill()
+        self.wake.set()
+
+
+def _has_advanced(job: JobRecord, *, since: float) -> bool:
+    """The attempt left something that the next one need not do again: a checkpoint, or its newest picture."""
+    folder = Path(job.out)
+    for name in (CHECKPOINT, image_name(max(0, job.step - 1))):
+        try:
+            if (folder / name).stat().st_mtime > since:
+                return True
+        except OSError:
+            continue
+    return False

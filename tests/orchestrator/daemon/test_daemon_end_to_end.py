@@ -1,0 +1,127 @@
+"""The installed command, a real Ray, real kills: what comes out is what an undisturbed run makes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fakes import FAST_OVERRIDES
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = (
+    *FAST_OVERRIDES,
+    "fit.num_steps=400",
+    "runtime.checkpoint_every=10",
+    "runtime.num_threads=1",
+    "export.turntable_frames=0",
+    "export.preview_size=16",
+)
+
+
+def digest(folder: Path) -> str:
+    return json.loads((folder / "manifest.json").read_text())["artefacts"]["mesh.glb"]["sha256"]
+
+
+@pytest.fixture
+def orchestrator(dreamkiln, tmp_path):
+    """dreamkiln(verb, …) with --state and JSON answers; taken down at the end."""
+    state = ("--state", tmp_path / "state")
+
+    def call(*arguments, expect: int = 0):
+        done = dreamkiln(*arguments, *state, "--json")
+        assert done.returncode == expect, done.stderr
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    yield call
+    with contextlib.suppress(AssertionError):
+        call("down")
+
+
+def wait_for(orchestrator, job: int, condition, seconds: float = 300) -> dict:
+    deadline = time.monotonic() + seconds
+    while not condition(shown := orchestrator("jobs", "show", job)):
+        assert time.monotonic() < deadline, shown
+    return shown
+
+
+def is_fitting(shown: dict) -> bool:
+    return shown["job"]["state"] == "running" and shown["job"]["stage"] == "fit" and shown["job"]["step"] > 10
+
+
+def has_ended(shown: dict) -> bool:
+    return shown["job"]["state"] in ("succeeded", "failed", "cancelled")
+
+
+def test_pause_kill_and_restart_lose_nothing(orchestrator, dreamkiln, tiny_prior, tmp_path):
+    command = ["a red table", "--prior", tiny_prior, *SETTINGS]
+    undisturbed = dreamkiln("text-to-3d", *command, "--out", tmp_path / "plain", "--runtime", "inline")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    up = orchestrator("up", "--num-workers", 2)
+    assert not orchestrator("up")["is_new"]
+    second = dreamkiln("up", "--state", tmp_path / "other", "--ledger", f"sqlite:///{tmp_path}/state/ledger.db")
+    assert second.returncode == 2 and "owned by another orchestrator" in second.stderr and "Traceback" not in second.stderr
+
+    out = tmp_path / "run"
+    job = orchestrator("submit", "text-to-3d", *command, "--out", out)["jobs"][0]["id"]
+    wait_for(orchestrator, job, is_fitting)
+    begin = time.time()
+    orchestrator("jobs", "pause", job)
+    shown = wait_for(orchestrator, job, lambda shown: shown["job"]["state"] == "paused", seconds=20)
+    assert shown["attempts"][-1]["ended_at"] - begin < 2 + 1.5, "two seconds, and the start of the client's own process"
+    orchestrator("jobs", "resume", job)
+
+    # The job's own process dies.
+    wait_for(orchestrator, job, is_fitting)
+    descendants = psutil.Process(up["pid"]).children(recursive=True)
+    (worker,) = [process for process in descendants if "JobProcess" in "".join(process.cmdline())]
+    worker.send_signal(signal.SIGKILL)
+    wait_for(orchestrator, job, lambda shown: shown["job"]["num_attempts"] == 3 and is_fitting(shown))
+
+    # The orchestrator dies, and takes its Ray with it. Ray's own agents notice a minute later; they hold nothing of ours.
+    descendants = psutil.Process(up["pid"]).children(recursive=True)
+    os.kill(up["pid"], signal.SIGKILL)
+    _, alive = psutil.wait_procs([process for process in descendants if "Agent" not in process.name()], timeout=30)
+    assert not alive
+    refused = dreamkiln("jobs", "list", "--state", tmp_path / "state")
+    assert refused.returncode == 2 and "'dreamkiln up' starts it again" in refused.stderr
+
+    up = orchestrator("up", "--num-workers", 2)
+    shown = wait_for(orchestrator, job, has_ended)
+    assert shown["job"]["state"] == "succeeded", shown["job"]["reason"]
+    assert [attempt["outcome"] for attempt in shown["attempts"]][1:] == ["failed", "lost", "succeeded"]
+    assert digest(out) == digest(tmp_path / "plain")
+    assert "Continuing from step" in (tmp_path / "state" / "logs" / f"{job}.log").read_text()
+
+    descendants = psutil.Process(up["pid"]).children(recursive=True)
+    orchestrator("down")
+    _, alive = psutil.wait_procs(descendants, timeout=15)
+    assert not alive
+
+
+def test_cancel_and_bad_input_beside_good_work(orchestrator, dreamkiln, tiny_prior, tmp_path):
+    orchestrator("up", "--num-workers", 2)
+    missing = orchestrator("submit", "images", "a table", "--prior", tmp_path / "nowhere")["jobs"][0]["id"]
+    long = orchestrator("submit", "text-to-3d", "a blue table", "--prior", tiny_prior, *SETTINGS, "fit.num_steps=100000")
+    good = orchestrator("submit", "images", "a red table", "--prior", tiny_prior, "--num-images", 3, "--steps", 2)
+    job = long["jobs"][0]["id"]
+    wait_for(orchestrator, job, is_fitting)
+    begin = time.time()
+    orchestrator("jobs", "cancel", job)
+    shown = wait_for(orchestrator, job, has_ended, seconds=20)
+    assert shown["job"]["state"] == "cancelled" and shown["job"]["ended_at"] - begin < 3.5
+
+    shown = wait_for(orchestrator, good["jobs"][0]["id"], has_ended)
+    assert shown["job"]["state"] == "succeeded" and "grid.png" in {file["name"] for file in shown["artefacts"]}
+    shown = wait_for(orchestrator, missing, has_ended)
+    assert shown["job"]["is_dead_letter"] and "is neither 'toybox' nor a folder" in shown["job"]["reason"]
+    watched = dreamkiln("jobs", "watch", missing, "--state", tmp_path / "state")
+    assert watched.returncode == 1 and "failed" in watched.stdout

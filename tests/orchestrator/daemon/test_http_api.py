@@ -1,0 +1,183 @@
+"""The HTTP API and its client, over a real socket; nothing is run."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from jobs.errors import InputError
+from jobs.specs import ImagesSpec, TextTo3DSpec
+from orchestrator.cli.main import main
+from orchestrator.daemon.client import Client, NotRunningError
+from orchestrator.daemon.http_api import ApiServer, make_app
+from orchestrator.daemon.state_folder import Endpoint, StateFolder
+from tests.orchestrator.daemon.test_controller import Rig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path / "state")
+    app = make_app(made.ledger, made.controller, made.folder, made.controller.close)
+    server = ApiServer(app, host="127.0.0.1", port=0)
+    server.start()
+    made.folder.announce(Endpoint(url=server.url, pid=os.getpid(), ledger=made.ledger.where))
+    yield made
+    server.stop()
+    made.ledger.close()
+
+
+@pytest.fixture
+def client(rig: Rig) -> Client:
+    return Client(rig.folder)
+
+
+def request(prompt: str = "a red table", **others) -> dict:
+    spec = TextTo3DSpec(prompt=prompt).to_json()
+    return {"spec": spec, "out": "/runs/a", "settings": {"export": {"turntable_frames": 0}}, **others}
+
+
+def test_nothing_but_health_without_the_token(rig: Rig, client: Client):
+    address = urlsplit(client.endpoint.url)
+    for path, headers, status in [
+        ("/health", {}, 200),
+        ("/v1/status", {}, 401),
+        ("/v1/status", {"Authorization": "Bearer wrong"}, 401),
+        ("/v1/status", {"Authorization": f"Bearer {rig.folder.token()}"}, 200),
+        ("/docs", {}, 404),
+    ]:
+        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+        connection.request("GET", path, headers=headers)
+        assert connection.getresponse().status == status, path
+        connection.close()
+    assert rig.folder.token_file.stat().st_mode & 0o777 == 0o600 and len(rig.folder.token()) >= 32
+
+
+def test_submit_list_show_and_steer(rig: Rig, client: Client):
+    answer = client.post("/v1/jobs", {"jobs": [request(user="ada", priority=3), request("a blue chair", idempotency_key="k")]})
+    first, second = (job["id"] for job in answer["jobs"])
+    assert rig.controller.wake.is_set() and [job["is_new"] for job in answer["jobs"]] == [True, True]
+    again = client.post("/v1/jobs", {"jobs": [request("a blue chair", idempotency_key="k")]})
+    assert again["jobs"] == [{"id": second, "is_new": False, "out": "/runs/a"}]
+    assert [job["id"] for job in client.get("/v1/jobs", state=["queued"], user="ada")["jobs"]] == [first]
+    shown = client.get(f"/v1/jobs/{first}")
+    assert shown["job"]["spec"]["prompt"] == "a red table" and shown["job"]["memory_bytes"] > 0
+    assert shown["events"][0]["text"] == "queued: submitted" and shown["shards"] is None
+    for action, state in [("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")]:
+        assert client.post(f"/v1/jobs/{first}/{action}")["state"] == state
+    assert client.get("/v1/status")["jobs"]["queued"] == 2
+    assert client.put("/v1/users/ada", weight=2.5) == {"name": "ada", "weight": 2.5}
+    assert client.get("/v1/status")["weights"]["ada"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"jobs": [request(idempotency_key="k"), request("another", idempotency_key="k")]}, "key 'k' belongs to another line"),
+        ({"jobs": [request(out="runs/a")]}, "'runs/a' is not a full path"),
+        ({"jobs": [request(), request(prioritty=3)]}, r"no setting 'the request.jobs\[1\].prioritty' \(did you mean priority"),
+        ({"jobs": [request(settings={"export": {"preview_size": 1}})]}, "preview_size is 1"),
+        ({"jobs": [{"spec": {"kind": "video"}, "out": "/a"}]}, "of kind 'video'"),
+        ({"jobs": [request(), request(priority=9999)]}, "Job 2 of this request: The priority is 9999"),
+        ({"job": []}, "no setting 'the request.job'"),
+    ],
+)
+def test_bad_requests_get_one_sentence_and_submit_nothing(rig: Rig, client: Client, body: dict, sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        client.post("/v1/jobs", body)
+    assert rig.ledger.jobs.recent() == []
+
+
+def test_bad_calls(client: Client):
+    for path, sentence in [
+        ("/v1/jobs/7", "no job 7"),
+        ("/v1/jobs?state=runing", r"no state 'runing' \(did you mean running"),
+        ("/v1/jobs/seven", "."),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            client.get(path)
+    with pytest.raises(InputError, match="cannot be asked to explode"):
+        client.post("/v1/jobs/1/explode")
+
+
+def test_editing_jobs_are_refused_until_they_can_be_queued(client: Client):
+    spec = ImagesSpec(prompt="a red table", init_image="a" * 64).to_json()
+    with pytest.raises(InputError, match="start from a picture cannot be queued yet"):
+        client.post("/v1/jobs", {"jobs": [{"spec": spec, "out": "/runs/a"}]})
+
+
+def test_logs_are_read_in_pieces(rig: Rig, client: Client):
+    (job,) = (answer["id"] for answer in client.post("/v1/jobs", {"jobs": [request()]})["jobs"])
+    assert client.get(f"/v1/jobs/{job}/log") == {"text": "", "offset": 0, "is_over": False}
+    rig.folder.job_log(job).write_bytes(b"one\ntwo\nhalf")
+    answer = client.get(f"/v1/jobs/{job}/log")
+    assert (answer["text"], answer["offset"]) == ("one\ntwo\n", 8)
+    assert client.get(f"/v1/jobs/{job}/log", offset=8)["text"] == ""
+
+
+def test_the_command_line_over_the_same_api(rig: Rig, client: Client, capsys, tmp_path):
+    state = ["--state", str(rig.folder.path)]
+    table = tmp_path / "table.csv"
+    table.write_text("prompt,seed,priority,fit.num_steps\na red table,4,7,\na blue chair,,,33\n")
+    assert main(["submit", "text-to-3d", "--prompts", str(table), "--out", str(tmp_path / "runs"), "--json", *state]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    one, two = (client.get(f"/v1/jobs/{job['id']}")["job"] for job in answer["jobs"])
+    assert (one["spec"]["seed"], one["priority"], two["spec"]["fit"]["num_steps"]) == (4, 7, 33)
+    assert one["out"].startswith(str(tmp_path / "runs")) and one["out"] != two["out"]
+
+    assert main(["submit", "text-to-3d", "a red table", "--best-of", "3", *state]) == 0
+    assert "Job 5" in capsys.readouterr().out and rig.ledger.groups.undecided()[0].num_wanted == 1
+    assert main(["submit", "images", "a red table", "--num-images", "2", "--key", "k", "--user", "bob", *state]) == 0
+    assert main(["submit", "images", "a red table", "--num-images", "2", "--key", "k", "--user", "bob", *state]) == 0
+    assert "submitted before" in capsys.readouterr().out
+
+    assert main(["jobs", "list", "--only", "queued", *state]) == 0
+    listed = capsys.readouterr().out
+    assert "a blue chair" in listed and "bob" in listed
+    assert main(["jobs", "show", "6", *state]) == 0 and "queued: submitted" in capsys.readouterr().out
+    assert main(["jobs", "pause", "1", "2", *state]) == 0 and "Job 2: paused" in capsys.readouterr().out
+    assert main(["jobs", "resume", "3", *state]) == 2 and "only a paused job" in capsys.readouterr().err
+    assert main(["jobs", "cancel", "1", "99", *state]) == 2
+    captured = capsys.readouterr()
+    assert "Job 1: cancelled" in captured.out and "no job 99" in captured.err
+    assert main(["jobs", "watch", "1", *state]) == 0 and "job 1 cancelled" in capsys.readouterr().out
+    assert main(["jobs", "logs", "1", *state]) == 0
+    assert main(["status", *state]) == 0 and "0 of 2 workers busy" in capsys.readouterr().out
+    assert main(["status", "--json", *state]) == 0 and json.loads(capsys.readouterr().out)["jobs"]["paused"] == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("prompt,seed\na table,1\na chair,many\n", r"table.csv, row 2 \(line 3\): the seed is 'many'"),
+        ("prompt,fit.num_step\na table,1\n", r"row 1 .*no setting 'fit.num_step'"),
+        ("prompt,fit.num_steps\na table,few\n", "row 1 .*fit.num_steps is 'few'"),
+        ("words\na table\n", "prompt"),
+        ("prompt\n", "no prompts"),
+        ("prompt,key\na table,k\na chair,k\n", "key 'k' belongs to another line"),
+    ],
+)
+def test_tables_that_cannot_be_used(rig: Rig, capsys, tmp_path, table, sentence):
+    path = tmp_path / "table.csv"
+    path.write_text(table)
+    assert main(["submit", "text-to-3d", "--prompts", str(path), "--state", str(rig.folder.path)]) == 2
+    with pytest.raises(AssertionError, match=sentence):
+        raise AssertionError(capsys.readouterr().err)
+    assert rig.ledger.jobs.recent() == []
+
+
+def test_without_an_orchestrator(capsys, tmp_path):
+    for command in (["status"], ["jobs", "list"], ["submit", "images", "a table"], ["jobs", "cancel", "1"]):
+        assert main([*command, "--state", str(tmp_path)]) == 2
+        assert "No orchestrator is running" in capsys.readouterr().err
+    assert main(["down", "--state", str(tmp_path)]) == 0
+    folder = StateFolder(tmp_path)
+    folder.create()
+    folder.announce(Endpoint(url="http://127.0.0.1:9", pid=1, ledger="x"))
+    with pytest.raises(NotRunningError, match=r"does not answer .*'dreamkiln up' starts it again"):
+        Client(folder).get("/health")
