@@ -20,6 +20,11 @@ demo: $(READY)
 
 test: $(READY) lint
 	.ci/postgresql
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# Minutes more: kills of replicas, workers and the orchestrator on a real Ray, and the benchmarks' own tests.
+test-all: $(READY) lint
+	.ci/postgresql
 	$(BIN)/python -m pytest -q
 
 lint: $(READY)

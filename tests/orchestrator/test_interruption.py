@@ -16,8 +16,6 @@ import pytest
 from tests.fakes import FAST_OVERRIDES
 from tests.orchestrator.conftest import COMMAND, command_environment
 
-pytestmark = pytest.mark.slow
-
 NUM_STEPS = 60
 SETTINGS = (
     *FAST_OVERRIDES,

@@ -23,7 +23,7 @@ from orchestrator.settings import ExportSettings, RuntimeSettings
 from tests.fakes import FAST_FIT, FAST_MESH
 
 # ray opens files at interpreter exit and warns in its own modules; that is not ours to mend.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = ExportSettings(preview_size=16, turntable_frames=2, turntable_size=16)
 
