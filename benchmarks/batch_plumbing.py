@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.machine import describe_machine, one_line
 from diffusion.schedule import NoiseSchedule
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from jobs.prior_client import DrawRequest
+from orchestrator.prior_service import LocalPrior, Pending
 
 RESULTS = Path(__file__).parent / "results" / "batch_plumbing.json"
 IMAGE_SIZE = 64
@@ -30,28 +32,44 @@ MOST_BYTES = 1e9
 SECONDS_BETWEEN_SAMPLES = 0.5
 
 
-class NullPrior:
-    """A `PriorClient` whose every picture is the same grey."""
+class NullModel:
+    """What a prior's engine needs to start; it is never asked for anything."""
 
-    def __init__(self, source: str, device: str) -> None:
-        self._info = PriorInfo(name="null", weights_hash="0" * 64, image_size=IMAGE_SIZE, schedule=NoiseSchedule())
-        self._picture = np.full((1, IMAGE_SIZE, IMAGE_SIZE, 3), 127, np.uint8)
+    name = "null"
+    weights_hash = "0" * 64
+    image_size = IMAGE_SIZE
+    latent_shape = (4, IMAGE_SIZE // 8, IMAGE_SIZE // 8)
+    device = torch.device("cpu")
+    schedule = NoiseSchedule()
 
-    def info(self) -> PriorInfo:
-        """Of no weights."""
-        return self._info
-
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+    def unknown_words(self, prompt: str) -> list[str]:
         """It knows every word."""
         return []
 
-    def distill(self, query: DistillationQuery) -> Distilled:
-        """It has no opinion."""
-        raise NotImplementedError("the null prior only draws")
+    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Any:
+        """Never asked."""
+        raise AssertionError
 
-    def draw(self, request: DrawRequest) -> np.ndarray:
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> Any:
+        """Never asked."""
+        raise AssertionError
+
+    def answer(self, request: Any) -> Any:
+        """Never asked."""
+        raise AssertionError
+
+
+class NullPrior(LocalPrior):
+    """Its every picture is the same grey, and there at once."""
+
+    def __init__(self, source: str, device: str) -> None:
+        super().__init__(NullModel())
+        self._picture = np.full((1, IMAGE_SIZE, IMAGE_SIZE, 3), 127, np.uint8)
+
+    def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
         """uint8 images (N, 64, 64, 3)."""
-        return np.repeat(self._picture, len(request.prompts), axis=0)
+        pictures = np.repeat(self._picture, len(request.prompts), axis=0)
+        return Pending((), lambda results: pictures)
 
 
 class MemoryWatch:
@@ -99,7 +117,7 @@ def write_table(path: Path, num_rows: int) -> None:
 
 
 def measure(
-    num_rows: int, *, output_format: str, shard_size: int, runtime: str, num_workers: int, folder: Path
+    num_rows: int, *, output_format: str, shard_size: int, chunk_size: int, runtime: str, num_workers: int, folder: Path
 ) -> dict[str, Any]:
     """The whole job once, its own check included: every row has a picture."""
     from jobs.batch_images import BatchImagesSpec
@@ -112,7 +130,7 @@ def measure(
     begin = time.monotonic()
     with MemoryWatch() as memory:
         source = TableSource.find(str(table))
-        spec = BatchImagesSpec(table=source.scan(), shard_size=shard_size, output_format=output_format)
+        spec = BatchImagesSpec(table=source.scan(), shard_size=shard_size, chunk_size=chunk_size, output_format=output_format)
         scanned = time.monotonic()
         outcome = perform_batch(
             spec,
@@ -132,6 +150,7 @@ def measure(
         "rows": num_rows,
         "output_format": output_format,
         "shard_size": shard_size,
+        "chunk_size": chunk_size,
         "runtime": runtime,
         "workers": num_workers if runtime == "ray" else 1,
         "rows_per_second": round(num_rows / outcome.report["draw_seconds"], 1),
@@ -156,6 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--output-format", default="webdataset", choices=("png", "webdataset", "parquet"))
     parser.add_argument("--shard-size", type=int, default=1000)
+    parser.add_argument("--chunk-size", type=int, default=32, help="rows per request to the prior")
     parser.add_argument("--runtime", default="ray", choices=("ray", "inline"))
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the files go while it runs; a temporary folder by default")
@@ -167,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.rows,
             output_format=options.output_format,
             shard_size=options.shard_size,
+            chunk_size=options.chunk_size,
             runtime=options.runtime,
             num_workers=options.num_workers,
             folder=Path(folder),
@@ -185,8 +206,8 @@ def save(path: Path, machine: dict[str, Any], figures: dict[str, Any]) -> None:
     """Replaces the entry of the same size, format and runtime."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
-    same = ("rows", "output_format", "runtime", "workers", "shard_size")
-    entries = [entry for entry in entries if any(entry[name] != figures[name] for name in same)]
+    same = ("rows", "output_format", "runtime", "workers", "shard_size", "chunk_size")
+    entries = [entry for entry in entries if any(entry.get(name) != figures[name] for name in same)]
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     document = {"runs": [*entries, {**figures, "measured": now, "machine": machine}]}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -117,6 +117,7 @@ class BatchImagesSpec:
         seed: row r is drawn from seed + r.
         prior, num_steps, guidance_scale, guidance_rescale, guidance_interval, sampler, negative_prompt, strength,
             mask_feather, chunk_size: see `ImagesSpec`; of the rows that say nothing else.
+        strict: each picture is bit-identical whatever else the prior is asked meanwhile, which costs speed.
         shard_size: rows per shard, 1 to 100,000.
         output_format: "png", "webdataset" or "parquet".
 
@@ -139,6 +140,7 @@ class BatchImagesSpec:
     strength: float | None = None
     mask_feather: float = 1.0
     chunk_size: int = 8
+    strict: bool = False
     shard_size: int = 1000
     output_format: str = "png"
 
@@ -357,7 +359,7 @@ def _draw_window(
     waiting = deque(row.index for row in rows)
     for pictures in groups.values():
         for chunk in batched(pictures, spec.chunk_size):
-            for answer in _draw_chunk(chunk, prior, info, load_source):
+            for answer in _draw_chunk(chunk, prior, info, load_source, strict=spec.strict):
                 answers[answer.row.index] = answer
             while waiting and waiting[0] in answers:
                 yield answers.pop(waiting.popleft())
@@ -366,7 +368,7 @@ def _draw_window(
 
 
 def _draw_chunk(
-    pictures: Sequence[Picture], prior: PriorClient, info: PriorInfo, load_source: LoadSource | None
+    pictures: Sequence[Picture], prior: PriorClient, info: PriorInfo, load_source: LoadSource | None, *, strict: bool
 ) -> Iterator[Drawn | Failed]:
     ready: list[tuple[Picture, EditSource | None]] = []
     for picture in pictures:
@@ -377,23 +379,23 @@ def _draw_chunk(
     if not ready:
         return
     try:
-        yield from _draw(ready, prior)
+        yield from _draw(ready, prior, strict=strict)
     except Exception:
         prior.info()  # raises where the prior is gone; then no row is to blame
         for one in ready:
-            yield _draw_alone(one, prior)
+            yield _draw_alone(one, prior, strict=strict)
 
 
-def _draw_alone(one: tuple[Picture, EditSource | None], prior: PriorClient) -> Drawn | Failed:
+def _draw_alone(one: tuple[Picture, EditSource | None], prior: PriorClient, *, strict: bool) -> Drawn | Failed:
     try:
-        return _draw([one], prior)[0]
+        return _draw([one], prior, strict=strict)[0]
     except Exception as error:
         prior.info()
         words = str(error) if isinstance(error, (JobFailed, InputError)) else f"{type(error).__name__}: {error}"
         return _failed(one[0].row, "prior", words)
 
 
-def _draw(ready: Sequence[tuple[Picture, EditSource | None]], prior: PriorClient) -> list[Drawn]:
+def _draw(ready: Sequence[tuple[Picture, EditSource | None]], prior: PriorClient, *, strict: bool) -> list[Drawn]:
     pictures = [picture for picture, _ in ready]
     sources = [source for _, source in ready if source is not None]
     masks = [source.mask for source in sources if source.mask is not None]
@@ -408,6 +410,7 @@ def _draw(ready: Sequence[tuple[Picture, EditSource | None]], prior: PriorClient
         init_images=torch.stack([source.image for source in sources]) if sources else None,
         masks=torch.stack(masks) if masks else None,
         strength=1.0 if image.strength is None else image.strength,
+        strict=strict,
     )
     return [Drawn(picture=one, image=array) for one, array in zip(pictures, prior.draw(request), strict=True)]
 

@@ -90,5 +90,5 @@ def describe(report: Mapping[str, Any]) -> list[str]:
         lines.append(", ".join(used))
     if report.get("cost_per_image") is not None:
         lines.append(f"cost {report['cost']:.4g}, {report['cost_per_image']:.3g} per image")
-    lines += [f"{num:,} rows failed: {cause}" for cause, num in report["failures_by_cause"].items()]
+    lines += [f"{num:,} {'row' if num == 1 else 'rows'} failed: {cause}" for cause, num in report["failures_by_cause"].items()]
     return lines

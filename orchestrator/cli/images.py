@@ -50,6 +50,9 @@ def command(
     prompt_column: Annotated[str | None, typer.Option(help="With --prompts: the column that holds them.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="With --prompts: rows per shard; 1000.")] = None,
     output_format: Annotated[str | None, typer.Option(help="With --prompts: png, webdataset or parquet.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --prompts: the same bits whatever else is drawn meanwhile; slower.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="With --prompts: draw what is missing, as is the default.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --prompts: delete the job's files, start anew.")] = False,
     retry_failed: Annotated[
@@ -59,7 +62,7 @@ def command(
     price_per_hour: Annotated[float | None, typer.Option(help="With --prompts: of this machine, to report the cost.")] = None,
 ) -> int | None:
     """Compose the settings, then run the job. With --prompts the exit code is 3 if rows failed."""
-    batch = {"prompt_column": prompt_column, "shard_size": shard_size, "output_format": output_format}
+    batch = {"prompt_column": prompt_column, "shard_size": shard_size, "output_format": output_format, "strict": strict or None}
     how = {"resume": resume, "overwrite": overwrite, "retry_failed": retry_failed}
     options = {
         "preset": preset,
@@ -104,6 +107,8 @@ def command(
     )
     if prompt is None:
         raise InputError('There is no prompt; give one in quotes, such as "a red mushroom", or a table of them: --prompts.')
+    if out is not None and "://" in out:
+        raise InputError(f"--out {out} is a URL, which only --prompts writes to; give a folder.")
     from jobs.prompts import check_prompt
 
     check_prompt(prompt)  # before anything slow is imported
