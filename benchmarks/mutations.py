@@ -29,7 +29,7 @@ RESULTS = ROOT / "benchmarks/results/mutations.json"
 OUTPUT = "pytest-output.txt"
 TIMEOUT_SECONDS = 300
 # Loaded once, before the first fork: what takes the tests seconds to import and is not ours.
-PRELOADED = ("torch", "numpy", "pytest", "scipy.integrate", "diffusers")
+PRELOADED = ("torch", "numpy", "pytest", "scipy.integrate", "diffusers.schedulers.scheduling_ddim", "safetensors.torch")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "diffusion/models/sliced_score_matching.py": ("test_score_matching.py",),
     "diffusion/models/ncsn.py": ("test_ncsn.py",),
     "diffusion/models/bit_diffusion.py": ("test_bit_diffusion.py",),
+    "diffusion/models/text_to_pixels.py": ("test_glide.py",),
+    "diffusion/models/glide_inpainting.py": ("test_glide.py",),
+    "diffusion/models/glide_upsampler.py": ("test_glide.py",),
+    "diffusion/models/noisy_clip.py": ("test_glide.py",),
 }
 """File -> the tests in tests/diffusion that stand for it, those that fail soonest first."""
 
@@ -229,8 +233,32 @@ MUTATIONS: list[Mutation] = [
         ("answer.eps - sigma * tilt", "answer.eps + sigma * tilt"),
         ("sigma**2 / alpha * tilt", "sigma / alpha * tilt"),
         ("answer.x0 + shift * scale", "answer.x0 - shift * scale"),
+        ("/ (there.alpha * beta)", "/ (here.alpha * beta)"),
+        ("* (beta / small) ** share", "* (beta / small) ** (1 - share)"),
+        (
+            "tilt = scale * gradient(request.x_t, request.t)",
+            "tilt = scale * gradient(request.x_t, (request.t - 1).clamp(min=0))",
+        ),
         ("return sigma_squared * here.sigma**2", "return sigma_squared**0.5 * here.sigma**2"),
         ('beta if variance == "fixed_large" else small', 'small if variance == "fixed_large" else beta'),
+    ),
+    *_rows(
+        "diffusion/models/text_to_pixels.py",
+        ("said[: len(x_t)], said[len(x_t) :], scale", "said[len(x_t) :], said[: len(x_t)], scale"),
+    ),
+    *_rows(
+        "diffusion/models/glide_inpainting.py",
+        ("[known.mask * known.picture, known.mask]", "[known.picture, known.mask]"),
+        ("[mask * batch.x, mask]", "[(1 - mask) * batch.x, mask]"),
+    ),
+    *_rows(
+        "diffusion/models/glide_upsampler.py",
+        (".round() / 127.5 - 1", " / 127.5 - 1"),
+        ("align_corners=False", "align_corners=True"),
+    ),
+    *_rows(
+        "diffusion/models/noisy_clip.py",
+        ("self.logit_scale.exp().clamp(max=100) * self.encode_text(captions)", "self.encode_text(captions)"),
     ),
     *_rows(
         "diffusion/distillation.py",
