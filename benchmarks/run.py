@@ -10,6 +10,7 @@ import importlib
 import sys
 
 QUICK: dict[str, tuple[str, ...]] = {
+    "batch_plumbing": ("--rows", "20000", "--runtime", "inline", "--out", "runs/benchmarks/batch_plumbing.json"),
     "command_times": ("--only", "help", "images", "draft", "--repeats", "1"),
     "prior_grid": ("--kinds", "8", "--out", "runs/benchmarks/prior_grid"),
     "gallery": ("--preset", "draft", "--first", "2", "--docs", "runs/benchmarks/gallery"),

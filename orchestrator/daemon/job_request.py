@@ -12,7 +12,7 @@ from jobs.specs import ImagesSpec, TextTo3DSpec, spec_from_json
 
 __all__ = ["GroupRequest", "JobRequest", "SubmitRequest"]
 
-# Measured on the toybox: a worker with torch, nerfacc and scikit-image loaded.
+# Estimates, not measurements: generous for the toybox prior.
 MEMORY_BYTES = {"text-to-3d": 1_500_000_000, "images": 900_000_000}
 
 
