@@ -192,6 +192,13 @@ def test_other_columns_are_kept():
     assert extra_values(spec, rows_of({"steps": "3", "id": "7"})[0]) == {"id": "7", "note": None}
 
 
+def test_strict_jobs_ask_strictly():
+    prior = RememberingPrior()
+    for strict in (False, True):
+        list(draw_rows(spec_of(1, strict=strict), rows_of("a"), prior, info=prior.info()))
+    assert [request.strict for request in prior.requests] == [False, True]
+
+
 def test_the_prompt_column_can_have_any_name():
     rows = [Row(index=0, file="t.csv", number=1, values={"caption": "a", "prompt": ""})]
     prior = RememberingPrior()
