@@ -1,4 +1,6 @@
-"""What every test shares: one torch thread, and a torchvision that imports."""
+"""What every test shares: one torch thread, a torchvision that imports, and a Ctrl-C that is heard."""
+
+import signal
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ torch.set_num_threads(1)
 
 # diffusers, transformers and open_clip import torchvision as they load.
 ensure_torchvision_imports()
+
+# nohup, and `&` in a script, leave SIGINT ignored, here and in every command that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,7 +38,7 @@ class DensityField(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How a field is cut into a mesh. The defaults are those of `facts/toybox_recipe.md`, with a face budget.
+    """How a field is cut into a mesh. The default face budget suits viewers and game engines.
 
     resolution: grid points per axis over the scene box [-1, 1]^3.
     iso: density (per scene unit) of the surface; lower_isos are tried in turn when nothing reaches it.

@@ -191,7 +191,7 @@ def test_a_learned_variance_needs_a_network_that_has_one() -> None:
 
 
 def test_the_best_share_is_the_recorded_one() -> None:
-    """facts/diffusion.md 1.5: exactly 1 for N(m, I), .266 for variance .25 at t = 499 of 1000, .323 at 400 of ten steps."""
+    """Exactly 1 for N(m, I), .266 for variance .25 at t = 499 of 1000, .323 at 400 of ten steps."""
     every = list(range(999, -1, -1))
     assert best_shares(LINEAR, every, 0.25)[499] == pytest.approx(0.266, abs=6e-4)
     assert best_shares(LINEAR, LINEAR.timesteps(10).tolist(), 0.25)[400] == pytest.approx(0.323, abs=6e-4)
@@ -244,7 +244,7 @@ def exact_bound(schedule: NoiseSchedule, timesteps: Tensor) -> float:
 
 
 def test_the_bounds_of_the_fixed_variances_are_the_recorded_ones() -> None:
-    """.72579135 nats, .456 more with the small variance and 1.1e-3 more with the large one (facts/diffusion.md 1.5).
+    """.72579135 nats, .456 more with the small variance and 1.1e-3 more with the large one.
 
     The small one's L_0, for which the posterior has no variance, was recorded with the best; ours borrows the neighbour's.
     """

@@ -105,7 +105,7 @@ def test_sds_settles_on_the_mean_of_a_gaussian() -> None:
 
 @pytest.mark.parametrize(("scale", "recorded"), [(7.5, 2.066), (100.0, 2.861)])
 def test_guidance_overshoots_by_the_recorded_amount(scale: float, recorded: float) -> None:
-    """facts/diffusion.md 1.15: conditional mean .7, unconditional N(0, 1), w = sigma^2, t in 20..980."""
+    """Conditional mean .7, unconditional N(0, 1), w = sigma^2, t in 20..980."""
     assert sds_fixed_point(scale) == pytest.approx(recorded, abs=5e-3)
 
 

@@ -1,7 +1,7 @@
 """Samplers against exact answers.
 
 On a Gaussian every step of every sampler is affine, so that its result has a closed form which one wrong timestep,
-alpha or coefficient breaks; a distance between clouds of samples would not notice (facts/diffusion.md, 0.1 and 1.9).
+alpha or coefficient breaks; a distance between clouds of samples would not notice.
 """
 
 import math
@@ -159,7 +159,7 @@ def test_ddpm_moments_are_their_closed_form(variance: str, num_steps: int) -> No
 
 
 def test_ddpm_variances_are_the_recorded_ones() -> None:
-    """facts/diffusion.md 1.8 and 0.4: target variance .25; the large variance without noise on the last step."""
+    """Target variance .25; the large variance without noise on the last step."""
     recorded = {5: 0.0617, 10: 0.111, 20: 0.153, 50: 0.197, 100: 0.219}
     for num_steps, expected in recorded.items():
         assert ddpm_moments(LINEAR.timesteps(num_steps, spacing="trailing"), "fixed_small")[1] == pytest.approx(

@@ -74,7 +74,7 @@ def noised_reference(strength: float, num_steps: int, rows: int) -> tuple[Tensor
 
 
 def test_ddim_at_small_strength_is_the_flow_from_there() -> None:
-    """At strength .3, where it differs from sampling without a picture (facts/diffusion.md 1.13)."""
+    """At strength .3, where it differs from sampling without a picture."""
     x_t, a, s = noised_reference(0.3, 1000, 3)
     mean, variance = torch.full(SHAPE, 0.5, dtype=torch.float64), torch.full(SHAPE, 0.3, dtype=torch.float64)
     exact = gaussian_flow(mean, variance, x_t, (a, s), (1.0, 0.0))
