@@ -90,6 +90,9 @@ MUTATIONS: list[Mutation] = [
         ("+ there.sigma * prediction.eps", "- there.sigma * prediction.eps"),
         ("there.sigma - here.ratio * there.alpha", "there.sigma + here.ratio * there.alpha"),
         ("(1 - final_abar) ** 0.5", "(1 - final_abar)"),
+        ("2 * there.ratio + 3", "3 * there.ratio + 3"),
+        ("2 * there.ratio + 3", "1.5 * there.ratio + 3"),
+        ("2 * there.ratio + 3", "2 * there.ratio"),
     ),
     *_rows(
         "diffusion/samplers/ddim.py",

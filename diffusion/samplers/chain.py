@@ -119,6 +119,18 @@ def transfer(prediction: Prediction, here: Level, there: Level, eps: Tensor | No
     return straight + (there.sigma - here.ratio * there.alpha) * (eps - prediction.eps)
 
 
+def mean_slope_pays(here: Level, there: Level) -> bool:
+    """Whether a step does better with the mean of the slopes at both its ends than with the first alone.
+
+    Where noise dominates, eps = k (1 - C / (2 r^2)) along the flow of data of variance C, with r = sigma / alpha. Of
+    what this curvature does to y = x / alpha between r and r', the first slope misses k C / (2 r') (1 - r' / r)^2, and
+    the mean of both overshoots by r / r' - 1 times as much: it is the better one as long as r < 2 r'. Down to weak noise
+    eps hardly changes; there the bound for data of variance 1 is r < 2.8. Schedules that begin with almost no signal
+    (cosine, zero SNR) start far beyond, Stable Diffusion's stays within in any run of seven steps or more.
+    """
+    return here.ratio < 2 * there.ratio + 3
+
+
 def drawn(noise: Noise, index: int, x: Tensor) -> Tensor:
     """The fresh noise of step `index`, in x's shape, device and dtype."""
     if noise is None:

@@ -5,7 +5,7 @@ from collections import deque
 from torch import Tensor
 
 from diffusion.requests import Condition, Guidance
-from diffusion.samplers.chain import Level, Noise, Sampling, ask, levels, transfer, transitions
+from diffusion.samplers.chain import Level, Noise, Sampling, ask, levels, mean_slope_pays, transfer, transitions
 from diffusion.schedule import NoiseSchedule
 
 # Adams-Bashforth weights by order, newest slope first.
@@ -34,7 +34,8 @@ def pndm(
 
     Args:
         skip_prk: Stable Diffusion's PLMS: one improved Euler step, then orders 2, 3 and 4 (N + 1 network calls). False:
-            up to three pseudo Runge-Kutta steps of four calls each first, as in the paper.
+            up to three pseudo Runge-Kutta steps of four calls each first, as in the paper. A step from almost no signal
+            is neither, but of first order (see `mean_slope_pays`).
     """
     x = x_T
     history: deque[Tensor] = deque(maxlen=4)
@@ -42,11 +43,12 @@ def pndm(
     for index, here, there in transitions(steps):
         prediction = yield ask(x, here.t, condition, guidance)
         history.appendleft(prediction.eps)
-        if there.t >= 0 and skip_prk and index == 0:
+        warming_up = index < (1 if skip_prk else 3) and there.t >= 0 and mean_slope_pays(here, there)
+        if warming_up and skip_prk:
             # S-PNDM's first step: the mean of the slopes at both ends.
             ahead = yield ask(transfer(prediction, here, there), there.t, condition, guidance)
             eps = (prediction.eps + ahead.eps) / 2
-        elif there.t >= 0 and not skip_prk and index < 3:
+        elif warming_up:
             middle = _level(schedule, there.t + (here.t - there.t) // 2)
             second = yield ask(transfer(prediction, here, middle), middle.t, condition, guidance)
             third = yield ask(transfer(prediction, here, middle, second.eps), middle.t, condition, guidance)

@@ -7,7 +7,7 @@ alpha or coefficient breaks; a distance between clouds of samples would not noti
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from diffusion.errors import DiffusionError
 from diffusion.requests import DenoiseRequest, Guidance, run
 from diffusion.samplers import SAMPLERS, STOCHASTIC, ddim, ddpm, dpmpp_2m, euler, heun, pndm
-from diffusion.schedule import NoiseSchedule
+from diffusion.samplers.chain import Level, levels, mean_slope_pays, transitions
+from diffusion.schedule import NoiseSchedule, TimestepSpacing
 from diffusion.seeding import normal, normal_rows, step_noise, stream
 from tests.oracles import FIVE_MODES, GaussianMixture, Oracle, condition, gaussian_flow
 
@@ -182,17 +183,17 @@ def test_ddpm_samples_have_those_moments() -> None:
 # -- convergence to the exact probability flow -----------------------------------------------------
 
 
-def flow_errors(name: str, counts: list[int], *, spacing: Any, **options: Any) -> list[float]:
+def flow_errors(name: str, counts: list[int], *, spacing: Any, schedule: NoiseSchedule = LINEAR, **options: Any) -> list[float]:
     """RMS distance to the exact flow of a Gaussian from each run's own first level."""
     mean = torch.tensor([0.5, -0.3], dtype=torch.float64)
     variance = torch.tensor([0.05, 0.6], dtype=torch.float64)
-    oracle = Oracle(LINEAR, GaussianMixture.gaussian(mean, variance.diag()))
+    oracle = Oracle(schedule, GaussianMixture.gaussian(mean, variance.diag()))
     x = start(200, 2)
     errors = []
     for count in counts:
-        timesteps = LINEAR.timesteps(count, spacing=spacing)
+        timesteps = schedule.timesteps(count, spacing=spacing)
         first = timesteps[:1]
-        here = (float(LINEAR.alpha(first)), float(LINEAR.sigma(first)))
+        here = (float(schedule.alpha(first)), float(schedule.sigma(first)))
         exact = gaussian_flow(mean, variance, x, here, (1.0, 0.0))
         errors.append(float((sample(name, x, oracle, timesteps, **options) - exact).square().mean().sqrt()))
     return errors
@@ -223,6 +224,56 @@ def test_higher_orders_are_closer_at_the_same_number_of_steps() -> None:
     assert flow_errors("pndm", [40], spacing="leading", skip_prk=False)[0] < first / 10
 
 
+NO_SIGNAL_AT_FIRST = [
+    NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", set_alpha_to_one=True),
+    NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True, set_alpha_to_one=True),
+]
+
+
+@pytest.mark.parametrize("schedule", NO_SIGNAL_AT_FIRST, ids=["cosine", "zero-snr"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("heun", {}), ("pndm", {}), ("pndm", {"skip_prk": False}), ("dpmpp_2m", {})], ids=str
+)
+def test_higher_orders_are_closer_where_the_first_step_starts_without_signal(
+    schedule: NoiseSchedule, name: str, options: dict[str, Any]
+) -> None:
+    """alpha is 5e-5 and 0 there, and one step takes it to about 0.1: the slopes at its two ends have no useful mean."""
+    counts = [10, 20, 40]
+    first_order = flow_errors("ddim", counts, spacing="trailing", schedule=schedule)
+    errors = flow_errors(name, counts, spacing="trailing", schedule=schedule, **options)
+    for ours, theirs in zip(errors, first_order, strict=True):
+        assert ours < 0.8 * theirs, (errors, first_order)
+
+
+@pytest.mark.parametrize("ratio", [1.5, 1.9, 2.2, 10.0])
+def test_the_mean_of_two_slopes_is_used_where_it_is_closer_to_the_flow(ratio: float) -> None:
+    """One step between two levels of high noise, where the rule's derivation is exact; C cancels."""
+    variance, there = 0.7, 60.0
+    here = ratio * there
+
+    def slope(y: float, r: float) -> float:
+        return y * r / (variance + r * r)
+
+    y = (variance + here**2) ** 0.5
+    exact = (variance + there**2) ** 0.5
+    euler = y + (there - here) * slope(y, here)
+    mean = y + (there - here) * (slope(y, here) + slope(euler, there)) / 2
+
+    def level(r: float) -> Level:
+        return Level(1, (1 + r * r) ** -0.5, r * (1 + r * r) ** -0.5)
+
+    assert mean_slope_pays(level(here), level(there)) == (abs(mean - exact) < abs(euler - exact))
+
+
+def test_the_rule_never_strikes_on_stable_diffusions_schedule() -> None:
+    """From seven steps on: there Heun and PNDM are diffusers' to the last step."""
+    schedule = NoiseSchedule()
+    for spacing in get_args(TimestepSpacing):
+        for num_steps in range(7, 101):
+            chain = levels(schedule, schedule.timesteps(num_steps, spacing=spacing))
+            assert all(mean_slope_pays(here, there) for _, here, there in transitions(chain)), (spacing, num_steps)
+
+
 def test_samplers_approach_the_flow_of_five_modes() -> None:
     """No closed form here: an adaptive solver in r = sigma / alpha, where dy/dr = eps, stands for the flow."""
     timesteps = LINEAR.timesteps(200, spacing="trailing")
@@ -249,15 +300,23 @@ def test_samplers_approach_the_flow_of_five_modes() -> None:
 
 
 def test_the_network_is_called_as_often_as_documented() -> None:
-    calls = {"ddim": 10, "ddpm": 10, "euler": 10, "euler_ancestral": 10, "heun": 19, "dpmpp_2m": 10, "pndm": 11}
+    calls = {"ddim": 20, "ddpm": 20, "euler": 20, "euler_ancestral": 20, "heun": 39, "dpmpp_2m": 20, "pndm": 21}
     noise = step_noise([(0,), (1,)], (1, 1, 2))
     for name, expected in calls.items():
         oracle = Oracle(LINEAR, FIVE_MODES)
-        sample(name, start(2, 2), oracle, LINEAR.timesteps(10), noise=noise)
+        sample(name, start(2, 2), oracle, LINEAR.timesteps(20), noise=noise)
         assert len(oracle.asked) == expected, name
     oracle = Oracle(LINEAR, FIVE_MODES)
-    sample("pndm", start(2, 2), oracle, LINEAR.timesteps(10), skip_prk=False)
-    assert len(oracle.asked) == 10 + 9
+    sample("pndm", start(2, 2), oracle, LINEAR.timesteps(20), skip_prk=False)
+    assert len(oracle.asked) == 20 + 9
+
+
+def test_a_step_from_almost_no_signal_costs_one_call() -> None:
+    """The cosine schedule's first step of ten: of second order anywhere else, of first order here."""
+    for name, expected in {"heun": 18, "pndm": 10}.items():
+        oracle = Oracle(NO_SIGNAL_AT_FIRST[0], FIVE_MODES)
+        sample(name, start(2, 2), oracle, oracle.schedule.timesteps(10, spacing="trailing"))
+        assert len(oracle.asked) == expected, name
 
 
 def test_requests_carry_the_timesteps_of_the_list() -> None:

@@ -129,6 +129,13 @@ def test_ddpm_with_the_large_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     compare("ddpm", schedule, 20, monkeypatch, variance="fixed_large")
 
 
+@pytest.mark.parametrize("num_steps", [7, 50])
+@pytest.mark.parametrize("name", ["heun", "pndm"])
+def test_short_and_long_runs_equal_diffusers(name: str, num_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven steps are the fewest with diffusers' coefficients throughout; below, see `mean_slope_pays`."""
+    compare(name, NoiseSchedule(), num_steps, monkeypatch)
+
+
 def test_pndm_does_not_depend_on_the_parameterisation() -> None:
     """What diffusers gets wrong: the same exact denoiser as v or as x0 must give the same picture."""
     x_T = normal((ROWS, 1, 1, 2), stream(0, "start"), dtype=torch.float64)
