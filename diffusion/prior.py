@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.folder import read_folder
 from diffusion.checkpoints.read import read
-from diffusion.checkpoints.source import Source
+from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
 from diffusion.guidance import guided_prediction
 from diffusion.networks.layout import channels_last
@@ -26,7 +25,6 @@ from diffusion.text.packing import pack, unpack
 
 __all__ = ["TOYBOX", "Prior", "PriorCard", "PriorError", "hash_files"]
 
-TOYBOX = Path(__file__).parent / "toybox_prior"
 # Encoded prompts kept in memory, the least recently used dropped: 60 MB for Stable Diffusion 1.x.
 MAX_CACHED_PROMPTS = 256
 
@@ -51,8 +49,6 @@ class Prior(Checkpoint):
         Raises:
             PriorError: a file is missing, damaged or does not fit the others, or the name cannot be had.
         """
-        if str(source) == "toybox":
-            return cls.of(read_folder(TOYBOX), device=device)
         return cls.of(read(source if isinstance(source, Source) else Source.parse(str(source))), device=device)
 
     @classmethod

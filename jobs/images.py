@@ -105,4 +105,5 @@ def _request(spec: ImagesSpec, seeds: tuple[int, ...], source: EditSource | None
         init_images=None if source is None else source.image.expand(num, -1, -1, -1),
         masks=mask,
         strength=1.0 if spec.strength is None else spec.strength,
+        strict=spec.strict,
     )

@@ -71,6 +71,7 @@ class PriorGuide:
     prompt: str
     seed: int
     config: DistillationConfig
+    strict: bool = False
 
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
         """Draws each view's timestep and names its noise from (seed, step, view), so that a resumed fit goes on exactly."""
@@ -92,6 +93,7 @@ class PriorGuide:
             guidance=self.config.guidance,
             form=self.config.form,
             weighting=self.config.weighting,
+            strict=self.strict,
         )
         reply = self.prior.distill(query)
         target = None if reply.target is None else reply.target.to(rgb)
@@ -135,7 +137,7 @@ def text_to_3d(
     seconds["prepare"] = clock() - begin
 
     begin = clock()
-    guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation)
+    guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, spec.strict)
     fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, checkpoint_every, clock)
     seconds["fit"] = clock() - begin
 

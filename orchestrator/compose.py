@@ -28,7 +28,7 @@ from orchestrator.settings import ExportSettings, PriorSettings, RuntimeSettings
 __all__ = ["Settings", "compose"]
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
-NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "init_image", "mask")
+NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask")
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -50,6 +50,7 @@ class Settings:
             prompt=prompt,
             seed=seed,
             prior=self.prior.source,
+            strict=self.prior.strict,
             formats=self.export.formats,
             fit=self.fit,
             distillation=self.distillation,
@@ -58,7 +59,8 @@ class Settings:
 
     def image_job(self, prompt: str, *, seed: int, **pictures: str | None) -> ImagesSpec:
         """The spec of one image job. pictures: its fields `init_image` and `mask`, if it edits one."""
-        fields = {"prompt": prompt, "seed": seed, "prior": self.prior.source, **self.images, **pictures}
+        prior = {"prior": self.prior.source, "strict": self.prior.strict}
+        fields = {"prompt": prompt, "seed": seed, **prior, **self.images, **pictures}
         return codec.from_plain(ImagesSpec, fields, path="images")
 
 

@@ -6,6 +6,7 @@ Both runtimes use it: inline directly, Ray on a thread inside the prior actor (`
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -160,7 +161,8 @@ class LocalPrior:
             return Distilled(gradient=answer.gradient, target=answer.target)
 
         num = len(query.prompts)
-        slots = [int(key[0]) + view for view, key in enumerate(query.noise_keys)] if query.strict else None
+        first = num * _slot(query.prompts[0], int(query.noise_keys[0][0]))
+        slots = [first + view for view in range(num)] if query.strict else None
         negatives = [query.negative_prompt] * num
         ticket = self.engine.submit(
             begin, prompts=query.prompts, negative_prompts=negatives, job=job, kind="query", slots=slots
@@ -177,7 +179,7 @@ class LocalPrior:
                 prompts=part.prompts,
                 negative_prompts=[part.negative_prompt] * len(part.prompts),
                 job=job,
-                slots=part.seeds if part.strict else None,
+                slots=[_slot(*image) for image in zip(part.prompts, part.seeds, strict=True)] if part.strict else None,
                 preview_every=preview_every,
             )
 
@@ -217,6 +219,11 @@ class LocalPrior:
     def _noise(self, names: Sequence[Sequence[seeding.Key]]) -> Tensor:
         streams = [seeding.stream(int(name[0]), *name[1:]) for name in names]
         return seeding.normal_rows(self._prior.latent_shape, streams, device=self._prior.device)
+
+
+def _slot(prompt: str, seed: int) -> int:
+    """A strict row's place, known from the request alone: apart for neighbouring seeds, and for prompts that share one."""
+    return zlib.crc32(prompt.encode()) + seed
 
 
 def _only(request: DrawRequest, n: int) -> DrawRequest:

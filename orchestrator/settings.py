@@ -15,9 +15,15 @@ RuntimeKind = Literal["ray", "inline"]
 
 @dataclass(frozen=True, kw_only=True)
 class PriorSettings:
-    """source: "toybox", or what `diffusion.checkpoints.source` reads: a folder, a file or a hub name, with options."""
+    """Who judges and draws.
+
+    Args:
+        source: "toybox", or what `diffusion.checkpoints.source` reads: a folder, a file or a hub name, with options.
+        strict: results are the same to the last bit whatever else the prior is asked meanwhile; slower.
+    """
 
     source: str = "toybox"
+    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

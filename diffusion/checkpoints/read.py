@@ -36,6 +36,8 @@ def read(source: Source) -> Checkpoint:
         checkpoint.card = dataclasses.replace(checkpoint.card, name=name or path.stem)
         if source.averaged:
             _changed(checkpoint, "averaged", [])
+    if source.dtype != "float32":
+        _changed(checkpoint, source.dtype, [])
     for location, scale in source.loras:
         file, _ = locate(location, offline=source.offline)
         merge_lora(checkpoint, file, scale)
@@ -63,6 +65,6 @@ def locate(location: str, *, offline: bool) -> tuple[Path, str | None]:
 
 
 def _changed(checkpoint: Checkpoint, how: str, files: list[Path]) -> None:
-    """The hash of weights that were changed: whatever changed them goes into it."""
+    """The hash of weights that were changed or rounded: whatever changed them goes into it."""
     text = f"{checkpoint.weights_hash} {how} {hash_files(files)}"
     checkpoint.weights_hash = hashlib.sha256(text.encode()).hexdigest()

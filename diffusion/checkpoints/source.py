@@ -1,6 +1,7 @@
 """Where a prior comes from, in one line: a path or a hub name, and options behind a question mark.
 
     models/sd15                                         a folder
+    toybox?dtype=bfloat16                               the prior in this package, its UNet in half precision
     v2-1_768-ema-pruned.safetensors?prediction_type=v_prediction
     stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT?lora=ink.safetensors:0.8&vae=models/taesd
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DTYPES = ("float32", "float16", "bfloat16")
+TOYBOX = Path(__file__).parents[1] / "toybox_prior"
 
 _NAME = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>.+\.(?:safetensors|ckpt|bin|pt|pth)))?(?:@(?P<revision>[\w./-]+))?"
@@ -51,7 +53,7 @@ class Source:
     """A prior's location and what is changed in it.
 
     Args:
-        location: a folder, a weight file, or OWNER/NAME[/FILE][@REVISION] on the hub.
+        location: "toybox", a folder, a weight file, or OWNER/NAME[/FILE][@REVISION] on the hub.
         prediction_type: "epsilon" or "v_prediction", for single files that do not say; otherwise it is read.
         dtype: of UNet and text towers: "float32", "float16" or "bfloat16".
         averaged: a training file's averaged UNet instead of its last one.
@@ -113,12 +115,12 @@ class Source:
 
 
 def resolve(location: str) -> Path | HubName:
-    """The path of a location that exists, or else its name on the hub.
+    """The path of "toybox" or of a location that exists, or else its name on the hub.
 
     Raises:
         PriorError: it is neither.
     """
-    path = Path(location).expanduser()
+    path = TOYBOX if location == "toybox" else Path(location).expanduser()
     if path.exists():
         return path
     name = HubName.parse(location)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusion.checkpoints.source import Source
 from diffusion.prior import TOYBOX, hash_files
 from diffusion.text.clip import Clip, load_clip
 from diffusion.text.tokenizer import Tokenizer
@@ -58,8 +59,9 @@ class Judge:
 
 
 def judge_folder(prior: str) -> Path:
-    """Where a prior ("toybox" or a folder) keeps its judge."""
-    return (TOYBOX if prior == "toybox" else Path(prior)) / "judge"
+    """Where a prior ("toybox" or a folder, with or without options) keeps its judge."""
+    location = Source.parse(prior).location
+    return (TOYBOX if location == "toybox" else Path(location)) / "judge"
 
 
 def judge_of(settings: EvaluationSettings) -> Judge:
