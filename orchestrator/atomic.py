@@ -61,6 +61,13 @@ def clear_output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OutputError(f"{os.fspath(path)} could not be written: {reason}; {fix}.") from error
 
 
+def remove_half_written(folder: Path) -> None:
+    """Delete what killed processes left half-written directly in a folder; only for who holds it."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write a whole file atomically; see `atomic_path` for what is raised. Returns the path."""
     with atomic_path(path) as temporary:

@@ -8,7 +8,7 @@ steps since its last checkpoint, and so that two different jobs never mix their 
     OUT/checkpoint.safetensors   resume point of a 3D job
     OUT/...                      the artefacts
 
-The program never deletes a file of a run folder.
+The program never deletes a file of a run folder, except what a killed process left half-written.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from jobs.errors import InputError, OutputError
 from jobs.events import Checkpoint, Progress
 from jobs.prior_client import PriorInfo
 from jobs.specs import JobSpec
-from orchestrator.atomic import atomic_path, clear_output_errors, write_text
+from orchestrator.atomic import atomic_path, clear_output_errors, remove_half_written, write_text
 
 __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
+SHARDS = "_shards"
 MANIFEST_VERSION = 1
 PACKAGES = ("dreamkiln", "torch", "numpy", "ray", "nerfacc", "scikit-image", "trimesh")
 
@@ -116,6 +117,8 @@ class RunFolder:
         self._progress: TextIO | None = None
         self._handle = hold_folder(path)
         try:
+            for folder in (path, path / SHARDS):
+                remove_half_written(folder)
             self.manifest: dict[str, Any] = self._read_manifest() or {}
             self.plan = plan_attempt(self.manifest or None, spec, self.expected, self._present(), where=str(path))
         except BaseException:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from jobs.errors import OutputError
-from orchestrator.atomic import TEMPORARY_PREFIX, atomic_path, clear_output_errors
+from orchestrator.atomic import TEMPORARY_PREFIX, atomic_path, clear_output_errors, remove_half_written
 from orchestrator.batch.lease import Lease
 from orchestrator.batch.urls import clear_url_errors, is_url, open_filesystem
 from orchestrator.run_folder import hold_folder
@@ -128,9 +128,7 @@ class LocalStore:
 
     def clean(self, folder: str = "") -> None:
         """See `Store`."""
-        for path in (self._folder / folder).glob(f"{TEMPORARY_PREFIX}*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        remove_half_written(self._folder / folder)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

@@ -56,6 +56,18 @@ def test_files_of_ours_without_a_manifest_are_not_overwritten():
         plan_attempt(None, SPEC, EXPECTED, {"b.webp": 1}, where="out")
 
 
+def test_what_a_killed_process_left_half_written_goes_and_nothing_else(tmp_path):
+    (tmp_path / "_shards").mkdir()
+    (tmp_path / "other-run").mkdir()
+    halves = [tmp_path / ".writing-0123.safetensors", tmp_path / "_shards" / ".writing-4567.json"]
+    others = [tmp_path / "other-run" / ".writing-89ab.png", tmp_path / ".hidden", tmp_path / "notes.txt"]
+    for path in (*halves, *others):
+        path.write_bytes(b"half")
+    with RunFolder(tmp_path, SPEC, EXPECTED):
+        assert not any(path.exists() for path in halves)
+    assert all(path.exists() for path in others)
+
+
 def test_a_folder_remembers(tmp_path):
     out = tmp_path / "deep" / "run"
     with RunFolder(out, SPEC, EXPECTED) as folder:
