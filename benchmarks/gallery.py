@@ -1,7 +1,8 @@
 """The gallery: 24 prompts, 12 of them held out, through the product itself, all shown, with the judge's scores.
 
 The prompts and the seed are fixed below and nothing is picked; what fails is shown as failed. An interrupted run goes on
-when it is repeated. docs/gallery/ gets one small contact sheet a prompt, README.md and scores.json.
+when it is repeated. docs/gallery/ gets one small contact sheet a prompt, meshes.webp (one view of each), README.md and
+scores.json.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ COLUMNS = (
 
 MAX_SHEET_BYTES = 60_000
 SHEET_WIDTH = 560
+SIGHT_SIZE, SIGHTS_PER_ROW = 150, 6
 
 
 @dataclass(frozen=True)
@@ -117,17 +119,23 @@ def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, 
 
     from orchestrator.atomic import write_text
     from orchestrator.evaluation.meshes import evaluate_meshes
+    from orchestrator.evaluation.picture import Tile, labelled_sheet
     from orchestrator.evaluation.settings import EvaluationSettings
     from orchestrator.progress_display import make_display
 
     docs.mkdir(parents=True, exist_ok=True)
     succeeded = [one for one in made if not one.failure]
+    sights = []
     for one in succeeded:
         with Image.open(one.folder / "preview.png") as preview:
             sheet = np.asarray(preview.convert("RGB"))
         write_small_webp(sheet, docs / one.sheet, max_bytes=MAX_SHEET_BYTES, max_width=SHEET_WIDTH)
+        sights.append(Tile(first_sight(sheet), (one.prompt,)))
     report = None
     if succeeded:
+        write_small_webp(
+            labelled_sheet(sights, num_columns=SIGHTS_PER_ROW), docs / "meshes.webp", max_bytes=2 * MAX_SHEET_BYTES
+        )
         with make_display(stream=sys.stderr) as display:
             settings = EvaluationSettings(prior=prior, judge=judge)
             report, page = evaluate_meshes([one.folder for one in succeeded], settings, display=display)
@@ -135,6 +143,14 @@ def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, 
         write_text(docs / "scores.json", json.dumps(report.to_json(), indent=2) + "\n")
     write_text(docs / "README.md", index(made, report, preset=preset, machine=one_line(describe_machine())))
     return report
+
+
+def first_sight(sheet: np.ndarray) -> np.ndarray:
+    """(SIGHT_SIZE, SIGHT_SIZE, 3): of a contact sheet's three rows of four, the view half left of the front."""
+    from orchestrator.evaluation.picture import enlarge
+
+    height, width = sheet.shape[0] // 3, sheet.shape[1] // 4
+    return enlarge(sheet[4 : height - 4, width + 4 : 2 * width - 4], SIGHT_SIZE)[:, :SIGHT_SIZE]
 
 
 def index(made: Sequence[Made], report: MeshesReport | None, *, preset: str, machine: str) -> str:
@@ -155,6 +171,7 @@ def index(made: Sequence[Made], report: MeshesReport | None, *, preset: str, mac
         "",
     ]
     if report is not None:
+        lines += ["![one view of each mesh](meshes.webp)", ""]
         lines += ["What the judge saw, beside the true objects:", "", "![overview](overview.webp)", ""]
     for one in made:
         lines += [f"## {one.number}. {one.prompt}", ""]
