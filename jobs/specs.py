@@ -6,7 +6,6 @@ with one fingerprint give the same pictures and the same mesh (on one machine, w
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from jobs.prompts import check_prompt, slug
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
 
-__all__ = ["MESH_FORMATS", "ImagesSpec", "JobSpec", "TextTo3DSpec", "spec_from_json"]
+__all__ = ["MESH_FORMATS", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
 
 MESH_FORMATS = ("glb", "obj", "ply", "stl")
 MAX_SEED = 2**63 - 1
@@ -150,25 +149,6 @@ class ImagesSpec(_Spec):
 
 
 JobSpec = TextTo3DSpec | ImagesSpec
-KINDS: dict[str, type[TextTo3DSpec] | type[ImagesSpec]] = {spec.kind: spec for spec in (TextTo3DSpec, ImagesSpec)}
-
-
-def spec_from_json(data: str | dict[str, Any]) -> JobSpec:
-    """The inverse of `to_json`, from the text or from the parsed value.
-
-    Raises:
-        InputError: not JSON, an unknown kind, an unknown key, or a value that is not allowed.
-    """
-    if isinstance(data, str):
-        try:
-            data = json.loads(data)
-        except json.JSONDecodeError as error:
-            raise InputError(f"The job description is not JSON ({error}).") from None
-    if not isinstance(data, dict) or data.get("kind") not in KINDS:
-        kind = data.get("kind") if isinstance(data, dict) else data
-        raise InputError(f"The job description is of kind {kind!r}; it must be one of {', '.join(KINDS)}.")
-    fields = {key: value for key, value in data.items() if key != "kind"}
-    return codec.from_plain(KINDS[data["kind"]], fields)
 
 
 def _check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:

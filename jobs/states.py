@@ -4,7 +4,7 @@
 
                  ┌────────── preempted, or retried later ──────────┐
                  v                                                 │
-    submit -> queued ── start ──> running ──> succeeded            │
+    submit -> queued ── start ──> running ──> succeeded ── retry ──┤ (of rows that failed)
                  │ ^                 │ ├────> failed ── retry ─────┤
                  │ └── resume ─┐     │ ├────> cancelled ── retry ──┤
                  ├── pause ──> paused <┤                           │
@@ -58,7 +58,7 @@ class FailureKind(StrEnum):
 
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
-"""States that only a user's `retry` leaves, and SUCCEEDED never."""
+"""States that only a user's `retry` leaves; SUCCEEDED only that of a batch job with rows that have no picture."""
 
 LEGAL: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.RUNNING, State.PAUSED, State.CANCELLED, State.FAILED}),
@@ -69,7 +69,7 @@ LEGAL: dict[State, frozenset[State]] = {
     State.LOST: frozenset({State.QUEUED, State.FAILED, State.CANCELLED, State.PAUSED}),
     State.FAILED: frozenset({State.QUEUED}),
     State.CANCELLED: frozenset({State.QUEUED}),
-    State.SUCCEEDED: frozenset(),
+    State.SUCCEEDED: frozenset({State.QUEUED}),
 }
 
 
@@ -85,6 +85,6 @@ def check_transition(before: State, after: State, *, what: str = "The job") -> N
     """
     if after in LEGAL[before]:
         return
-    reachable = sorted(LEGAL[before])
-    way = f"from there it can only become {', '.join(reachable)}" if reachable else "nothing follows on that"
+    reachable = ", ".join(sorted(LEGAL[before]))
+    way = "it has ended" if before == State.SUCCEEDED else f"from there it can only become {reachable}"
     raise IllegalTransition(f"{what} is {before} and cannot become {after}; {way}.")

@@ -58,6 +58,12 @@ class EditPictures:
             raise InputError(f"The mask {mask} is black everywhere, so nothing would be repainted; paint the place white.")
         return cls(pixels, marks)
 
+    @classmethod
+    def read_from(cls, folder: Path) -> EditPictures:
+        """What `write` left in a folder. Raises InputError like `read`."""
+        mask = folder / MASK
+        return cls.read(folder / INIT_IMAGE, mask if mask.exists() else None)
+
     @property
     def hashes(self) -> dict[str, str | None]:
         """The fields `init_image` and `mask` of `jobs.specs.ImagesSpec`: sha256 of the pixels, whatever file held them."""

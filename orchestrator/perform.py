@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from orchestrator.run_folder import RunFolder, default_folder
 from orchestrator.runtimes.base import Attempt, PriorLoader, Runtime, resolve_device
 from orchestrator.settings import ExportSettings, RuntimeSettings
 
-__all__ = ["Outcome", "make_runtime", "perform"]
+__all__ = ["Outcome", "artefact_order", "make_runtime", "perform"]
 
 
 @dataclass(frozen=True)
@@ -264,11 +264,15 @@ def _shaping(export: ExportSettings) -> dict[str, Any]:
     return {name: value for name, value in to_plain(export).items() if name != "formats"}
 
 
-def _artefacts(folder: RunFolder) -> tuple[str, ...]:
-    """The finished files, the ones to look at first."""
-    names = folder.manifest.get("artefacts", {})
+def artefact_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Finished files for their user, the ones to look at first in front, our own left out."""
+    names = list(names)
     first = [name for name in names if name.startswith(("mesh.", "grid.", "preview.", "turntable."))]
     return (*first, *(name for name in names if name not in first and not name.startswith("_")))
+
+
+def _artefacts(folder: RunFolder) -> tuple[str, ...]:
+    return artefact_order(folder.manifest.get("artefacts", {}))
 
 
 def _stopped(folder: RunFolder) -> str:

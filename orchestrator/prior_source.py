@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.source import Source
 from jobs.errors import InputError
 
-__all__ = ["check_prior", "refusal"]
+__all__ = ["absolute_source", "check_prior", "refusal"]
 
 
 def check_prior(source: str) -> None:
@@ -15,8 +17,6 @@ def check_prior(source: str) -> None:
     Raises:
         InputError: it is none of these.
     """
-    if source == "toybox":
-        return
     try:
         Source.parse(source).check()
     except PriorError as error:
@@ -29,3 +29,23 @@ def refusal(error: PriorError) -> InputError:
     # A path or a name at the beginning keeps its spelling.
     first, _, _ = message.partition(" ")
     return InputError(f"{message[:1].upper()}{message[1:]}." if first.isalpha() else f"{message}.")
+
+
+def absolute_source(source: str) -> str:
+    """The same prior with full paths in place of relative ones, so that it means the same in every folder and process."""
+    location, mark, query = (source, "", "") if Path(source).exists() else source.partition("?")
+    options = []
+    for option in query.split("&") if mark else ():
+        name, equals, value = option.partition("=")
+        if name in ("lora", "embedding"):
+            file, colon, suffix = value.rpartition(":")
+            value = f"{_absolute(file)}{colon}{suffix}" if file else _absolute(value)
+        elif name == "vae":
+            value = _absolute(value)
+        options.append(f"{name}{equals}{value}")
+    return f"{location if location == 'toybox' else _absolute(location)}{mark}{'&'.join(options)}"
+
+
+def _absolute(location: str) -> str:
+    path = Path(location).expanduser()
+    return str(path.absolute()) if path.exists() else location

@@ -1,6 +1,8 @@
-"""What every test shares: one torch thread, a torchvision that imports, and a Ctrl-C that is heard."""
+"""What every test shares: one torch thread, a torchvision that imports, a Ctrl-C that is heard, and no orchestrator."""
 
+import os
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ ensure_torchvision_imports()
 
 # nohup, and `&` in a script, leave SIGINT ignored, here and in every command that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A developer's running orchestrator must not be given the jobs of a test.
+os.environ["DREAMKILN_STATE"] = os.path.join(tempfile.gettempdir(), f"dreamkiln-tests-{os.getpid()}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

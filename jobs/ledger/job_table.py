@@ -204,10 +204,14 @@ class JobTable:
             return State.QUEUED
 
     def retry(self, job_id: int, reason: str = "retried by its user") -> State:
-        """failed or cancelled -> queued, its failures forgotten, its checkpoint and files kept."""
+        """failed or cancelled -> queued, its failures forgotten, its checkpoint and files kept.
+
+        succeeded -> queued as well if it is a batch job that left rows without a picture (its metrics' `num_failed`).
+        """
         with self._database.write() as session:
             row = find_job(session, job_id, lock=True)
-            if row.state not in (State.FAILED, State.CANCELLED):
+            has_bad_rows = row.state == State.SUCCEEDED and row.metrics.get("num_failed", 0) > 0
+            if row.state not in (State.FAILED, State.CANCELLED) and not has_bad_rows:
                 hint = "'jobs resume' goes on with a paused one" if row.state == State.PAUSED else "it needs no retry"
                 raise IllegalTransition(f"Job {job_id} is {row.state}; only failed and cancelled jobs can be retried; {hint}.")
             move_job(session, row, State.QUEUED, reason, self._database.clock())

@@ -13,7 +13,7 @@ from jobs.errors import DreamKilnError, InputError
 from jobs.states import TERMINAL, FailureKind, State, Wish
 
 if TYPE_CHECKING:
-    from jobs.specs import JobSpec
+    from jobs.kinds import AnySpec
 
 __all__ = [
     "ArtefactRecord",
@@ -41,7 +41,7 @@ class Submission:
     """A job as it is asked for.
 
     Args:
-        kind: "text-to-3d" or "images". spec: its JSON, as `JobSpec.to_json` writes it.
+        kind: "text-to-3d", "images" or "batch-images". spec: its JSON, as its `to_json` writes it.
         name: readable and safe as a file name. fingerprint: of the spec.
         out: the run folder, absolute.
         settings: JSON that says how to run and what to write, beside the spec.
@@ -81,7 +81,7 @@ class Submission:
                 raise InputError(f"The {what} is {text!r}, but 1 to 200 printable characters were expected.")
 
     @classmethod
-    def of(cls, spec: JobSpec, *, out: str, **others: Any) -> Submission:
+    def of(cls, spec: AnySpec, *, out: str, **others: Any) -> Submission:
         """The submission of a spec; `others` as above."""
         return cls(
             kind=spec.kind,

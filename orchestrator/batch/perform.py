@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -23,7 +24,7 @@ from orchestrator.batch.tables import TableSource
 from orchestrator.batch.workers import run_here, run_in_actors
 from orchestrator.perform import make_runtime
 from orchestrator.progress_display import Display, SilentDisplay
-from orchestrator.runtimes.base import PriorLoader, Runtime, resolve_device
+from orchestrator.runtimes.base import PriorLoader, resolve_device
 from orchestrator.settings import RuntimeSettings
 
 __all__ = ["BatchOutcome", "perform_batch"]
@@ -61,19 +62,25 @@ def perform_batch(
     price_per_hour: float | None = None,
     display: Display | None = None,
     load_prior: PriorLoader | None = None,
+    shared_prior: PriorClient | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> BatchOutcome:
     """Draw what is left of the job.
 
     Args:
         source: where the table of `spec` lies. out: folder or URL.
-        num_workers: shards in flight, each in an actor of its own; inline there is one.
+        num_workers: shards in flight, each in an actor of its own; inline there is one, drawn here.
         price_per_hour: of this machine, in any currency, for the cost in the report.
         load_prior: what loads the prior; `orchestrator.prior_service.load_prior` by default.
+        shared_prior: draws instead of one that is loaded for this job; `runtime` says nothing then. Of several workers
+            each is an actor of the Ray that this process belongs to.
+        is_stopping: asked before each shard; once it is true no more are begun, and the job is interrupted when those in
+            work are committed.
 
     Raises:
         InputError: the place belongs to another job, the table changed, or the prior cannot be loaded.
         OutputError: the place cannot be written. JobFailed: the prior is gone.
-        Interrupted: Ctrl-C or SIGTERM; the same call continues.
+        Interrupted: Ctrl-C, SIGTERM or `is_stopping`; the same call continues.
     """
     runtime, display = runtime or RuntimeSettings(), display or SilentDisplay()
     store = open_store(out)
@@ -82,11 +89,15 @@ def perform_batch(
         if folder.is_complete:
             return BatchOutcome(store.location, "nothing to do", folder.report)
         folder.check_rows(source)
-        device = resolve_device(runtime.device)
-        attempt = _Attempt(spec, source, store, folder, runtime, display, price_per_hour)
+        attempt = _Attempt(spec, source, store, folder, runtime, display, price_per_hour, is_stopping, shared_prior is not None)
         try:
-            with make_runtime(spec, runtime, device, load_prior) as running:  # type: ignore[arg-type]
-                return attempt.run(running, device, num_workers=num_workers)
+            with contextlib.ExitStack() as stack:
+                if shared_prior is None:
+                    device = resolve_device(runtime.device)
+                    made = make_runtime(spec, runtime, device, load_prior)  # type: ignore[arg-type]
+                    running = stack.enter_context(made)
+                    return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)
+                return attempt.run(lambda: shared_prior, num_workers=num_workers)
         except KeyboardInterrupt:
             message = (
                 f"Stopped with {attempt.num_done:,} of {spec.table.num_rows:,} rows done in {store.location}; the same command "
@@ -111,36 +122,42 @@ class _Attempt:
     runtime: RuntimeSettings
     display: Display
     price_per_hour: float | None
+    is_stopping: Callable[[], bool]
+    is_prior_shared: bool
+    was_stopped: bool = False
     num_done: int = 0
     num_drawn: int = 0
     num_gpus: int = 0
     draw_seconds: float = 0.0
     messages: list[str] = field(default_factory=list)
 
-    def run(self, running: Runtime, device: str, *, num_workers: int) -> BatchOutcome:
-        """Draw the missing shards, then sum up all of them."""
+    def run(self, load: Callable[[], PriorClient], *, num_workers: int) -> BatchOutcome:
+        """Draw the missing shards, then sum up all of them. load: gives the prior, once its loading can be watched."""
         self.display.event(Progress(stage="start", step=0, total=1))
-        info = running.prior_info()
-        prior = running.prior()
+        prior = load()
+        info = prior.info()
         settings = {"runtime": to_plain(self.runtime), "num_workers": num_workers}
-        self.folder.begin(info, device=device, settings=settings)
-        self.num_gpus = int(device.startswith("cuda"))
+        self.folder.begin(info, device=info.device, settings=settings)
+        self.num_gpus = int(info.device.startswith("cuda"))
         self.display.event(Progress(stage="start", step=1, total=1))
         job = ShardJob(self.spec, self.source, self.store.location, info)
-        tasks = self._with_warning(self.folder.tasks(self.source), prior)
-        if self.runtime.kind == "inline":
+        tasks = self._until_stopped(self._with_warning(self.folder.tasks(self.source), prior))
+        num_workers = min(num_workers, self.spec.num_shards)
+        if num_workers == 1 and (self.runtime.kind == "inline" or self.is_prior_shared):
             reports_of_shards = run_here(job, prior, tasks, self.store)
         else:
-            reports_of_shards = run_in_actors(job, prior, tasks, num_workers=min(num_workers, self.spec.num_shards))
+            reports_of_shards = run_in_actors(job, prior, tasks, num_workers=num_workers)
         self._watch(reports_of_shards)
+        if self.was_stopped:
+            raise KeyboardInterrupt
         return self._finish()
 
     def figures(self) -> dict[str, Any]:
-        """Of this attempt."""
+        """Of this attempt. What a shared prior computed for one job among others is not known."""
         return reports.attempt_report(
             num_drawn=self.num_drawn,
             draw_seconds=self.draw_seconds,
-            cpu_seconds=reports.cpu_seconds_of_this_command(),
+            cpu_seconds=None if self.is_prior_shared else reports.cpu_seconds_of_this_command(),
             num_gpus=self.num_gpus,
         )
 
@@ -171,6 +188,13 @@ class _Attempt:
         self.folder.finish(report)
         self.display.event(Progress(stage="export", step=1, total=1))
         return BatchOutcome(self.store.location, "drawn", report, tuple(self.messages))
+
+    def _until_stopped(self, tasks: Iterator[ShardTask | int]) -> Iterator[ShardTask | int]:
+        for task in tasks:
+            if isinstance(task, ShardTask) and self.is_stopping():
+                self.was_stopped = True
+                return
+            yield task
 
     def _with_warning(self, tasks: Iterator[ShardTask | int], prior: PriorClient) -> Iterator[ShardTask | int]:
         """The same tasks; a look at the first prompts to be drawn warns of words that the prior was never shown."""

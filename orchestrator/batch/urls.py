@@ -9,12 +9,17 @@ from typing import Any
 
 from jobs.errors import InputError
 
-__all__ = ["clear_url_errors", "is_url", "join", "open_filesystem"]
+__all__ = ["absolute", "clear_url_errors", "is_url", "join", "open_filesystem"]
 
 
 def is_url(location: str) -> bool:
     """`s3://bucket/key` and the like; `file:///path` too."""
     return "://" in location
+
+
+def absolute(location: str) -> str:
+    """A full path, or the URL as it is."""
+    return location if is_url(location) else os.path.abspath(location)
 
 
 def join(folder: str, name: str) -> str:

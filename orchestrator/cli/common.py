@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import getpass
+import inspect
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from jobs.errors import InputError
 
 if TYPE_CHECKING:
+    from orchestrator.daemon.client import Client
     from orchestrator.perform import Outcome
+    from orchestrator.prepared_job import PreparedJob
 
-__all__ = ["UsageProblem", "say_outcome"]
+__all__ = ["UsageProblem", "run_job", "say_outcome", "with_options_of"]
 
 current_run_folder: Path | None = None
 """Where an unexpected error leaves its log; set by the verb that knows."""
 
 Prompt = Annotated[str, typer.Argument(help="What to make, in quotes.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[GROUP.KEY=VALUE]...", help="Settings, such as fit.num_steps=200.")
+    list[str] | None, typer.Argument(metavar="GROUP.KEY=VALUE", help="Settings, such as fit.num_steps=200.")
 ]
 Out = Annotated[
     Path | None, typer.Option(help="Run folder. By default runs/<slug>-<hash>, so that a repeated command continues.")
@@ -32,6 +36,12 @@ PriorName = Annotated[
     str | None,
     typer.Option("--prior", help="'toybox', a Stable Diffusion's folder or file, or OWNER/NAME; see docs/checkpoints.md."),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="The same to the last bit whatever else a shared prior is asked meanwhile; slower.")
+]
+State = Annotated[Path | None, typer.Option(help="The orchestrator's folder; $DREAMKILN_STATE or ~/.dreamkiln.")]
+Local = Annotated[bool, typer.Option("--local", help="Run it here, in this command, even if an orchestrator is running.")]
+Formats = Annotated[str | None, typer.Option("--format", help="Mesh files: glb,obj,ply,stl.")]
 Preset = Annotated[str | None, typer.Option(help="draft, default or fine.")]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="ray, or inline: everything in this process.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -65,6 +75,34 @@ def refuse(given: Mapping[str, Any], *, because: str) -> None:
             raise InputError(f"{option} {value} does not go with the rest of the command: {because}.")
 
 
+def with_options_of(prepare: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a verb whose first parameter is a function: the verb has the options of `prepare` before its own, and calls
+    that function to have `prepare` called with what was given."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        theirs, (_, *ours) = _parameters(prepare), _parameters(command)
+        names = [parameter.name for parameter in theirs]
+
+        def verb(**given: Any) -> Any:
+            options = {name: given.pop(name) for name in names}
+            return command(lambda: prepare(**options), **given)
+
+        verb.__doc__ = command.__doc__
+        verb.__signature__ = inspect.Signature([*theirs, *ours])  # type: ignore[attr-defined]
+        verb.__annotations__ = {parameter.name: parameter.annotation for parameter in (*theirs, *ours)}
+        return verb
+
+    return decorate
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """With their annotations as types."""
+    hints = get_type_hints(function, localns={"PreparedJob": Any}, include_extras=True)
+    return [
+        parameter.replace(annotation=hints[parameter.name]) for parameter in inspect.signature(function).parameters.values()
+    ]
+
+
 def say_outcome(outcome: Outcome, *, as_json: bool) -> None:
     """The last words of a job: what was made, where it is, what to do next."""
     if as_json:
@@ -82,15 +120,57 @@ def say_outcome(outcome: Outcome, *, as_json: bool) -> None:
         print(f"  … and {len(outcome.artefacts) - len(shown)} more files")
 
 
-def run_job(spec: Any, settings: Any, *, out: Path | None, as_json: bool, **more: Any) -> None:
-    """Perform a job with its progress on stderr and its outcome on stdout; `more` goes to `perform`."""
-    from orchestrator.perform import perform
+def chosen_formats(formats: str | None) -> list[str] | None:
+    """--format as a list."""
+    return None if formats is None else [name.strip().lower() for name in formats.split(",") if name.strip()]
+
+
+def orchestrator_in(state: Path | None) -> Client | None:
+    """The client of a running orchestrator, or None; one that has died is mentioned on stderr."""
+    from orchestrator.daemon.client import Client, NotRunningError
+    from orchestrator.daemon.state_folder import StateFolder
+
+    folder = StateFolder.find(state)
+    if folder.endpoint() is None:
+        return None
+    try:
+        client = Client(folder, timeout_seconds=10)
+        client.get("/health")
+        return client
+    except NotRunningError as error:
+        print(f"{error} This command runs on its own.", file=sys.stderr)
+        return None
+
+
+def run_job(job: PreparedJob, *, runtime: str | None, is_local: bool, state: Path | None, as_json: bool) -> int:
+    """Let a running orchestrator do the job, or do it here; progress goes to stderr and the outcome to stdout.
+
+    Args:
+        runtime: what --runtime says, which is how to do it here. is_local: --local.
+
+    Returns:
+        The exit code.
+    """
+    job = job.with_runtime(runtime)
+    is_local = is_local or runtime is not None or job.settings.runtime.kind == "inline"
     from orchestrator.progress_display import make_display
-    from orchestrator.run_folder import default_folder
     from orchestrator.signals import stop_signals_interrupt
 
-    folder = out if out is not None else default_folder(spec)
-    set_run_folder(folder)
+    client = None if is_local else orchestrator_in(state)
+    set_run_folder(Path(job.out))
     with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
-        outcome = perform(spec, out=folder, export=settings.export, runtime=settings.runtime, display=display, **more)
+        if client is None:
+            outcome = job.perform(display=display)
+        else:
+            from orchestrator.daemon.state_folder import StateFolder
+            from orchestrator.daemon.waiting_client import perform_there
+
+            folder = StateFolder.find(state).path
+            outcome = perform_there(job, client, state=folder, user=getpass.getuser(), display=display)
+    from orchestrator.batch.command import say_batch_outcome
+    from orchestrator.batch.perform import BatchOutcome
+
+    if isinstance(outcome, BatchOutcome):
+        return say_batch_outcome(outcome, as_json=as_json)
     say_outcome(outcome, as_json=as_json)
+    return 0

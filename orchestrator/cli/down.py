@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import common
-from orchestrator.cli.up import State
 
 NAME = "down"
 HELP = "Stop the orchestrator; running jobs stop at their next step and go on with the next 'dreamkiln up'."
 
 
 def command(
-    state: State = None,
+    state: common.State = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for it.")] = 60.0,
     json: common.Json = False,
 ) -> None:

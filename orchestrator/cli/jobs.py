@@ -11,7 +11,6 @@ import typer
 
 from jobs.errors import DreamKilnError, InputError
 from orchestrator.cli import common
-from orchestrator.cli.up import State
 
 NAME = "jobs"
 HELP = "List, watch, cancel, pause, resume and retry submitted jobs."
@@ -33,7 +32,7 @@ def list_(
     state_filter: Annotated[list[str] | None, typer.Option("--only", help="States to show; may be repeated.")] = None,
     user: Annotated[str | None, typer.Option(help="Of this user alone.")] = None,
     limit: Annotated[int, typer.Option(help="How many, 1 to 10,000.", min=1, max=10_000)] = 50,
-    state: State = None,
+    state: common.State = None,
     json: common.Json = False,
 ) -> None:
     """A table, or JSON."""
@@ -47,7 +46,7 @@ def list_(
 
 
 @app.command(help="Everything about one job: settings, attempts, files, events.")
-def show(job: Job, state: State = None, json: common.Json = False) -> None:
+def show(job: Job, state: common.State = None, json: common.Json = False) -> None:
     """Text, or JSON."""
     answer = _client(state).get(f"/v1/jobs/{job}")
     if json:
@@ -63,7 +62,7 @@ def watch(
     numbers: Annotated[list[int] | None, typer.Argument(help="Jobs to watch; the newest ones without.")] = None,
     interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
     limit: Annotated[int, typer.Option(help="Without numbers: how many.", min=1, max=1000)] = 30,
-    state: State = None,
+    state: common.State = None,
     json: common.Json = False,
 ) -> int:
     """On a terminal a table that moves; elsewhere a line for each change; with --json a line of JSON for each change."""
@@ -86,7 +85,7 @@ def watch(
 def logs(
     job: Job,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
-    state: State = None,
+    state: common.State = None,
 ) -> None:
     """To stdout."""
     client, offset = _client(state), 0
@@ -103,7 +102,7 @@ def logs(
 
 
 def _steering(action: str, help: str, done: str) -> None:
-    def command(numbers: Jobs, state: State = None, json: common.Json = False) -> int:
+    def command(numbers: Jobs, state: common.State = None, json: common.Json = False) -> int:
         client = _client(state)
         results, errors = [], []
         for number in numbers:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from orchestrator.cli import common
-from orchestrator.cli.up import State
 
 NAME = "status"
 HELP = "Show whether the orchestrator runs, what it has and what it does."
 
 
-def command(state: State = None, json: common.Json = False) -> None:
+def command(state: common.State = None, json: common.Json = False) -> None:
     """Raises NotRunningError where there is none."""
     from orchestrator.daemon.client import Client
     from orchestrator.daemon.state_folder import StateFolder

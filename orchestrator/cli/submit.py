@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.errors import InputError
-from orchestrator.cli import common
-from orchestrator.cli.up import State
+from orchestrator.cli import common, image_options
 
 if TYPE_CHECKING:
-    from orchestrator.compose import Settings
+    from orchestrator.prepared_job import PreparedJob
 
 NAME = "submit"
 HELP = "Queue jobs on the running orchestrator; prints their numbers."
@@ -42,95 +43,77 @@ def text_to_3d(
     seed: common.Seed = 0,
     best_of: Annotated[int, typer.Option(help="So many jobs with seeds from --seed on; see --metric.")] = 1,
     metric: Annotated[str | None, typer.Option(help="With --best-of: largest wins; without it the first to finish.")] = None,
-    formats: Annotated[str | None, typer.Option("--format", help="Mesh files: glb,obj,ply,stl.")] = None,
+    formats: common.Formats = None,
     prior: common.PriorName = None,
+    strict: common.Strict = False,
     preset: common.Preset = None,
     user: User = None,
     priority: Priority = 0,
     key: Key = None,
     paused: Paused = False,
-    state: State = None,
+    state: common.State = None,
     json: common.Json = False,
 ) -> None:
     """Compose the specs here, where their mistakes can be shown, then send them."""
     client = _client(state)
-    chosen = None if formats is None else [name.strip().lower() for name in formats.split(",") if name.strip()]
-    options = {"preset": preset, "prior.source": _absolute(prior), "export.formats": chosen}
-    common_fields = {"user": user or getpass.getuser(), "is_paused": paused}
-    group = None
+    options = {
+        "preset": preset,
+        "prior.source": prior,
+        "prior.strict": strict or None,
+        "export.formats": common.chosen_formats(formats),
+    }
+    fields = {"user": user or getpass.getuser(), "is_paused": paused, "priority": priority}
+    folder = client.folder.path
     if prompts is not None:
         if best_of != 1 or metric is not None or key is not None:
             raise InputError("--best-of, --metric and --key go with one prompt; a table says seeds and keys row by row.")
-        requests = _from_table(
-            prompts,
-            overrides=[*([prompt] if prompt is not None else []), *(overrides or ())],
-            options=options,
-            seed=seed,
-            out=out,
-            fields={**common_fields, "priority": priority},
-        )
-    else:
-        if prompt is None:
-            raise InputError('There is no prompt; give one in quotes, such as "a red mushroom", or a table: --prompts.')
-        if best_of < 1:
-            raise InputError(f"--best-of is {best_of}; give at least 1.")
-        settings = _compose(overrides or (), options)
-        specs = [settings.text_to_3d(prompt, seed=seed + number) for number in range(best_of)]
-        fields = {**common_fields, "priority": priority}
-        requests = [
-            _request(
-                spec,
-                settings,
-                out if best_of == 1 or out is None else out / spec.name,
-                **fields,
-                idempotency_key=key if key is None or best_of == 1 else f"{key} seed {spec.seed}",
-            )
-            for spec in specs
-        ]
-        if best_of > 1:
-            group = {"name": f"{specs[0].prompt}, best of {best_of}", "metric": metric}
-        elif metric is not None:
-            raise InputError("--metric chooses among the jobs of --best-of; give that too.")
-    _send(client, requests, group, as_json=json)
+        words = [*([prompt] if prompt is not None else []), *(overrides or ())]
+        _send(client, _from_table(prompts, words, options, seed=seed, out=out, state=folder, fields=fields), None, as_json=json)
+        return
+    if prompt is None:
+        raise InputError('There is no prompt; give one in quotes, such as "a red mushroom", or a table: --prompts.')
+    if best_of < 1:
+        raise InputError(f"--best-of is {best_of}; give at least 1.")
+    if best_of == 1 and metric is not None:
+        raise InputError("--metric chooses among the jobs of --best-of; give that too.")
+    from orchestrator.prepared_job import compose_here, prepare_text_to_3d
+
+    settings = compose_here(overrides or (), options)
+    jobs = [prepare_text_to_3d(prompt, settings, seed=seed + number, out=out) for number in range(best_of)]
+    if best_of == 1:
+        _send(client, [jobs[0].request(state=folder, **fields, idempotency_key=key)], None, as_json=json)
+        return
+    requests = []
+    for job in jobs:
+        if out is not None:
+            job = replace(job, out=str(out / job.spec.name))
+        own = None if key is None else f"{key} seed {job.spec.seed}"
+        requests.append(job.request(state=folder, **fields, idempotency_key=own))
+    _send(client, requests, {"name": f"{prompt}, best of {best_of}", "metric": metric}, as_json=json)
 
 
-@app.command(name="images", help="Queue images from a sentence.")
+@app.command(name="images", help="Queue images from a sentence or from a picture, or with --prompts from a table of prompts.")
+@common.with_options_of(image_options.prepare)
 def images(
-    prompt: common.Prompt,
-    overrides: common.Overrides = None,
-    num_images: Annotated[int | None, typer.Option(help="How many; image i is drawn from seed + i.")] = None,
-    out: common.Out = None,
-    seed: common.Seed = 0,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="s of uncond + s (cond - uncond).")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m.")] = None,
-    prior: common.PriorName = None,
-    preset: common.Preset = None,
+    prepare: Callable[[], PreparedJob],
     user: User = None,
     priority: Priority = 0,
     key: Key = None,
     paused: Paused = False,
-    state: State = None,
+    state: common.State = None,
     json: common.Json = False,
 ) -> None:
     """Likewise."""
     client = _client(state)
-    options = {
-        "preset": preset,
-        "prior.source": _absolute(prior),
-        "images.num_images": num_images,
-        "images.num_steps": steps,
-        "images.guidance_scale": guidance_scale,
-        "images.sampler": sampler,
-    }
-    settings = _compose(overrides or (), options)
-    spec = settings.image_job(prompt, seed=seed)
+    job = prepare()
+    if job.mode == "overwrite" and key is not None:
+        raise InputError("--overwrite and --key exclude each other: the files would go, and the same key makes no new job.")
     fields = {"user": user or getpass.getuser(), "priority": priority, "is_paused": paused, "idempotency_key": key}
-    _send(client, [_request(spec, settings, out, **fields)], None, as_json=json)
+    _send(client, [job.request(state=client.folder.path, **fields)], None, as_json=json)
 
 
 def _client(state: Path | None) -> Any:
-    """Before anything slow is imported."""
+    """Before anything slow is imported, whether there is somebody to submit to."""
     from orchestrator.daemon.client import Client
     from orchestrator.daemon.state_folder import StateFolder
 
@@ -139,39 +122,26 @@ def _client(state: Path | None) -> Any:
     return client
 
 
-def _compose(overrides: Any, options: dict[str, Any]) -> Settings:
-    from orchestrator.compose import compose
-
-    return compose(overrides, options=options)
-
-
-def _absolute(prior: str | None) -> str | None:
-    """A folder as the orchestrator finds it, wherever it was started."""
-    return str(Path(prior).absolute()) if prior not in (None, "toybox") and Path(str(prior)).is_dir() else prior
-
-
-def _request(spec: Any, settings: Settings, out: Path | None, **fields: Any) -> dict[str, Any]:
-    from jobs.codec import to_plain
-    from orchestrator.run_folder import default_folder
-
-    return {
-        "spec": spec.to_json(),
-        "out": str((out if out is not None else default_folder(spec)).absolute()),
-        "settings": {"export": to_plain(settings.export), "runtime": to_plain(settings.runtime)},
-        **fields,
-    }
-
-
 def _from_table(
-    prompts: str, *, overrides: list[str], options: dict[str, Any], seed: int, out: Path | None, fields: dict[str, Any]
+    prompts: str,
+    overrides: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    out: Path | None,
+    state: Path,
+    fields: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     from orchestrator.daemon.prompt_table import read_jobs
+    from orchestrator.prepared_job import compose_here, prepare_text_to_3d
 
     requests = []
-    for spec, settings, row in read_jobs(prompts, lambda own: _compose([*overrides, *own], options), seed=seed):
-        folder = Path(row["out"]) if "out" in row else None if out is None else out / spec.name
-        own = {"idempotency_key": row.get("key"), **({"priority": row["priority"]} if "priority" in row else {})}
-        requests.append(_request(spec, settings, folder, **{**fields, **own}))
+    for row in read_jobs(prompts, lambda own: compose_here([*overrides, *own], options), seed=seed):
+        job = prepare_text_to_3d(row.prompt, row.settings, seed=row.seed, out=row.out)
+        if row.out is None and out is not None:
+            job = replace(job, out=str(out / job.spec.name))
+        own = {"idempotency_key": row.key, **({} if row.priority is None else {"priority": row.priority})}
+        requests.append(job.request(state=state, **{**fields, **own}))
     return requests
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from orchestrator.cli import common
 
 NAME = "text-to-3d"
@@ -17,19 +13,26 @@ def command(
     overrides: common.Overrides = None,
     out: common.Out = None,
     seed: common.Seed = 0,
-    formats: Annotated[str | None, typer.Option("--format", help="Mesh files: glb,obj,ply,stl.")] = None,
+    formats: common.Formats = None,
     prior: common.PriorName = None,
+    strict: common.Strict = False,
     preset: common.Preset = None,
     runtime: common.RuntimeName = None,
+    local: common.Local = False,
+    state: common.State = None,
     json: common.Json = False,
-) -> None:
+) -> int:
     """Compose the settings, then run the job."""
     from jobs.prompts import check_prompt
 
     check_prompt(prompt)  # before anything slow is imported
-    from orchestrator.compose import compose
+    from orchestrator.prepared_job import compose_here, prepare_text_to_3d
 
-    chosen = None if formats is None else [name.strip().lower() for name in formats.split(",") if name.strip()]
-    options = {"preset": preset, "prior.source": prior, "runtime": runtime, "export.formats": chosen}
-    settings = compose(overrides or (), options=options)
-    common.run_job(settings.text_to_3d(prompt, seed=seed), settings, out=out, as_json=json)
+    options = {
+        "preset": preset,
+        "prior.source": prior,
+        "prior.strict": strict or None,
+        "export.formats": common.chosen_formats(formats),
+    }
+    job = prepare_text_to_3d(prompt, compose_here(overrides or (), options), seed=seed, out=out)
+    return common.run_job(job, runtime=runtime, is_local=local, state=state, as_json=json)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,11 +13,9 @@ from orchestrator.cli import common
 NAME = "up"
 HELP = "Start the orchestrator: it queues jobs, runs them on one shared prior, and outlives this terminal."
 
-State = Annotated[Path | None, typer.Option(help="The orchestrator's folder; $DREAMKILN_STATE or ~/.dreamkiln.")]
-
 
 def command(
-    state: State = None,
+    state: common.State = None,
     ledger: Annotated[
         str | None, typer.Option(help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; a file in the folder.")
     ] = None,

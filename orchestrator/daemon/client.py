@@ -29,7 +29,7 @@ class Client:
         if endpoint is None:
             raise NotRunningError(f"No orchestrator is running ({folder.path}); start one with 'dreamkiln up'.")
         self.endpoint: Endpoint = endpoint
-        self._folder = folder
+        self.folder = folder
         self._token = folder.token()
         self._timeout = timeout_seconds
 

@@ -6,41 +6,45 @@ import json
 import logging
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs import codec
-from jobs.errors import Interrupted
+from jobs.batch_images import BatchImagesSpec
+from jobs.errors import InputError, Interrupted
 from jobs.events import Message, Progress
+from jobs.kinds import spec_from_json
 from jobs.prior_client import PriorClient
-from jobs.specs import spec_from_json
+from jobs.specs import JobSpec
+from orchestrator.daemon.job_settings import JobSettings
 from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded
 from orchestrator.runtimes.base import PriorLoader
 from orchestrator.scheduling.failures import failure_kind, sentence
-from orchestrator.settings import ExportSettings, RuntimeSettings
 
-__all__ = ["JobProcess", "job_settings"]
-
-
-def job_settings(settings: Mapping[str, Any]) -> tuple[ExportSettings, RuntimeSettings]:
-    """The export and runtime settings of a job's row. Raises InputError for a value that is not allowed."""
-    export = codec.from_plain(ExportSettings, settings.get("export", {}), path="export")
-    runtime = codec.from_plain(RuntimeSettings, settings.get("runtime", {}), path="runtime")
-    return export, runtime
+__all__ = ["JobProcess"]
 
 
 class JobProcess:
     """Performs one job. Its methods may be called from several threads.
 
     Args:
-        spec: JSON of the job's spec. settings: of its row. out: its run folder.
+        spec: JSON of the job's spec. settings: of its row. out: its run folder, or of a batch job its folder or URL.
         prior: the shared prior, wherever it is.
+        is_rows_retry: of a batch job that was finished before: draw the rows that have no picture.
     """
 
-    def __init__(self, spec: Mapping[str, Any], settings: Mapping[str, Any], out: str, prior: PriorClient) -> None:
-        self._arguments = (spec, settings, out)
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        out: str,
+        prior: PriorClient,
+        is_rows_retry: bool = False,
+    ) -> None:
+        self._spec, self._settings, self._out = spec, settings, out
         self._prior = prior
+        self._is_rows_retry = is_rows_retry
         self._lock = threading.Lock()
         self._reports: list[Report] = []
         self._stop = _StopRequest()
@@ -67,26 +71,14 @@ class JobProcess:
             self._reports.append(report)
 
     def _perform(self) -> None:
-        from dataclasses import replace
-
-        from orchestrator.perform import perform
-
-        spec_json, settings, out = self._arguments
         logging.captureWarnings(True)
         logging.getLogger().addHandler(_ReportHandler(self))
         try:
-            spec = spec_from_json(dict(spec_json))
-            export, runtime = job_settings(settings)
-            display = _ReportDisplay(self, self._stop, checkpoint_every=runtime.checkpoint_every)
-            outcome = perform(
-                spec,
-                out=out,
-                export=export,
-                runtime=replace(runtime, kind="inline"),  # in this process, with the shared prior
-                display=display,
-                load_prior=_always(self._prior),
-            )
-            self.report(Succeeded(metrics=outcome.metrics, artefacts=_artefacts(outcome.folder)))
+            spec, settings = spec_from_json(dict(self._spec)), JobSettings.read(self._settings)
+            if isinstance(spec, BatchImagesSpec):
+                self.report(self._draw_table(spec, settings))
+            else:
+                self.report(self._make(spec, settings))
         except Interrupted as error:
             self.report(Stopped(str(error)))
         except BaseException as error:
@@ -94,6 +86,52 @@ class JobProcess:
                 self.report(Stopped("Stopped before its first step."))
             else:
                 self.report(Failed(failure_kind(error), sentence(error), "".join(traceback.format_exception(error))))
+
+    def _make(self, spec: JobSpec, settings: JobSettings) -> Succeeded:
+        from orchestrator.edit_pictures import EditPictures
+        from orchestrator.perform import perform
+
+        every = settings.runtime.checkpoint_every
+        outcome = perform(
+            spec,
+            out=self._out,
+            export=settings.export,
+            runtime=replace(settings.runtime, kind="inline"),  # in this process, with the shared prior
+            display=_ReportDisplay(self, self._stop, lambda progress: _follows_a_checkpoint(progress, every)),
+            load_prior=_always(self._prior),
+            pictures=None if settings.pictures is None else EditPictures.read_from(Path(settings.pictures)),
+        )
+        seconds = {stage: round(value, 3) for stage, value in outcome.seconds.items()}
+        metrics = {**outcome.metrics, "did": outcome.did, "seconds": seconds}
+        return Succeeded(metrics=metrics, artefacts=_artefacts(outcome.folder))
+
+    def _draw_table(self, spec: BatchImagesSpec, settings: JobSettings) -> Succeeded:
+        """Rows without a picture do not make the job fail: they are counted in its metrics."""
+        from orchestrator.batch.perform import perform_batch
+        from orchestrator.batch.tables import TableSource
+
+        batch = settings.batch
+        if batch is None:
+            raise InputError("The settings of a batch job must say in batch.prompts where its table lies.")
+        source = TableSource.find(batch.prompts, prompt_column=spec.prompt_column)
+        table = source.scan()
+        is_retry = batch.retry_failed or self._is_rows_retry
+        if table != spec.table and not is_retry:
+            raise InputError(f"The table {batch.prompts} has changed since the job was submitted; submit it as a new one.")
+        outcome = perform_batch(
+            replace(spec, table=table),
+            source,
+            out=self._out,
+            mode="retry-failed" if is_retry else "resume",
+            runtime=settings.runtime,
+            num_workers=batch.num_workers,
+            price_per_hour=batch.price_per_hour,
+            # Told to stop at a checkpoint it ends between two shards, which `is_stopping` sees to.
+            display=_ReportDisplay(self, self._stop, lambda progress: progress.stage == "start"),
+            shared_prior=self._prior,
+            is_stopping=lambda: self._stop.is_asked,
+        )
+        return Succeeded(metrics={**outcome.report, "did": outcome.did})
 
 
 class _StopRequest:
@@ -111,8 +149,8 @@ class _StopRequest:
 class _ReportDisplay:
     """`orchestrator.progress_display.Display` that reports, and that raises KeyboardInterrupt where the job shall stop."""
 
-    def __init__(self, process: JobProcess, stop: _StopRequest, *, checkpoint_every: int) -> None:
-        self._process, self._stop, self._every = process, stop, checkpoint_every
+    def __init__(self, process: JobProcess, stop: _StopRequest, is_checkpoint: Callable[[Progress], bool]) -> None:
+        self._process, self._stop, self._is_checkpoint = process, stop, is_checkpoint
 
     def __enter__(self) -> _ReportDisplay:
         return self
@@ -121,17 +159,11 @@ class _ReportDisplay:
 
     def event(self, progress: Progress) -> None:
         self._process.report(progress)
-        if self._stop.is_asked and (not self._stop.at_checkpoint or self._follows_a_checkpoint(progress)):
+        if self._stop.is_asked and (not self._stop.at_checkpoint or self._is_checkpoint(progress)):
             raise KeyboardInterrupt
 
     def message(self, text: str, level: str = "info") -> None:
         self._process.report(Message(text=text, level=level))
-
-    def _follows_a_checkpoint(self, progress: Progress) -> bool:
-        """The first step after one: a step is the price of not knowing more than progress. Pictures are kept one by one."""
-        if progress.stage == "fit":
-            return progress.step % self._every == 1 % self._every
-        return progress.stage in ("start", "prepare", "draw")
 
 
 class _ReportHandler(logging.Handler):
@@ -143,6 +175,13 @@ class _ReportHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._process.report(Message(text=self.format(record), level="log"))
+
+
+def _follows_a_checkpoint(progress: Progress, every: int) -> bool:
+    """The first step after one: a step is the price of not knowing more than progress. Pictures are kept one by one."""
+    if progress.stage == "fit":
+        return progress.step % every == 1 % every
+    return progress.stage in ("start", "prepare", "draw")
 
 
 def _always(prior: PriorClient) -> PriorLoader:

@@ -6,23 +6,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs import codec
+from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
+from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import Submission
-from jobs.specs import ImagesSpec, TextTo3DSpec, spec_from_json
+from jobs.specs import ImagesSpec, TextTo3DSpec
+from orchestrator.batch.urls import is_url
+from orchestrator.daemon.job_settings import JobSettings
 
 __all__ = ["GroupRequest", "JobRequest", "SubmitRequest"]
 
 # Estimates, not measurements: generous for the toybox prior.
-MEMORY_BYTES = {"text-to-3d": 1_500_000_000, "images": 900_000_000}
+TEXT_TO_3D_BYTES = 1_500_000_000
+IMAGES_BYTES = 900_000_000
+SHARD_WORKER_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """One job; see `jobs.ledger.Submission`. spec: as `JobSpec.to_json` writes it. settings: {"export": …, "runtime": …}."""
+    """One job; see `jobs.ledger.Submission`.
+
+    Args:
+        spec: as its `to_json` writes it. settings: see `JobSettings`.
+        out: a full path; of a batch job also a URL.
+    """
 
     spec: dict[str, Any]
     out: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JobSettings = field(default_factory=JobSettings)
     user: str = "me"
     priority: int = 0
     idempotency_key: str | None = None
@@ -32,26 +44,38 @@ class JobRequest:
 
     def to_submission(self) -> Submission:
         """The same, with everything checked. Raises InputError."""
-        from orchestrator.daemon.job_process import job_settings
-
         spec = spec_from_json(self.spec)
-        job_settings(self.settings)
-        if not Path(self.out).is_absolute():
-            raise InputError(f"The run folder {self.out!r} is not a full path, and the orchestrator runs in another folder.")
-        if isinstance(spec, ImagesSpec) and spec.init_image is not None:
-            raise InputError("Jobs that start from a picture cannot be queued yet; run 'dreamkiln images' without submit.")
-        needed = MEMORY_BYTES["text-to-3d" if isinstance(spec, TextTo3DSpec) else "images"]
+        self._check_places(spec)
         return Submission.of(
             spec,
             out=self.out,
-            settings=self.settings,
+            settings=codec.to_plain(self.settings),
             user=self.user,
             priority=self.priority,
             idempotency_key=self.idempotency_key,
             max_failures=self.max_failures,
             is_paused=self.is_paused,
-            memory_bytes=self.memory_bytes if self.memory_bytes is not None else needed,
+            memory_bytes=self.memory_bytes if self.memory_bytes is not None else self._estimate(spec),
         )
+
+    def _check_places(self, spec: AnySpec) -> None:
+        """The orchestrator runs in another folder, so relative paths would mean something else there."""
+        is_batch, batch = isinstance(spec, BatchImagesSpec), self.settings.batch
+        if not (Path(self.out).is_absolute() or (is_batch and is_url(self.out))):
+            raise InputError(f"The run folder {self.out!r} is not a full path, and the orchestrator runs in another folder.")
+        if is_batch and batch is None:
+            raise InputError("A batch job's settings must say where its table lies: batch.prompts.")
+        if batch is not None and not (Path(batch.prompts).is_absolute() or is_url(batch.prompts)):
+            raise InputError(f"The table {batch.prompts!r} is not a full path, and the orchestrator runs in another folder.")
+        if isinstance(spec, ImagesSpec) and spec.init_image is not None and self.settings.pictures is None:
+            raise InputError("The job starts from a picture, so its settings must say in which folder that lies: pictures.")
+
+    def _estimate(self, spec: AnySpec) -> int:
+        if isinstance(spec, TextTo3DSpec):
+            return TEXT_TO_3D_BYTES
+        if self.settings.batch is None or self.settings.batch.num_workers == 1:
+            return IMAGES_BYTES
+        return IMAGES_BYTES + SHARD_WORKER_BYTES * self.settings.batch.num_workers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,28 @@ the reader's own use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobs.errors import InputError
-from jobs.specs import TextTo3DSpec
 from orchestrator.batch.tables import TableSource
 from orchestrator.compose import Settings
 
 __all__ = ["TableJob", "read_jobs"]
 
-TableJob = tuple[TextTo3DSpec, Settings, Mapping[str, Any]]
-"""The spec, the settings it was made with, and what the row says of `out`, `priority` and `key`."""
+
+@dataclass(frozen=True, kw_only=True)
+class TableJob:
+    """What a row asks for, where it says so."""
+
+    prompt: str
+    settings: Settings
+    seed: int
+    out: Path | None = None
+    priority: int | None = None
+    key: str | None = None
 
 
 def read_jobs(location: str, compose: Callable[[Sequence[str]], Settings], *, seed: int) -> list[TableJob]:
@@ -32,9 +42,14 @@ def read_jobs(location: str, compose: Callable[[Sequence[str]], Settings], *, se
     Raises:
         InputError: no such table, or a row that cannot be used, with its file and number. Nothing is submitted then.
     """
-    source = TableSource.find(location)
-    settings: dict[tuple[str, ...], Settings] = {}
-    jobs: list[TableJob] = []
+    jobs = list(_read(TableSource.find(location), compose, seed))
+    if not jobs:
+        raise InputError(f"{location} holds no prompts.")
+    return jobs
+
+
+def _read(source: TableSource, compose: Callable[[Sequence[str]], Settings], seed: int) -> Iterator[TableJob]:
+    composed: dict[tuple[str, ...], Settings] = {}
     for row in source.rows():
         try:
             if row.problem:
@@ -43,18 +58,20 @@ def read_jobs(location: str, compose: Callable[[Sequence[str]], Settings], *, se
             if "prompt" not in cells:
                 raise InputError("it has no prompt")
             overrides = tuple(f"{name}={value}" for name, value in cells.items() if "." in name)
-            if overrides not in settings:
-                settings[overrides] = compose(overrides)
-            spec = settings[overrides].text_to_3d(str(cells["prompt"]), seed=_whole("seed", cells.get("seed", seed)))
-            more: dict[str, Any] = {name: str(cells[name]) for name in ("out", "key") if name in cells}
-            if "priority" in cells:
-                more["priority"] = _whole("priority", cells["priority"])
-            jobs.append((spec, settings[overrides], more))
+            if overrides not in composed:
+                composed[overrides] = compose(overrides)
+            job = TableJob(
+                prompt=str(cells["prompt"]),
+                settings=composed[overrides],
+                seed=_whole("seed", cells.get("seed", seed)),
+                out=Path(str(cells["out"])) if "out" in cells else None,
+                priority=_whole("priority", cells["priority"]) if "priority" in cells else None,
+                key=str(cells["key"]) if "key" in cells else None,
+            )
+            job.settings.text_to_3d(job.prompt, seed=job.seed)  # raises what it cannot be, while the row is known
         except InputError as error:
             raise InputError(f"{row.place}: {error}") from error
-    if not jobs:
-        raise InputError(f"{location} holds no prompts.")
-    return jobs
+        yield job
 
 
 def _whole(name: str, value: Any) -> int:

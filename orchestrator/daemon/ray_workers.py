@@ -95,7 +95,8 @@ class RayWorkers:
             "max_restarts": 0,  # a new attempt is the ledger's decision
         }
         prior = RayPrior([self._prior(job.prior)], job=f"job {job.id}", attempts=PRIOR_ATTEMPTS)
-        actor = ray.remote(JobProcess).options(**options).remote(job.spec, job.settings, job.out, prior)
+        is_rows_retry = bool(job.metrics.get("num_failed"))  # said only by a batch job's end
+        actor = ray.remote(JobProcess).options(**options).remote(job.spec, job.settings, job.out, prior, is_rows_retry)
         return RayWorker(actor, prior)
 
     def priors(self) -> Sequence[PriorView]:

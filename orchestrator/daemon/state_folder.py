@@ -7,6 +7,7 @@
     STATE/endpoint.json     where the running orchestrator listens
     STATE/daemon.log        its own words
     STATE/logs/7.log        those of job 7
+    STATE/pictures/         copies of what queued editing jobs start from
 """
 
 from __future__ import annotations

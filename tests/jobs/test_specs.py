@@ -14,8 +14,9 @@ from diffusion.distillation import DistillationConfig
 from diffusion.samplers import SAMPLERS
 from jobs import codec
 from jobs.errors import InputError
+from jobs.kinds import spec_from_json
 from jobs.prompts import check_prompt, slug
-from jobs.specs import MESH_FORMATS, ImagesSpec, TextTo3DSpec, spec_from_json
+from jobs.specs import MESH_FORMATS, ImagesSpec, TextTo3DSpec
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig

@@ -12,7 +12,8 @@ from PIL import Image
 
 from jobs.errors import InputError, Interrupted
 from jobs.images import EditSource, images
-from jobs.specs import ImagesSpec, spec_from_json
+from jobs.kinds import spec_from_json
+from jobs.specs import ImagesSpec
 from nerf3d.toybox.items import make_item
 from nerf3d.toybox.render import render_items
 from orchestrator.cli.main import main

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jobs.errors import InputError
-from orchestrator.batch.command import choose_mode, run
+from orchestrator.batch.command import choose_mode
 from orchestrator.cli.main import main
 from tests.orchestrator.batch.batch_fakes import manifest
 
@@ -90,15 +90,9 @@ def test_initial_images_come_from_paths_beside_the_table(table, tiny_prior, caps
 
     write_png(np.full((16, 16, 3), (200, 30, 30), np.uint8), table.parent / "start.png")
     table.write_text("prompt,init_image,strength\na red table,start.png,0\na red table,start.png,1\na table,nope.png,\n")
-    code = run(
-        str(table),
-        options={"runtime": "inline", "images.num_steps": 4, "prior.source": str(tiny_prior)},
-        batch={"output_format": "png"},
-        out="out",
-        as_json=True,
-    )
+    code, out, _ = command(capsys, "--prompts", table, "--prior", tiny_prior, "--out", "out", *QUICK, "--steps", "4", "--json")
     failures = [json.loads(line) for line in (table.parent / "out" / "_failures.jsonl").read_text().splitlines()]
-    assert code == 3 and json.loads(capsys.readouterr().out)["report"]["num_succeeded"] == 2
+    assert code == 3 and json.loads(out)["report"]["num_succeeded"] == 2
     assert [failure["cause"] for failure in failures] == ["initial image"] and "nope.png" in failures[0]["message"]
     kept, redrawn = (table.parent / "out" / "00000" / f"00000000{i}.png" for i in range(2))
     assert kept.read_bytes() != redrawn.read_bytes()

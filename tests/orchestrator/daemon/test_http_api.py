@@ -9,14 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from jobs.errors import InputError
 from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.states import State
 from orchestrator.cli.main import main
 from orchestrator.daemon.client import Client, NotRunningError
 from orchestrator.daemon.http_api import ApiServer, make_app
+from orchestrator.daemon.reports import Succeeded
 from orchestrator.daemon.state_folder import Endpoint, StateFolder
+from orchestrator.edit_pictures import EditPictures
+from orchestrator.exports import write_png
 from tests.orchestrator.daemon.test_controller import Rig
 
 
@@ -105,10 +110,45 @@ def test_bad_calls(client: Client):
         client.post("/v1/jobs/1/explode")
 
 
-def test_editing_jobs_are_refused_until_they_can_be_queued(client: Client):
-    spec = ImagesSpec(prompt="a red table", init_image="a" * 64).to_json()
-    with pytest.raises(InputError, match="start from a picture cannot be queued yet"):
-        client.post("/v1/jobs", {"jobs": [{"spec": spec, "out": "/runs/a"}]})
+def table_request(**changes) -> dict:
+    table = {"files": [{"name": "t.txt", "num_bytes": 9, "sha256": "a" * 64, "num_rows": 3}], "columns": {"prompt": "text"}}
+    batch = {"prompts": "/tables/t.txt", "num_workers": 2}
+    spec = {"kind": "batch-images", "table": table}
+    return {"spec": spec, "out": "s3://bucket/out", "settings": {"batch": batch}} | changes
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (request(out="s3://bucket/out"), "'s3://bucket/out' is not a full path"),
+        (table_request(settings={}), r"must say where its table lies: batch\.prompts"),
+        (table_request(settings={"batch": {"prompts": "t.txt"}}), "The table 't.txt' is not a full path"),
+        (table_request(settings={"batch": {"prompts": "/t.txt", "num_workers": 0}}), "--num-workers is 0"),
+        (
+            {"spec": ImagesSpec(prompt="a red table", init_image="a" * 64).to_json(), "out": "/runs/a"},
+            "settings must say in which folder that lies: pictures",
+        ),
+    ],
+)
+def test_places_that_the_orchestrator_could_not_find(client: Client, body: dict, sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        client.post("/v1/jobs", {"jobs": [body]})
+
+
+def test_a_table_of_prompts_is_one_job_and_its_bad_rows_can_be_retried(rig: Rig, client: Client):
+    (answer,) = client.post("/v1/jobs", {"jobs": [table_request()]})["jobs"]
+    job = client.get(f"/v1/jobs/{answer['id']}")["job"]
+    assert (job["kind"], job["out"]) == ("batch-images", "s3://bucket/out")
+    assert job["settings"]["batch"]["num_workers"] == 2 and job["memory_bytes"] > 10**9
+    for num_failed in (1, 0):
+        rig.tick()
+        rig.worker(job["id"]).reports = [Succeeded(metrics={"num_rows": 3, "num_failed": num_failed})]
+        rig.tick()
+        assert rig.state(job["id"]) == State.SUCCEEDED
+        if num_failed:
+            assert client.post(f"/v1/jobs/{job['id']}/retry")["state"] == "queued"
+    with pytest.raises(InputError, match="only failed and cancelled jobs can be retried"):
+        client.post(f"/v1/jobs/{job['id']}/retry")
 
 
 def test_logs_are_read_in_pieces(rig: Rig, client: Client):
@@ -135,6 +175,19 @@ def test_the_command_line_over_the_same_api(rig: Rig, client: Client, capsys, tm
     assert main(["submit", "images", "a red table", "--num-images", "2", "--key", "k", "--user", "bob", *state]) == 0
     assert main(["submit", "images", "a red table", "--num-images", "2", "--key", "k", "--user", "bob", *state]) == 0
     assert "submitted before" in capsys.readouterr().out
+
+    picture, prompts = tmp_path / "start.png", tmp_path / "prompts.txt"
+    write_png(np.full((16, 16, 3), 200, np.uint8), picture)
+    prompts.write_text("a red table\na blue chair\n")
+    assert main(["submit", "images", "a red table", "--init-image", str(picture), "--strict", "--json", *state]) == 0
+    edit = client.get(f"/v1/jobs/{json.loads(capsys.readouterr().out)['jobs'][0]['id']}")["job"]
+    copies = EditPictures.read_from(Path(edit["settings"]["pictures"]))
+    assert copies.hashes["init_image"] == edit["spec"]["init_image"] and edit["spec"]["strict"]
+    assert main(["submit", "images", "--prompts", str(prompts), "--shard-size", "1", "--json", *state]) == 0
+    batch = client.get(f"/v1/jobs/{json.loads(capsys.readouterr().out)['jobs'][0]['id']}")["job"]
+    assert batch["settings"]["batch"]["prompts"] == str(prompts) and batch["spec"]["shard_size"] == 1
+    assert main(["submit", "images", "--prompts", str(prompts), "--key", "k", "--overwrite", *state]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
     assert main(["jobs", "list", "--only", "queued", *state]) == 0
     listed = capsys.readouterr().out

@@ -1,0 +1,102 @@
+"""The inside of a worker's process, without Ray: tables of prompts, pictures to start from, stops."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.events import Progress
+from jobs.specs import ImagesSpec
+from jobs.states import FailureKind
+from orchestrator.daemon.job_process import JobProcess
+from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded
+from orchestrator.edit_pictures import EditPictures
+from orchestrator.prior_service import LocalPrior
+from tests.fakes import FakePrior
+from tests.orchestrator.batch.batch_fakes import contents, load_slow_prior, run, spec_of, write_table
+
+
+def reports_of(process: JobProcess, until=lambda report: not isinstance(report, Progress)) -> list[Report]:
+    found: list[Report] = []
+    deadline = time.monotonic() + 60
+    while not any(until(report) for report in found):
+        assert time.monotonic() < deadline, found
+        found += process.poll()
+        time.sleep(0.01)
+    return found
+
+
+def has_ended(report: Report) -> bool:
+    return isinstance(report, (Succeeded, Failed, Stopped))
+
+
+def table_job(table: Path, out: Path, *, prior: LocalPrior | None = None, is_rows_retry: bool = False, spec=None) -> JobProcess:
+    settings = {"batch": {"prompts": str(table), "num_workers": 1}}
+    spec = spec or spec_of(table)[0]
+    return JobProcess(spec.to_json(), settings, str(out), prior or LocalPrior(FakePrior()), is_rows_retry)
+
+
+def last_of(process: JobProcess) -> Report:
+    return reports_of(process, has_ended)[-1]
+
+
+def test_a_table_is_drawn_through_the_shared_prior_and_its_bad_rows_again_after_they_were_mended(tmp_path):
+    table = write_table(tmp_path / "t.jsonl", 12, sampler={7: "dimm"})
+    run(table, tmp_path / "alone")
+    spec, _ = spec_of(table)
+    first = reports_of(table_job(table, tmp_path / "queued"), has_ended)
+    assert isinstance(first[-1], Succeeded) and first[-1].metrics["num_failed"] == 1 and first[-1].metrics["did"] == "drawn"
+    assert max(report.step for report in first if isinstance(report, Progress) and report.stage == "draw") == 12
+    assert contents(tmp_path / "queued") == contents(tmp_path / "alone")
+
+    write_table(table, 12)
+    changed = last_of(table_job(table, tmp_path / "queued", spec=spec))
+    assert isinstance(changed, Failed) and changed.kind == FailureKind.BAD_INPUT and "has changed since" in changed.reason
+    again = last_of(table_job(table, tmp_path / "queued", spec=spec, is_rows_retry=True))
+    assert isinstance(again, Succeeded) and again.metrics["num_failed"] == 0 and again.metrics["num_drawn_by_last_attempt"] == 1
+
+
+def test_told_to_make_room_a_table_ends_between_two_shards(tmp_path):
+    table = write_table(tmp_path / "t.jsonl", 60)
+    run(table, tmp_path / "alone")
+    process = table_job(table, tmp_path / "queued", prior=load_slow_prior("slow"))
+    reports_of(process, lambda report: isinstance(report, Progress) and report.stage == "draw" and report.step > 0)
+    process.stop(at_checkpoint=True)
+    stopped = last_of(process)
+    assert isinstance(stopped, Stopped) and "the same command draws the rest" in stopped.reason
+    num_committed = len(list((tmp_path / "queued" / "_shards").glob("*.json")))
+    assert 0 < num_committed < 12 and f"{num_committed * 5} of 60 rows" in stopped.reason
+    assert isinstance(last_of(table_job(table, tmp_path / "queued")), Succeeded)
+    assert contents(tmp_path / "queued") == contents(tmp_path / "alone")
+
+
+def test_told_to_stop_at_once_a_table_keeps_what_is_committed(tmp_path):
+    table = write_table(tmp_path / "t.jsonl", 60)
+    process = table_job(table, tmp_path / "queued", prior=load_slow_prior("slow"))
+    reports_of(process, lambda report: isinstance(report, Progress) and report.stage == "draw" and report.step > 0)
+    process.stop(at_checkpoint=False)
+    begin = time.monotonic()
+    assert isinstance(last_of(process), Stopped) and time.monotonic() - begin < 2
+    assert isinstance(last_of(table_job(table, tmp_path / "queued")), Succeeded)
+
+
+def test_an_editing_job_finds_its_pictures(tmp_path):
+    pictures = EditPictures(np.full((16, 16, 3), 200, np.uint8), np.full((16, 16), 255, np.uint8))
+    (tmp_path / "pictures").mkdir()
+    pictures.write(tmp_path / "pictures")
+    spec = ImagesSpec(prompt="a red ball", num_images=2, num_steps=2, **pictures.hashes)
+    settings = {"pictures": str(tmp_path / "pictures")}
+    done = last_of(JobProcess(spec.to_json(), settings, str(tmp_path / "out"), LocalPrior(FakePrior())))
+    assert isinstance(done, Succeeded) and {"init.png", "mask.png", "000000001.png"} <= set(done.artefacts)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch": {"prompts": "/nowhere/t.jsonl"}}])
+def test_a_table_that_is_not_there_is_bad_input(tmp_path, settings):
+    spec, _ = spec_of(write_table(tmp_path / "t.jsonl", 2))
+    done = last_of(JobProcess(spec.to_json(), settings, str(tmp_path / "out"), LocalPrior(FakePrior())))
+    assert isinstance(done, Failed) and done.kind == FailureKind.BAD_INPUT
