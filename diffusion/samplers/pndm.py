@@ -35,20 +35,22 @@ def pndm(
     Args:
         skip_prk: Stable Diffusion's PLMS: one improved Euler step, then orders 2, 3 and 4 (N + 1 network calls). False:
             up to three pseudo Runge-Kutta steps of four calls each first, as in the paper. A step from almost no signal
-            is neither, but of first order (see `mean_slope_pays`).
+            comes before all this and is of first order (see `mean_slope_pays`).
     """
     x = x_T
     history: deque[Tensor] = deque(maxlen=4)
     steps = levels(schedule, timesteps, final_abar=schedule.final_alphas_cumprod)
-    for index, here, there in transitions(steps):
+    for _, here, there in transitions(steps):
         prediction = yield ask(x, here.t, condition, guidance)
+        if not mean_slope_pays(here, there):
+            x = transfer(prediction, here, there)
+            continue
         history.appendleft(prediction.eps)
-        warming_up = index < (1 if skip_prk else 3) and there.t >= 0 and mean_slope_pays(here, there)
-        if warming_up and skip_prk:
+        if there.t >= 0 and skip_prk and len(history) == 1:
             # S-PNDM's first step: the mean of the slopes at both ends.
             ahead = yield ask(transfer(prediction, here, there), there.t, condition, guidance)
             eps = (prediction.eps + ahead.eps) / 2
-        elif warming_up:
+        elif there.t >= 0 and not skip_prk and len(history) <= 3:
             middle = _level(schedule, there.t + (here.t - there.t) // 2)
             second = yield ask(transfer(prediction, here, middle), middle.t, condition, guidance)
             third = yield ask(transfer(prediction, here, middle, second.eps), middle.t, condition, guidance)
