@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 CollapseKind = Literal["empty", "full", "not_finite"]
 
@@ -45,3 +46,13 @@ class StateMismatch(Nerf3DError, ValueError):
 
 class BackendUnavailable(Nerf3DError, RuntimeError):
     """nerfacc's CUDA kernels could not be built on this machine."""
+
+
+def check_settings(config: Any, checks: Mapping[str, tuple[bool, str]]) -> None:
+    """What a configuration's own validation calls. checks: field -> whether it is valid, and what is expected of it.
+
+    Raises ValueError for the first field that is not, with its value.
+    """
+    for name, (is_valid, expected) in checks.items():
+        if not is_valid:
+            raise ValueError(f"{name} is {getattr(config, name)}; give {expected}.")

@@ -12,7 +12,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ from torch.nn import functional as F
 
 from nerf3d import regularisers
 from nerf3d.cameras import Cameras
-from nerf3d.errors import FitCollapsed, StateMismatch
+from nerf3d.errors import FitCollapsed, StateMismatch, check_settings
 from nerf3d.fields import Field, FieldConfig, make_field
 from nerf3d.fields.base import FieldQuery
-from nerf3d.guide import Guide, GuideReply
+from nerf3d.guide import Guide, GuideReply, PromptGuide
 from nerf3d.regularisers import Schedule
 from nerf3d.rendering import Lights, Occupancy, RenderOutput, Shading, render, sample_backgrounds, sample_lights
 from nerf3d.rendering.volume import ray_interval
@@ -36,7 +37,9 @@ PRESETS = ("draft", "default", "fine")
 class FitConfig:
     """Everything that shapes a fit besides the guide, the seed and the device.
 
-    num_steps, num_views: optimisation steps and pictures per step. render_sizes: (progress, pixels) pairs; from that
+    num_steps, num_views: optimisation steps and pictures per step. guide_parts: a step's pictures are rendered and shown to
+    the guide in so many equal parts, each judged while the next is rendered: worth it where the guide computes on another
+    device. render_sizes: (progress, pixels) pairs; from that
     progress on, pictures are rendered at this size. guide_size: pixels per side that the guide is shown (smaller renders
     are enlarged bilinearly). num_samples: per ray.
     elevations (degrees), low_view_share, radius, fov_degrees: of the cameras, as in the toybox's training pictures: that
@@ -51,6 +54,7 @@ class FitConfig:
 
     num_steps: int = 400
     num_views: int = 4
+    guide_parts: int = 1
     render_sizes: tuple[tuple[float, int], ...] = ((0.0, 32), (0.4, 64))
     guide_size: int = 64
     num_samples: int = 48
@@ -80,13 +84,41 @@ class FitConfig:
     field: FieldConfig = FieldConfig()
 
     def __post_init__(self):
-        for name in ("num_steps", "num_views", "num_samples", "guide_size", "occupancy_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1.")
-        if not self.render_sizes or self.render_sizes[0][0] != 0:
-            raise ValueError(
-                f"render_sizes is {self.render_sizes}; start it with a pair (0.0, pixels), the size of the first step."
-            )
+        """Raises ValueError for a value out of range, named."""
+        begins = [begin for begin, _ in self.render_sizes]
+        a_share = "a share, 0 to 1"
+        checks = {
+            "num_steps": (self.num_steps >= 1, "at least 1"),
+            "num_views": (1 <= self.num_views <= 1024, "1 to 1024 pictures a step"),
+            "guide_parts": (
+                1 <= self.guide_parts <= self.num_views and self.num_views % self.guide_parts == 0,
+                f"a number that divides num_views, {self.num_views}",
+            ),
+            "render_sizes": (
+                begins[:1] == [0] and begins == sorted(begins) and all(4 <= pixels <= 1024 for _, pixels in self.render_sizes),
+                "pairs such as [[0.0,32],[0.4,64]] that begin with the size of the first step, in order, 4 to 1024 pixels each",
+            ),
+            "guide_size": (8 <= self.guide_size <= 2048, "8 to 2048 pixels"),
+            "num_samples": (1 <= self.num_samples <= 4096, "1 to 4096 samples a ray"),
+            "elevations": (
+                -90 < self.elevations[0] <= self.elevations[1] <= self.elevations[2] < 90,
+                "three ascending angles between -90 and 90 degrees",
+            ),
+            "low_view_share": (0 <= self.low_view_share <= 1, a_share),
+            "radius": (1 < self.radius <= 100, "a distance over 1 metre, outside the object, and at most 100"),
+            "fov_degrees": (1 <= self.fov_degrees <= 150, "1 to 150 degrees"),
+            "lit_from": (0 <= self.lit_from <= 1, a_share),
+            "textureless_share": (0 <= self.textureless_share <= 1, a_share),
+            "density_rate": (0 < self.density_rate <= 10, "a learning rate over 0 and at most 10"),
+            "colour_rate": (0 < self.colour_rate <= 10, "a learning rate over 0 and at most 10"),
+            "rate_decay": (0 <= self.rate_decay <= 1, a_share),
+            "outer_radius": (0 < self.outer_radius <= 2, "metres over 0 and at most 2"),
+            "occupancy_resolution": (2 <= self.occupancy_resolution <= 512, "2 to 512 cells a side"),
+            "occupancy_every": (self.occupancy_every >= 1, "at least 1 step"),
+            "occupancy_threshold": (0 <= self.occupancy_threshold < 1, "an opacity from 0 to under 1"),
+            "patience": (0 <= self.patience <= 1, a_share),
+        }
+        check_settings(self, checks)
 
     @classmethod
     def preset(cls, name: str, **changes) -> FitConfig:
@@ -234,6 +266,22 @@ class Scene:
     def to(self, device: torch.device | str) -> Scene:
         return Scene(self.cameras.to(device), self.lights.to(device), self.background.to(device), self.shading)
 
+    def parts(self, number: int) -> list[Scene]:
+        """The views in so many equal groups, in order."""
+        size = len(self.cameras) // number
+        groups = [slice(first, first + size) for first in range(0, len(self.cameras), size)]
+        return [Scene(self.cameras[g], self.lights[g], self.background[g], self.shading) for g in groups]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Some views of a step before the guide. rgb: as large as it wants them. reply: waits for its opinion."""
+
+    scene: Scene
+    picture: RenderOutput
+    rgb: Tensor
+    reply: Callable[[], GuideReply]
+
 
 def draw_scene(config: FitConfig, *, seed: int, step: int, avoid: Tensor | None = None) -> Scene:
     """The scene of a step, on CPU: always the same for the same arguments.
@@ -279,26 +327,16 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     avoid = object_colours(state.field, generator=stream(state.seed, "colours", step))
     scene = draw_scene(config, seed=state.seed, step=step, avoid=avoid).to(device)
     query = state.field.query(normals=scene.shading != "albedo")
-    picture = render(
-        query,
-        state.occupancy,
-        scene.cameras,
-        config.render_size(progress),
-        background=scene.background,
-        shading=scene.shading,
-        lights=scene.lights,
-        num_samples=config.num_samples,
-        radius=config.field.radius,
-        generator=stream(state.seed, "samples", step),
-    )
+    samples = stream(state.seed, "samples", step)
+    shown = [_show(state, query, part, guide, index, samples) for index, part in enumerate(scene.parts(config.guide_parts))]
     clock.lap("render")
-    shown = _enlarged(picture.rgb, config.guide_size)
-    reply = guide(shown.detach().clamp(0, 1), scene.cameras, background=scene.background, step=step, num_steps=config.num_steps)
+    replies = [part.reply() for part in shown]
     clock.lap("guide")
-    guide_loss = _guide_loss(shown, reply)
-    draws = stream(state.seed, "regularisers", step)
-    loss = config.guide_weight.value(progress) * guide_loss
-    loss = loss + _regularisation(config, query, picture, reply, scene.background, progress, draws)
+    # Means over all views: those over equal parts, averaged.
+    guide_loss = torch.stack([_guide_loss(part.rgb, reply) for part, reply in zip(shown, replies, strict=True)]).mean()
+    on_views = [_view_regularisation(config, part, reply, progress) for part, reply in zip(shown, replies, strict=True)]
+    loss = config.guide_weight.value(progress) * guide_loss + torch.stack(on_views).mean()
+    loss = loss + _field_regularisation(config, query, progress, stream(state.seed, "regularisers", step))
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     gradient_norm = _gradient_norm(state.field)
@@ -309,7 +347,7 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     state.step += 1
     if state.step % config.occupancy_every == 0:
         _refresh_occupancy(state)
-    opacity = float(picture.alpha.detach().mean())
+    opacity = float(torch.stack([part.picture.alpha.detach().mean() for part in shown]).mean())
     occupied = state.occupancy.fraction(config.field.radius)
     _check_collapse(state, opacity, occupied)
     clock.lap("update")
@@ -323,6 +361,32 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
         **clock.seconds,
     }
     return FitProgress(state.step, config.num_steps, metrics, state)
+
+
+def _show(state: FitState, query: FieldQuery, scene: Scene, guide: Guide, index: int, samples: torch.Generator) -> Shown:
+    """Render part `index` of a step's views and ask the guide; where there are several parts, without waiting for it."""
+    config, step = state.config, state.step
+    picture = render(
+        query,
+        state.occupancy,
+        scene.cameras,
+        config.render_size(step / config.num_steps),
+        background=scene.background,
+        shading=scene.shading,
+        lights=scene.lights,
+        num_samples=config.num_samples,
+        radius=config.field.radius,
+        generator=samples,
+    )
+    rgb = _enlarged(picture.rgb, config.guide_size)
+    question = (rgb.detach().clamp(0, 1), scene.cameras)
+    when: dict[str, Any] = {"background": scene.background, "step": step, "num_steps": config.num_steps}
+    if config.guide_parts == 1:
+        return Shown(scene, picture, rgb, functools.partial(guide, *question, **when))
+    if not isinstance(guide, PromptGuide):
+        raise TypeError(f"guide_parts is {config.guide_parts}, but a {type(guide).__name__} has no `ask`; give guide_parts=1")
+    first = index * len(scene.cameras)
+    return Shown(scene, picture, rgb, guide.ask(*question, **when, first_view=first, num_views=config.num_views))
 
 
 def _enlarged(rgb: Tensor, size: int) -> Tensor:
@@ -340,17 +404,9 @@ def _guide_loss(shown: Tensor, reply: GuideReply) -> Tensor:
     return (shown * reply.gradient.detach()).mean()
 
 
-def _regularisation(
-    config: FitConfig,
-    query: FieldQuery,
-    picture: RenderOutput,
-    reply: GuideReply,
-    background: Tensor,
-    progress: float,
-    draws: torch.Generator,
-) -> Tensor:
-    """The weighted sum of the terms; a term with weight 0 is not computed."""
-    alpha = picture.alpha
+def _view_regularisation(config: FitConfig, shown: Shown, reply: GuideReply, progress: float) -> Tensor:
+    """The weighted sum of the terms that are means over views; a term with weight 0 is not computed."""
+    picture, alpha = shown.picture, shown.picture.alpha
     total = alpha.new_zeros(())
     if weight := config.sparsity.value(progress):
         total = total + weight * regularisers.sparsity(alpha)
@@ -358,11 +414,17 @@ def _regularisation(
         total = total + weight * regularisers.opaqueness(alpha)
     if (weight := config.background.value(progress)) and reply.target is not None:
         target = F.interpolate(reply.target, size=alpha.shape[-2:], mode="area")
-        total = total + weight * regularisers.background_carving(alpha, target, background)
+        total = total + weight * regularisers.background_carving(alpha, target, shown.scene.background)
     if (weight := config.orientation.value(progress)) and picture.samples.normals is not None:
         total = total + weight * regularisers.orientation(picture.samples, alpha.numel())
     if weight := config.depth_variance.value(progress):
         total = total + weight * regularisers.depth_variance(picture.samples, picture.depth)
+    return total
+
+
+def _field_regularisation(config: FitConfig, query: FieldQuery, progress: float, draws: torch.Generator) -> Tensor | float:
+    """The weighted sum of the terms on the field itself, likewise."""
+    total: Tensor | float = 0.0
     density_weight = config.density_variation.value(progress)
     colour_weight = config.colour_variation.value(progress)
     if density_weight or colour_weight:

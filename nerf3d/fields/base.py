@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nerf3d.errors import check_settings
+
 FieldKind = Literal["dense_pyramid", "hash_grid"]
 
 
@@ -38,6 +40,28 @@ class FieldConfig:
     base_resolution: int = 16
     finest_resolution: int = 256
     hidden_width: int = 32
+
+    def __post_init__(self):
+        """Raises ValueError for a value out of range, named."""
+        checks = {
+            "radius": (0 < self.radius <= 1, "metres over 0 and at most 1, the scene box"),
+            "density_scale": (self.density_scale > 0, "a density over 0"),
+            "blob_radius": (0 < self.blob_radius <= 1, "metres over 0 and at most 1"),
+            "resolutions": (
+                bool(self.resolutions) and all(2 <= side <= 512 for side in self.resolutions),
+                "at least one grid, each with 2 to 512 vertices a side (a trilinear read needs two neighbours)",
+            ),
+            "num_levels": (1 <= self.num_levels <= 32, "1 to 32 levels"),
+            "features_per_level": (1 <= self.features_per_level <= 8, "1 to 8 features"),
+            "log2_table_size": (4 <= self.log2_table_size <= 24, "4 to 24"),
+            "base_resolution": (2 <= self.base_resolution <= 512, "2 to 512 cells a side"),
+            "finest_resolution": (
+                self.base_resolution <= self.finest_resolution <= 8192,
+                "base_resolution to 8192 cells a side",
+            ),
+            "hidden_width": (1 <= self.hidden_width <= 1024, "1 to 1024"),
+        }
+        check_settings(self, checks)
 
 
 class FieldSamples(NamedTuple):

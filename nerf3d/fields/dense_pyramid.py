@@ -25,11 +25,6 @@ class DensePyramid(Field):
 
     def __init__(self, config: FieldConfig):
         super().__init__()
-        if not config.resolutions or min(config.resolutions) < 2:
-            raise ValueError(
-                f"resolutions is {config.resolutions}; give at least one grid with 2 or more vertices per side, because "
-                "a trilinear read needs two neighbours."
-            )
         self.config = config
         sides = sorted(config.resolutions)
         self.density_grids = nn.ParameterList([nn.Parameter(torch.zeros(1, 1, s, s, s)) for s in sides])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf3d.errors import check_settings
 from nerf3d.mesh import cleanup
 from nerf3d.mesh.colours import query_in_chunks, surface_colours
 from nerf3d.mesh.errors import BrokenField, EmptyMesh
@@ -65,9 +66,7 @@ class MeshConfig:
             "keep_components": (0 <= self.keep_components <= 1, "a share between 0 and 1"),
             "taubin_iterations": (0 <= self.taubin_iterations <= 1000, "0 to 1000 steps"),
         }
-        for name, (valid, expected) in checks.items():
-            if not valid:
-                raise ValueError(f"{name} is {getattr(self, name)}; give {expected}.")
+        check_settings(self, checks)
 
 
 def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, device: torch.device | str = "cpu") -> Mesh:

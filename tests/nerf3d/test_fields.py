@@ -67,9 +67,20 @@ def test_unknown_kind_is_refused():
         make_field(dataclasses.replace(SMALL, kind="octree"))
 
 
-def test_a_pyramid_without_grids_is_refused():
-    with pytest.raises(ValueError, match="at least one grid"):
-        DensePyramid(FieldConfig(resolutions=()))
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"resolutions": ()}, "at least one grid"),
+        ({"resolutions": (16, 1)}, "two neighbours"),
+        ({"num_levels": 0}, "num_levels is 0; give 1 to 32"),
+        ({"log2_table_size": 60}, "log2_table_size is 60; give 4 to 24"),
+        ({"base_resolution": 64, "finest_resolution": 32}, "finest_resolution is 32"),
+        ({"radius": 0.0}, "radius is 0.0; give metres over 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(bad, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        FieldConfig(**bad)
 
 
 def test_the_summed_volume_is_the_sum_of_the_levels():

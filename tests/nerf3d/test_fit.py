@@ -79,6 +79,52 @@ def test_a_stopped_and_resumed_fit_equals_one_that_never_stopped(kind):
     assert torch.equal(whole.occupancy.estimator.occs, resumed.occupancy.estimator.occs)
 
 
+@dataclasses.dataclass(frozen=True)
+class AskedInParts:
+    """A guide that answers when it must; `order` is what happened."""
+
+    guide: ImageGuide
+    order: list[str]
+
+    def __call__(self, rgb, views, **when):
+        raise AssertionError("it is asked in parts")
+
+    def ask(self, rgb, views, *, first_view, num_views, **when):
+        self.order.append(f"ask {first_view} of {num_views}")
+
+        def answer():
+            self.order.append(f"answer {first_view}")
+            lights = draw_scene(self.guide.config, seed=self.guide.seed, step=when["step"]).lights
+            mine = dataclasses.replace(self.guide, lights=lights[first_view : first_view + len(views)])
+            return mine(rgb, views, **when)
+
+        return answer
+
+
+def test_views_in_two_halves_descend_as_in_one_and_resume_exactly():
+    config = dataclasses.replace(TINY, num_views=4)
+    halves = dataclasses.replace(config, guide_parts=2)
+    guide = AskedInParts(ball_guide(halves), [])
+    _, whole = finish(fit(config, ball_guide(config), seed=0))
+    steps = fit(halves, guide, seed=0)
+    saved = [next(steps).state.state_dict() for _ in range(4)][-1]
+    assert guide.order[:4] == ["ask 0 of 4", "ask 2 of 4", "answer 0", "answer 2"]
+    _, parted = finish(steps)
+    for name, value in whole.field.state_dict().items():
+        torch.testing.assert_close(parted.field.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    _, resumed = finish(fit(halves, guide, seed=0, state=saved))
+    for name, value in parted.field.state_dict().items():
+        assert torch.equal(resumed.field.state_dict()[name], value), name
+
+
+def test_a_guide_that_only_answers_at_once_is_refused_in_parts():
+    config = dataclasses.replace(TINY, guide_parts=2)
+    with pytest.raises(TypeError, match="guide_parts is 2, but a ImageGuide has no `ask`"):
+        next(fit(config, ball_guide(config), seed=0))
+    with pytest.raises(ValueError, match="guide_parts is 3; give a number that divides num_views, 4"):
+        FitConfig(guide_parts=3)
+
+
 def test_two_fits_are_bit_equal_and_another_seed_differs():
     fields = [finish(fit(TINY, ball_guide(TINY, seed), seed=seed))[1].field.state_dict() for seed in (0, 0, 1)]
     assert all(torch.equal(fields[0][k], fields[1][k]) for k in fields[0])
@@ -181,9 +227,24 @@ def test_presets_are_named_and_unknown_ones_refused():
         FitConfig.preset("finest")
 
 
-@pytest.mark.parametrize("bad", [{"num_steps": 0}, {"num_views": 0}, {"num_samples": 0}])
-def test_counts_under_one_are_refused(bad):
-    with pytest.raises(ValueError, match=r"is 0; give at least 1"):
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"num_steps": 0}, "num_steps is 0; give at least 1"),
+        ({"num_views": 0}, "num_views is 0; give 1 to 1024"),
+        ({"num_samples": 0}, "num_samples is 0; give 1 to 4096"),
+        ({"elevations": (40.0, -10.0, 65.0)}, "three ascending angles"),
+        ({"radius": -1.0}, "radius is -1.0; give a distance over 1 metre"),
+        ({"fov_degrees": 180.0}, "fov_degrees is 180.0"),
+        ({"density_rate": -1.0}, "density_rate is -1.0; give a learning rate"),
+        ({"patience": -1.0}, "patience is -1.0; give a share"),
+        ({"occupancy_resolution": 0}, "occupancy_resolution is 0"),
+        ({"render_sizes": ((0.0, 0),)}, "4 to 1024 pixels each"),
+        ({"render_sizes": ((0.0, 32), (0.6, 64), (0.4, 48))}, "in order"),
+    ],
+)
+def test_settings_out_of_range_are_refused(bad, sentence):
+    with pytest.raises(ValueError, match=sentence):
         FitConfig(**bad)
 
 
