@@ -22,7 +22,11 @@ HEAD_CHANNELS = 64
 
 @dataclass(frozen=True)
 class PixelUNetConfig:
-    """Sizes of a `PixelUNet`; num_classes None: without labels; context_dim None: without text."""
+    """Sizes of a `PixelUNet`; num_classes None: without labels; context_dim None: without text.
+
+    patch_size: pixels a side that become one position with patch_size^2 times the channels before the first convolution,
+        and pixels again after the last (2301.11093 section 3.2): 2 makes a step about four times cheaper.
+    """
 
     sample_size: int = 32
     in_channels: int = 3
@@ -32,6 +36,7 @@ class PixelUNetConfig:
     attention_levels: tuple[bool, ...] = (False, True, True)
     num_classes: int | None = None
     context_dim: int | None = None
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         if not self.block_out_channels or len(self.attention_levels) != len(self.block_out_channels):
@@ -41,16 +46,18 @@ class PixelUNetConfig:
             )
         if any(channels % 2 for channels in self.block_out_channels):
             raise ValueError(f"block_out_channels are {self.block_out_channels}; give even numbers")
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size is {self.patch_size}; give at least 1")
         if self.sample_size < 1 or self.sample_size % self.factor:
             raise ValueError(
                 f"sample_size is {self.sample_size}; give a multiple of {self.factor}, "
-                f"for the {len(self.block_out_channels)} levels of block_out_channels"
+                f"for patches of {self.patch_size} and the {len(self.block_out_channels)} levels of block_out_channels"
             )
 
     @property
     def factor(self) -> int:
         """How many pixels the lowest resolution puts into one."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,7 +122,8 @@ class PixelUNet(nn.Module):
             self.class_embedding = nn.Embedding(config.num_classes + 1, temb_dim)
         if config.context_dim is not None:
             self.pooled_text = TextTimeEmbedding(config.context_dim, temb_dim, _num_heads(config.context_dim))
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        patch = config.patch_size**2
+        self.conv_in = nn.Conv2d(patch * config.in_channels, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()
         skips, channels = [widths[0]], widths[0]
@@ -139,7 +147,7 @@ class PixelUNet(nn.Module):
                 self.up.append(Resampler(channels, up=True))
 
         self.norm_out = nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-5)
-        self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, patch * config.out_channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor, t: Tensor, *, labels: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Predicts for noisy pictures.
@@ -170,7 +178,7 @@ class PixelUNet(nn.Module):
             temb = temb + self.pooled_text(context)
         temb = F.silu(temb)
 
-        x = self.conv_in(x_BCHW)
+        x = self.conv_in(F.pixel_unshuffle(x_BCHW, config.patch_size))
         skips = [x]
         for block in self.down:
             x = block(x, temb, context) if isinstance(block, Layer) else block(x)
@@ -179,7 +187,7 @@ class PixelUNet(nn.Module):
             x = block(x, temb, context)
         for block in self.up:
             x = block(torch.cat([x, skips.pop()], dim=1), temb, context) if isinstance(block, Layer) else block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), config.patch_size)
 
 
 def _num_heads(channels: int) -> int:

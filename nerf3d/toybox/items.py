@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -64,12 +65,13 @@ def build_parts(
     return sketch.finish(stretch=stretch, radius=radius, palette=palette)
 
 
-def make_item(index: int, *, seed: int = 0, held_out: bool = False) -> Item:
+def make_item(index: int, *, seed: int = 0, held_out: bool = False, paint: Sequence[Rgb] | None = None) -> Item:
     """The item with this index: always the same for the same index and seed.
 
     held_out: draws only colour combinations that training never sees; otherwise only the others.
+    paint: rgb of the kind's first, second ... part, in the place of the colours that it has by name.
     """
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+    rng = _generator(index, seed)
     u = iter(rng.random(256).tolist())
     kind = _choice(list(KINDS.values()), u)
     main, second = _draw_colours(kind, held_out, u, rng)
@@ -94,8 +96,20 @@ def make_item(index: int, *, seed: int = 0, held_out: bool = False) -> Item:
         background=_draw_background(palette, ambient, u),
         caption=caption,
         prompt=prompt,
-        parts=build_parts(kind, palette, proportion=proportion, size=size, randoms=randoms),
+        parts=build_parts(kind, paint or palette, proportion=proportion, size=size, randoms=randoms),
     )
+
+
+def items_of_kinds(kinds: Collection[str], *, seed: int = 0) -> Iterator[int]:
+    """The indices, without end, of the items of these kinds, without building the others."""
+    names = list(KINDS)
+    for index in itertools.count():
+        if _choice(names, iter(_generator(index, seed).random(1).tolist())) in kinds:
+            yield index
+
+
+def _generator(index: int, seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
 
 
 def _choice(options: Sequence, u: Iterator[float]):

@@ -3,17 +3,19 @@
     FOLDER/items-000000000.safetensors   images (n, 3, size, size) uint8; metadata: items (JSON)
     FOLDER/items-000000000.jsonl         one record per image, in the same order
 
-The number is the first item's index. The images are moved into place last, so a shard whose images exist is finished.
+The number is the first item's index, or its place among the items of the kinds that are wanted. The images are moved
+into place last, so a shard whose images exist is finished.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nerf3d.toybox.items import Item, make_item
-from nerf3d.toybox.render import render_items
+from nerf3d.toybox.items import Item, items_of_kinds
+from nerf3d.toybox.studio import Look, render_look
 
 _IMAGES = "items-{:09d}.safetensors"
 _ITEMS_PER_CALL = 512
@@ -44,6 +46,8 @@ class _Plan:
     seed: int
     size: int
     device: str
+    look: Look
+    kinds: tuple[str, ...] | None
 
     @property
     def images_path(self) -> Path:
@@ -52,7 +56,18 @@ class _Plan:
     @property
     def metadata(self) -> dict[str, str]:
         """One entry, because safetensors writes several in an order that changes from run to run."""
-        return {"items": json.dumps({k: getattr(self, k) for k in ("start", "num_images", "seed", "size")})}
+        told = {k: getattr(self, k) for k in ("start", "num_images", "seed", "size")}
+        if self.look != "scene":
+            told["look"] = self.look
+        if self.kinds is not None:
+            told["kinds"] = self.kinds
+        return {"items": json.dumps(told)}
+
+    @property
+    def indices(self) -> list[int]:
+        """Of its items."""
+        every = itertools.count() if self.kinds is None else items_of_kinds(self.kinds, seed=self.seed)
+        return list(itertools.islice(every, self.start, self.start + self.num_images))
 
 
 def write_shards(
@@ -65,11 +80,14 @@ def write_shards(
     size: int = 64,
     workers: int = 1,
     device: str = "cpu",
+    look: Look = "scene",
+    kinds: Sequence[str] | None = None,
 ) -> Iterator[Path]:
     """Renders items start ... start + num_images - 1 and yields each shard's image file once it is there, in order.
 
     Nothing runs before the first `next`. Finished shards are kept, so an interrupted call is simply repeated.
     workers: processes, one thread each (1 draws in this process). The files do not depend on workers.
+    look: see `studio.Look`. kinds: the only ones that are drawn; start and num_images then count these.
     Raises ValueError when a finished shard came from other arguments, or when a count is under 1.
     """
     for name, value in (("num_images", num_images), ("shard_size", shard_size), ("workers", workers)):
@@ -77,9 +95,10 @@ def write_shards(
             raise ValueError(f"{name} is {value}; give at least 1, because nothing can be drawn with less.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stop = start + num_images
+    stop, only = start + num_images, None if kinds is None else tuple(sorted(kinds))
     plans = [
-        _Plan(folder, first, min(shard_size, stop - first), seed, size, device) for first in range(start, stop, shard_size)
+        _Plan(folder, first, min(shard_size, stop - first), seed, size, device, look, only)
+        for first in range(start, stop, shard_size)
     ]
     todo = [plan for plan in plans if not _is_finished(plan)]
     if workers == 1 or len(todo) <= 1:
@@ -137,10 +156,10 @@ def _is_finished(plan: _Plan) -> bool:
 
 def _write(plan: _Plan) -> Path:
     images, records = [], []
-    for first in range(plan.start, plan.start + plan.num_images, _ITEMS_PER_CALL):
-        last = min(first + _ITEMS_PER_CALL, plan.start + plan.num_images)
-        items = [make_item(index, seed=plan.seed) for index in range(first, last)]
-        rgb, _ = render_items(items, size=plan.size, device=plan.device)
+    indices = plan.indices
+    for first in range(0, plan.num_images, _ITEMS_PER_CALL):
+        some = indices[first : first + _ITEMS_PER_CALL]
+        items, rgb = render_look(some, plan.look, seed=plan.seed, size=plan.size, device=plan.device)
         images.append((rgb * 255).round().to(torch.uint8).cpu())
         records += [json.dumps(record(item)) for item in items]
     lines = plan.images_path.with_suffix(".jsonl")

@@ -16,9 +16,10 @@ from diffusion.models.base import Batch
 from diffusion.seeding import normal, stream
 from jobs.codec import near_matches
 from jobs.errors import InputError
+from nerf3d.toybox.studio import PART_COLOURS, Look
 
 DEFAULT_SHARDS = Path("training/shards")
-RENDERED = "training/pictures-{size}"
+RENDERED = "training/{look}-{size}{kinds}"
 """Where pictures that are rendered on demand are kept."""
 
 SHARD_SIZE = 1024
@@ -36,6 +37,11 @@ class Data(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels."""
+        ...
+
+    @property
+    def palette(self) -> tuple[str, ...] | None:
+        """The colours "#rrggbb" that are all there are in the pictures, or None."""
         ...
 
     def __len__(self) -> int: ...
@@ -59,14 +65,20 @@ class DataSettings:
         size: pixels a side; by default the network's.
         num_pictures: how many pictures, or points.
         kinds: the toybox kinds to learn, separated by commas; by default all that the toybox prior is taught.
+        look: "scene", any camera, light and background; "studio", one of each and white; "parts", label maps.
     """
 
     folder: str | None = None
     size: int | None = None
     num_pictures: int = 16384
     kinds: str | None = None
+    look: Look = "scene"
 
     def __post_init__(self) -> None:
+        if self.folder is not None and self.look != "scene":
+            raise ValueError(
+                f"look is {self.look!r} and folder {self.folder!r}; leave out one: that look is rendered on demand."
+            )
         if self.num_pictures < 1:
             raise ValueError(f"num_pictures is {self.num_pictures}; give at least 1.")
         if self.size is not None and not 8 <= self.size <= 512:
@@ -85,6 +97,7 @@ class ToyboxPictures:
     labels: Tensor
     captions: tuple[str, ...]
     classes: tuple[str, ...]
+    look: Look = "scene"
 
     @classmethod
     def load(cls, settings: DataSettings, *, size: int, say: Callable[[str], None]) -> ToyboxPictures:
@@ -95,13 +108,13 @@ class ToyboxPictures:
         """
         classes = _kinds(settings.kinds)
         folder = Path(settings.folder) if settings.folder is not None else DEFAULT_SHARDS
-        if settings.folder is None and not _has_pictures(folder, size):
-            folder = Path(RENDERED.format(size=size))
-            _render(folder, settings.num_pictures, size=size, say=say)
-        return cls._read(folder, classes, settings.num_pictures, size)
+        look = settings.look
+        if settings.folder is None and (look != "scene" or not _has_pictures(folder, size)):
+            folder = _rendered(settings, classes, size=size, say=say)
+        return cls._read(folder, classes, settings.num_pictures, size, look)
 
     @classmethod
-    def _read(cls, folder: Path, classes: tuple[str, ...], num_pictures: int, size: int) -> ToyboxPictures:
+    def _read(cls, folder: Path, classes: tuple[str, ...], num_pictures: int, size: int, look: Look) -> ToyboxPictures:
         from nerf3d.toybox.shards import read_shards
 
         number = {name: label for label, name in enumerate(classes)}
@@ -123,12 +136,17 @@ class ToyboxPictures:
         if not records:
             raise InputError(f"{folder} holds no picture of {', '.join(classes)}; choose other data.kinds or more pictures.")
         labels = torch.tensor([number[record["kind"]] for record in records])
-        return cls(torch.cat(images), labels, tuple(record["caption"] for record in records), classes)
+        return cls(torch.cat(images), labels, tuple(record["caption"] for record in records), classes, look)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(3, H, W)."""
         return tuple(self.images.shape[1:])
+
+    @property
+    def palette(self) -> tuple[str, ...] | None:
+        """One colour a part in label maps."""
+        return PART_COLOURS if self.look == "parts" else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,8 +156,14 @@ class ToyboxPictures:
         return Batch(self.images[rows].float() / 127.5 - 1, self.labels[rows], tuple(self.captions[row] for row in rows))
 
     def describe(self) -> dict[str, Any]:
-        """Name, shape, number of items, kinds."""
-        return {"name": "toybox", "shape": list(self.shape), "num_items": len(self), "classes": list(self.classes)}
+        """Name, look, shape, number of items, kinds."""
+        return {
+            "name": "toybox",
+            "look": self.look,
+            "shape": list(self.shape),
+            "num_items": len(self),
+            "classes": list(self.classes),
+        }
 
 
 @dataclass(frozen=True)
@@ -170,6 +194,7 @@ class MixturePoints:
     points: Tensor
     labels: Tensor
     classes: tuple[str, ...] = tuple(map(str, range(len(MIXTURE.weights))))
+    palette: None = None
 
     @classmethod
     def draw(cls, count: int) -> MixturePoints:
@@ -268,16 +293,21 @@ def _resized(images: Tensor, size: int, folder: Path) -> Tensor:
     return F.avg_pool2d(images.float(), factor).round().to(torch.uint8)
 
 
-def _render(folder: Path, num_pictures: int, *, size: int, say: Callable[[str], None]) -> None:
-    """Shards of the toybox's first items; finished ones are kept."""
+def _rendered(settings: DataSettings, kinds: tuple[str, ...], *, size: int, say: Callable[[str], None]) -> Path:
+    """The folder of shards of the toybox's first items of these kinds; finished ones are kept."""
     from nerf3d.toybox.shards import write_shards
 
-    missing = -(-num_pictures // SHARD_SIZE)
+    only = None if settings.kinds is None else kinds
+    names = "" if only is None else "-" + "-".join(kinds).replace(" ", "_")
+    folder = Path(RENDERED.format(look=settings.look, size=size, kinds=names))
+    missing = -(-settings.num_pictures // SHARD_SIZE)
     if len(list(folder.glob("items-*.safetensors"))) >= missing:
-        return
+        return folder
     say(f"rendering {missing * SHARD_SIZE} pictures of {size}x{size} into {folder}; a repeated command goes on")
+    shards = write_shards(folder, missing * SHARD_SIZE, shard_size=SHARD_SIZE, size=size, look=settings.look, kinds=only)
     try:
-        for path in write_shards(folder, missing * SHARD_SIZE, shard_size=SHARD_SIZE, size=size):
+        for path in shards:
             say(f"rendered {path}")
     except ValueError as error:
         raise InputError(f"{error}") from error
+    return folder

@@ -76,14 +76,15 @@ class Plan:
         return cls(objective, data_name, data, groups[""], groups["loop"], start_from)
 
     def build(self, data: Data) -> Model:
-        """The untrained model for the data; `network.num_classes=auto` is the data's number of labels.
+        """The untrained model for the data; `network.num_classes=auto` is its number of labels, `palette=auto` its colours.
 
         Raises:
             InputError: a setting that the model does not have, or a value that it refuses.
         """
         cls = model_class(self.objective)
+        automatic = {"num_classes": len(data.classes), "palette": data.palette}
         config = {
-            key: len(data.classes) if value == "auto" and key.endswith("num_classes") else value
+            key: automatic.get(key.rpartition(".")[2], value) if value == "auto" else value
             for key, value in self.config.items()
         }
         with diffusion_errors_are_input():

@@ -65,11 +65,25 @@ def test_gradients_reach_every_parameter(network: torch.nn.Module) -> None:
         ({"attention_levels": (True,)}, "attention_levels has 1 entries for 3"),
         ({"sample_size": 30}, "sample_size is 30; give a multiple of 4"),
         ({"block_out_channels": (8, 9, 8)}, "give even numbers"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"sample_size": 12, "patch_size": 2}, "sample_size is 12; give a multiple of 8, for patches of 2"),
     ],
 )
 def test_impossible_sizes_are_named(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PixelUNetConfig(**config)
+
+
+def test_patches_are_the_same_network_on_shuffled_pixels() -> None:
+    sizes = {"block_out_channels": (8, 16), "attention_levels": (False, True)}
+    torch.manual_seed(0)
+    patched = PixelUNet(PixelUNetConfig(sample_size=16, in_channels=3, out_channels=2, patch_size=2, **sizes))  # type: ignore[arg-type]
+    plain = PixelUNet(PixelUNetConfig(sample_size=8, in_channels=12, out_channels=8, **sizes))  # type: ignore[arg-type]
+    plain.load_state_dict(patched.state_dict())
+    x, t = normal((2, 3, 16, 16), stream(0)), torch.tensor([3, 700])
+    blocks = x.unflatten(3, (8, 2)).unflatten(2, (8, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    expected = plain(blocks, t).unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3).reshape(2, 2, 16, 16)
+    torch.testing.assert_close(patched(x, t), expected, rtol=0, atol=1e-6)
 
 
 def test_conditions_that_a_network_does_not_have() -> None:

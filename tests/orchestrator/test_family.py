@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffusion.models import MODELS
 from nerf3d.toybox.shards import write_shards
+from nerf3d.toybox.studio import PART_COLOURS
 from orchestrator.cli.main import main
 from orchestrator.exports import read_png_metadata
 from orchestrator.family.data import MIXTURE, MixturePoints
@@ -95,7 +96,24 @@ def test_pictures_are_rendered_where_there_are_none(tmp_path: Path, monkeypatch:
     settings = {"objective": "ddpm", "data.num_pictures": "64", **TINY}
     for _ in range(2):
         train_family(settings, tmp_path / "model", device="cpu", display=SilentDisplay())
-    assert [path.name for path in (tmp_path / "training/pictures-16").glob("*.safetensors")] == ["items-000000000.safetensors"]
+    assert [path.name for path in (tmp_path / "training/scene-16").glob("*.safetensors")] == ["items-000000000.safetensors"]
+
+
+def test_label_maps_of_some_kinds_are_rendered_and_sampled_in_their_colours(tmp_path: Path) -> None:
+    settings = {"objective": "bit_diffusion", "palette": "auto", "data.look": "parts", "data.kinds": "car,mushroom", **TINY}
+    del settings["network.num_classes"]
+    settings |= {"data.num_pictures": "40", "network.patch_size": "2"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.family.data.SHARD_SIZE", 20)
+        train_family(settings, tmp_path / "model", device="cpu", display=SilentDisplay())
+    assert len(list((tmp_path / "training/parts-16-mushroom-car").glob("*.safetensors"))) == 2
+    model, card = load_model(tmp_path / "model")
+    assert card.data["look"] == "parts" and card.data["num_items"] == 40
+    assert tuple(model.config.palette) == PART_COLOURS
+    with Image.open(tmp_path / "model/samples.png") as image:
+        pixels = image.convert("RGB").crop((4, 4, 20, 20)).getcolors()
+    assert pixels is not None
+    assert {"#%02x%02x%02x" % colour for _, colour in pixels} <= set(PART_COLOURS)  # noqa: UP031
 
 
 def test_the_weights_that_are_saved_are_the_averaged_ones(points: Path) -> None:
@@ -217,6 +235,8 @@ def test_labels_by_name_and_guidance(pictures: Path, tmp_path: Path) -> None:
         (["objective=ddpm", "data=mixture2d", "loop.colour=1"], "There is no setting 'loop.colour'"),
         (["objective=ddpm", "data=mixture2d", "data.num_pictures=0"], "num_pictures is 0"),
         (["objective=ddpm", "data.kinds=car,dragon"], "There is no label 'dragon'"),
+        (["objective=ddpm", "data.look=studo"], "data.look is 'studo' (did you mean studio?)"),
+        (["objective=ddpm", "data.look=studio", "--data", "x"], "leave one out: that look is rendered on demand"),
         (["objective=ddpm", "--data", "nowhere"], "nowhere holds no training shards"),
         (["objective=ddpm", "network.sample_size=big"], "network.sample_size is 'big'"),
         (["objective=improved_ddpm", "data=mixture2d", "loss=both"], "loss is 'both'"),
