@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,12 @@ class TextTo3DResult:
 
 @dataclass(frozen=True)
 class PriorGuide:
-    """nerf3d's `Guide`, answered by a prior: a pure function of the pictures, the step and the seed."""
+    """nerf3d's `PromptGuide`, answered by a prior: a pure function of the pictures, the step and the seed.
+
+    Args:
+        strict: see `DistillationQuery`. asking: whose thread waits for the answers to `ask`. It has one thread: the parts of
+            a step then never meet in the prior, where company would show in the last bits.
+    """
 
     prior: PriorClient
     info: PriorInfo
@@ -72,11 +78,26 @@ class PriorGuide:
     seed: int
     config: DistillationConfig
     strict: bool = False
+    asking: ThreadPoolExecutor | None = None
 
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
-        """Draws each view's timestep and names its noise from (seed, step, view), so that a resumed fit goes on exactly."""
+        """The prior's opinion on all views of a step."""
         del background  # the prior sees it in the pictures
-        num_views = len(views)
+        return self._reply(self._query(rgb, views, step=step, num_steps=num_steps, first_view=0, num_views=len(views)))
+
+    def ask(
+        self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int, first_view: int, num_views: int
+    ) -> Callable[[], GuideReply]:
+        """Likewise on some of them; calling what it returns waits for the answer."""
+        del background
+        assert self.asking is not None
+        query = self._query(rgb, views, step=step, num_steps=num_steps, first_view=first_view, num_views=num_views)
+        return self.asking.submit(self._reply, query).result
+
+    def _query(
+        self, rgb: Tensor, views: Cameras, *, step: int, num_steps: int, first_view: int, num_views: int
+    ) -> DistillationQuery:
+        """Draws each view's timestep and names its noise from (seed, step, view), so that a resumed fit goes on exactly."""
         t = sample_timesteps(
             self.config,
             self.info.schedule,
@@ -84,20 +105,23 @@ class PriorGuide:
             num_views=num_views,
             generator=stream(self.seed, "distillation", "timesteps", step),
         )
-        query = DistillationQuery(
+        mine = range(first_view, first_view + len(views))
+        return DistillationQuery(
             images=rgb.detach(),
             prompts=view_prompts(self.prompt, views),
-            t=t,
-            noise_keys=tuple((self.seed, "distillation", "noise", step, view) for view in range(num_views)),
+            t=t[first_view : mine.stop],
+            noise_keys=tuple((self.seed, "distillation", "noise", step, view) for view in mine),
             negative_prompt=self.config.negative_prompt,
             guidance=self.config.guidance,
             form=self.config.form,
             weighting=self.config.weighting,
             strict=self.strict,
         )
-        reply = self.prior.distill(query)
-        target = None if reply.target is None else reply.target.to(rgb)
-        return GuideReply(reply.gradient.to(rgb), target)
+
+    def _reply(self, query: DistillationQuery) -> GuideReply:
+        answer = self.prior.distill(query)
+        target = None if answer.target is None else answer.target.to(query.images)
+        return GuideReply(answer.gradient.to(query.images), target)
 
 
 def view_prompts(prompt: str, views: Cameras) -> tuple[str, ...]:
@@ -137,8 +161,9 @@ def text_to_3d(
     seconds["prepare"] = clock() - begin
 
     begin = clock()
-    guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, spec.strict)
-    fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, checkpoint_every, clock)
+    with ThreadPoolExecutor(1, thread_name_prefix="guide") as asking:
+        guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, spec.strict, asking)
+        fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, checkpoint_every, clock)
     seconds["fit"] = clock() - begin
 
     begin = clock()

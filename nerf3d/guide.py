@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -32,4 +33,15 @@ class Guide(Protocol):
 
         Must be a pure function of its arguments (draw noise from (seed, step)), otherwise a resumed fit differs.
         """
+        ...
+
+
+@runtime_checkable
+class PromptGuide(Guide, Protocol):
+    """A guide that can be asked about some views while the next ones are rendered."""
+
+    def ask(
+        self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int, first_view: int, num_views: int
+    ) -> Callable[[], GuideReply]:
+        """As a call about views first_view, first_view + 1, ... of the step's num_views, but at once: the result waits."""
         ...

@@ -173,3 +173,27 @@ def test_the_time_left_follows_the_last_steps():
     assert pace.lap(left=4) == 40
     left = [pace.lap(left=n) for n in (3, 2, 1)]
     assert left[-1] < 3 and left == sorted(left, reverse=True)
+
+
+def test_views_in_two_halves_ask_for_what_one_question_asks(prior):
+    class Listening:
+        def __init__(self):
+            self.queries = []
+
+        def __getattr__(self, name):
+            return getattr(prior, name)
+
+        def distill(self, query):
+            self.queries.append(query)
+            return prior.distill(query)
+
+    whole, halves = Listening(), Listening()
+    for listening, parts in ((whole, 1), (halves, 2)):
+        spec = dataclasses.replace(SPEC, fit=dataclasses.replace(SPEC.fit, num_steps=1, guide_parts=parts))
+        _, result = exhaust(text_to_3d(spec, listening))
+        assert result.mesh is not None
+    (one,), (first, second) = whole.queries, halves.queries
+    for name in ("images", "t"):
+        torch.testing.assert_close(torch.cat([getattr(first, name), getattr(second, name)]), getattr(one, name), rtol=0, atol=0)
+    for name in ("prompts", "noise_keys"):
+        assert getattr(first, name) + getattr(second, name) == getattr(one, name)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nerf3d.cameras import Cameras
 from nerf3d.fit import FitConfig, draw_scene
 from nerf3d.guide import GuideReply
+from nerf3d.rendering import Lights
 from nerf3d.streams import stream, uniform
 from nerf3d.toybox.primitives import Parts
 from nerf3d.toybox.render import render_object
@@ -20,8 +21,9 @@ from nerf3d.toybox.render import render_object
 class ImageGuide:
     """Replies with pictures of the true object from the same views over the same backgrounds.
 
-    config, seed: of the fit, from which the guide learns the lights. own_light: lights of its own instead, which
-    disagree with the fit's. blur (pixels), shift (pixels), tint (share): a diffusion prior's blur and inconsistency.
+    config, seed: of the fit, from which the guide learns the lights, unless it is told them. own_light: lights of its
+    own instead, which disagree with the fit's. blur (pixels), shift (pixels), tint (share): a diffusion prior's blur and
+    inconsistency.
     """
 
     parts: Parts
@@ -33,9 +35,11 @@ class ImageGuide:
     tint: float = 0.0
     noise: float = 0.0
     with_target: bool = True
+    lights: Lights | None = None
 
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
         scene = draw_scene(self.config, seed=self.seed + (1000 if self.own_light else 0), step=step)
+        lights = self.lights or scene.lights
         pictures = []
         for view in range(len(views)):
             picture, alpha = render_object(
@@ -44,8 +48,8 @@ class ImageGuide:
                 rgb.shape[-1],
                 shading=scene.shading,
                 background=background[view].tolist(),
-                ambient=float(scene.lights.ambient[view]),
-                light=scene.lights.direction[view].tolist(),
+                ambient=float(lights.ambient[view]),
+                light=lights.direction[view].tolist(),
             )
             pictures.append(torch.cat([picture, alpha], 1))
         target = self._spoil(torch.cat(pictures), background, stream(self.seed, "image guide", step))

@@ -105,13 +105,14 @@ def test_views_in_two_halves_descend_as_in_one_and_resume_exactly():
     config = dataclasses.replace(TINY, num_views=4)
     halves = dataclasses.replace(config, guide_parts=2)
     guide = AskedInParts(ball_guide(halves), [])
-    _, whole = finish(fit(config, ball_guide(config), seed=0))
+    whole = next(fit(config, ball_guide(config), seed=0)).metrics
     steps = fit(halves, guide, seed=0)
-    saved = [next(steps).state.state_dict() for _ in range(4)][-1]
-    assert guide.order[:4] == ["ask 0 of 4", "ask 2 of 4", "answer 0", "answer 2"]
+    first = next(steps).metrics
+    assert guide.order == ["ask 0 of 4", "ask 2 of 4", "answer 0", "answer 2"]
+    for name in ("loss", "guide", "opacity", "gradient_norm"):
+        assert first[name] == pytest.approx(whole[name], rel=1e-5), name
+    saved = [next(steps).state.state_dict() for _ in range(3)][-1]
     _, parted = finish(steps)
-    for name, value in whole.field.state_dict().items():
-        torch.testing.assert_close(parted.field.state_dict()[name], value, rtol=1e-3, atol=1e-4)
     _, resumed = finish(fit(halves, guide, seed=0, state=saved))
     for name, value in parted.field.state_dict().items():
         assert torch.equal(resumed.field.state_dict()[name], value), name
