@@ -21,6 +21,7 @@ _REASONS = {
     errno.EROFS: ("the file system is read-only", "choose another --out"),
     errno.ENOENT: ("the folder does not exist", "create it or choose another --out"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another --out"),
+    errno.EEXIST: ("a file of that name is in the way", "choose another --out"),
     errno.EISDIR: ("a folder of that name is in the way", "remove it or choose another --out"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter --out"),
 }

@@ -115,6 +115,7 @@ class RunFolder:
         self.expected = tuple(expected)
         self._begin = time.monotonic()
         self._progress: TextIO | None = None
+        self._new_folders = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         self._handle = hold_folder(path)
         try:
             for folder in (path, path / SHARDS):
@@ -133,6 +134,8 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self._progress.close()
         os.close(self._handle)
+        if not self.manifest:
+            self._remove_new_folders()
 
     def file(self, name: str) -> Path:
         """The path of a file in this folder."""
@@ -233,6 +236,12 @@ class RunFolder:
         if self.manifest.get("state") == "running":
             with contextlib.suppress(OutputError):
                 self._end(state, reason)
+
+    def _remove_new_folders(self) -> None:
+        """A job that was refused before it began leaves no folders; one that holds anything stays."""
+        with contextlib.suppress(OSError):
+            for folder in self._new_folders:
+                folder.rmdir()
 
     def _end(self, state: str, reason: str | None = None) -> None:
         attempt = self.manifest["attempts"][-1]

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -29,10 +29,28 @@ app = typer.Typer(
     help="Turn sentences into 3D meshes and into sets of images.",
     epilog="Every verb takes settings at its end, group.key=value, such as fit.num_steps=200 or field=hash_grid.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        print(f"dreamkiln {importlib.metadata.version('dreamkiln')}")
+        raise typer.Exit
+
+
+@app.callback()
+def dreamkiln(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What holds for every verb."""
+
+
 for verb in (text_to_3d, images, train, sample, evaluate, doctor, up, down, status):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
 for group in (toybox, submit, jobs):
@@ -66,15 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2  # a verb without arguments: its help has been shown
         if debug:
             traceback.print_exc()
-        return _report(_explained(error), as_json=as_json)
+        return _report(_explained(error, given), as_json=as_json)
 
 
-def _explained(error: Exception) -> DreamKilnError:
+def _explained(error: Exception, given: Sequence[str] = ()) -> DreamKilnError:
     """Whatever was raised, as an error of ours with one sentence."""
     if isinstance(error, DreamKilnError) and not isinstance(error, UnexpectedError):
         return error
     if isinstance(error, UsageError):
-        return common.UsageProblem(_usage(error))
+        return common.UsageProblem(_usage(error, given))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" that holds {error.filename}" if error.filename else ""
         return OutputError(f"The disk{where} is full; free some space and repeat the same command to continue.")
@@ -82,11 +100,17 @@ def _explained(error: Exception) -> DreamKilnError:
     return DreamKilnError(f"Something unexpected went wrong ({what}); the details are in {_write_log(error)}.")
 
 
-def _usage(error: Any) -> str:
-    """click's message as one sentence with a pointer to the help."""
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "dreamkiln"
+def _usage(error: Any, given: Sequence[str]) -> str:
+    """click's message as one sentence that names the value, with a pointer to the help of the verb in `given`."""
     message = " ".join(error.format_message().split()).rstrip(".")
-    return f"{message}; see '{command} --help'."
+    if hasattr(error.__cause__, "errors"):  # pydantic's, which calls every value "Input"
+        message = message.replace("Input", repr(error.__cause__.errors()[0]["input"]), 1)
+    path, command = ["dreamkiln"], typer.main.get_command(app)
+    for argument in given:
+        if argument not in (verbs := getattr(command, "commands", {})):
+            break
+        path, command = [*path, argument], verbs[argument]
+    return f"{message}{' See' if message.endswith('?') else '; see'} '{' '.join(path)} --help'."
 
 
 def _report(error: DreamKilnError, *, as_json: bool) -> int:

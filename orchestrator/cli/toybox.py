@@ -27,10 +27,10 @@ def toybox() -> None:
 def render(
     overrides: common.Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the shards.")] = Path("training/shards"),
-    num_items: Annotated[int, typer.Option(help="How many items.")] = 4096,
-    start: Annotated[int, typer.Option(help="Index of the first one.")] = 0,
+    num_items: Annotated[int, typer.Option(help="How many items, 1 to 1,000,000,000.")] = 4096,
+    start: Annotated[int, typer.Option(help="Index of the first one, from 0.")] = 0,
     seed: common.Seed = 0,
-    size: Annotated[int, typer.Option(help="Pixels per side.")] = 64,
+    size: Annotated[int, typer.Option(help="Pixels per side, 8 to 1,024.")] = 64,
     shard_size: Annotated[int, typer.Option(help="Items per shard.")] = 4096,
     workers: Annotated[int, typer.Option(help="Processes; 0 for one per core.")] = 0,
     preview: Annotated[bool, typer.Option("--preview", help=f"Only OUT/preview.png with {PREVIEW_ITEMS} items.")] = False,
@@ -38,9 +38,17 @@ def render(
     """Finished shards are kept, so a repeated command goes on."""
     if overrides:
         raise InputError(f"'toybox render' has no settings such as {overrides[0]!r}; use its options, see --help.")
-    for name, value, least in (("--num-items", num_items, 1), ("--size", size, 8), ("--shard-size", shard_size, 1)):
-        if value < least:
-            raise InputError(f"{name} is {value}; give at least {least}.")
+    bounds = {
+        "--num-items": (num_items, 1, 10**9),
+        "--start": (start, 0, 10**12),
+        "--seed": (seed, 0, 2**63 - 1),
+        "--size": (size, 8, 1024),
+        "--shard-size": (shard_size, 1, 10**6),
+        "--workers": (workers, 0, 1024),
+    }
+    for name, (value, least, most) in bounds.items():
+        if not least <= value <= most:
+            raise InputError(f"{name} is {value:,}; give {least:,} to {most:,}.")
     from orchestrator.atomic import clear_output_errors
     from orchestrator.signals import stop_signals_interrupt
 

@@ -50,7 +50,10 @@ def test_bad_prompts(capsys, verb, prompt, sentence):
         (["text-to-3d"], "Missing argument"),
         (["text-to3d", "a chair"], "No such command 'text-to3d'"),
         (["text-to-3d", "a chair", "--sed", "3"], "No such option: --sed"),
-        (["images", "a chair", "--num-images", "many"], "--num-images"),
+        (["images", "a chair", "--num-images", "many"], "Invalid value for '--num-images': 'many' "),
+        (["images", "a chair", "--prompts"], "requires an argument; see 'dreamkiln images --help'"),
+        (["image", "a chair"], "Did you mean 'images'? See 'dreamkiln --help'"),
+        (["jobs", "frobnicate"], "No such command 'frobnicate'; see 'dreamkiln jobs --help'"),
         (["images", "a chair", "--num-images", "0"], "num_images is 0"),
         (["images", "a chair", "--sampler", "dim"], "no sampler 'dim' (did you mean ddim"),
         (["images", "a chair", "--seed", "-1"], "seed is -1"),
@@ -71,6 +74,9 @@ def test_bad_prompts(capsys, verb, prompt, sentence):
         (["text-to-3d", "a chair", "runtime.device=cuda:9x"], "runtime.device"),
         (["train", "denoisr"], "no part 'denoisr' (did you mean denoiser"),
         (["toybox", "render", "--num-items", "0"], "--num-items is 0"),
+        (["toybox", "render", "--start", "-1"], "--start is -1; give 0 to"),
+        (["toybox", "render", "--size", "100000", "--preview"], "--size is 100,000; give 8 to 1,024"),
+        (["toybox", "render", "--workers", "-1"], "--workers is -1"),
         (["toybox", "render", "kind=mug"], "has no settings"),
     ],
 )
@@ -168,6 +174,11 @@ def test_help_imports_nothing_heavy():
     assert result.stderr.strip() == "[] 0"
     for verb in ("text-to-3d", "images", "train", "toybox", "evaluate", "doctor"):
         assert verb in result.stdout
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split()[0] == "dreamkiln"
 
 
 def test_every_verb_explains_itself(capsys):

@@ -68,6 +68,18 @@ def test_what_a_killed_process_left_half_written_goes_and_nothing_else(tmp_path)
     assert all(path.exists() for path in others)
 
 
+def test_a_job_that_never_began_leaves_no_folders(tmp_path):
+    with RunFolder(tmp_path / "runs" / "one", SPEC, EXPECTED):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with RunFolder(tmp_path / "runs" / "one", SPEC, EXPECTED):
+        (tmp_path / "runs" / "two").mkdir()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
+    with RunFolder(tmp_path / "runs", SPEC, EXPECTED):
+        pass
+    assert (tmp_path / "runs" / "two").exists()
+
+
 def test_a_folder_remembers(tmp_path):
     out = tmp_path / "deep" / "run"
     with RunFolder(out, SPEC, EXPECTED) as folder:
