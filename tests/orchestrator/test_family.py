@@ -236,7 +236,7 @@ def test_labels_by_name_and_guidance(pictures: Path, tmp_path: Path) -> None:
         (["objective=ddpm", "data=mixture2d", "data.num_pictures=0"], "num_pictures is 0"),
         (["objective=ddpm", "data.kinds=car,dragon"], "There is no label 'dragon'"),
         (["objective=ddpm", "data.look=studo"], "data.look is 'studo' (did you mean studio?)"),
-        (["objective=ddpm", "data.look=studio", "--data", "x"], "leave one out: that look is rendered on demand"),
+        (["objective=ddpm", "data.look=studio", "--data", "x"], "leave out one: that look is rendered on demand"),
         (["objective=ddpm", "--data", "nowhere"], "nowhere holds no training shards"),
         (["objective=ddpm", "network.sample_size=big"], "network.sample_size is 'big'"),
         (["objective=improved_ddpm", "data=mixture2d", "loss=both"], "loss is 'both'"),
