@@ -96,10 +96,10 @@ def perform(
             display.message(f"{folder.file(name)} was changed since it was written; it is left as it is.", "warning")
         if folder.plan.action == "nothing to do":
             return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
-        device = resolve_device(runtime.device)
+        device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
         try:
             with make_runtime(spec, runtime, device, load_prior) as running:
-                return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running, device)
+                return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running)
         except KeyboardInterrupt:
             message = _stopped(folder)
             folder.stop("interrupted", message)
@@ -131,6 +131,7 @@ def make_runtime(spec: JobSpec, settings: RuntimeSettings, device: str, load_pri
         device=device,
         num_threads=settings.num_threads,
         modules=modules if isinstance(spec, TextTo3DSpec) else (),
+        address=settings.address,
     )
 
 
@@ -157,14 +158,14 @@ class _Attempt:
         self._messages: list[str] = []
         self._did = folder.plan.action
 
-    def run(self, runtime: Runtime, device: str) -> Outcome:
+    def run(self, runtime: Runtime) -> Outcome:
         """Run the recipe to its end and write what came out."""
         folder, begin = self._folder, self._clock()
         self._display.event(Progress(stage="start", step=0, total=1))
         info = runtime.prior_info()
         self._prior_hash = info.weights_hash
         settings = {"runtime": to_plain(self._settings), "export": _shaping(self._export)}
-        folder.begin(info, device=device, settings=settings)
+        folder.begin(info, device=info.device, settings=settings)
         attempt = self._attempt(info.image_size)
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {"start": self._clock() - begin}

@@ -59,15 +59,25 @@ class ResidentPrior:
 
     Args:
         prior: nobody else may use it from here on. num_threads: of torch, on the engine's thread; 0 for every core.
-        measure: find the best batch size first, which takes a few seconds; requests wait meanwhile.
+        measure: find the best batch size when two requests first meet, which takes a few seconds. Whoever is alone never
+            waits for it.
+        on_step: told what each step of the engine did, on its thread.
     """
 
-    def __init__(self, prior: LocalPrior, *, num_threads: int = 0, measure: bool = False) -> None:
+    def __init__(
+        self,
+        prior: LocalPrior,
+        *,
+        num_threads: int = 0,
+        measure: bool = True,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> None:
         self.figures = EngineFigures()
         self._prior = prior
         self._info = prior.info()
         self._num_threads = num_threads
         self._measure = measure
+        self._on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[Pending, tuple[Future[Any], str]] = {}
         self._closed = False
@@ -155,14 +165,18 @@ class ResidentPrior:
         use_threads(self._num_threads)
         engine = self._prior.engine
         try:
-            if self._measure:
-                self.figures.rows_per_second = dict(self._prior.measure().rows_per_second)
             while self._take_in(wait=not engine.live):
                 for pending, (future, _) in self._waiting.items():
                     if future.cancelled():
                         self._cancel(pending)
+                if self._measure and len(self._waiting) > 1:
+                    self._measure = False
+                    self.figures.rows_per_second = dict(self._prior.measure().rows_per_second)
                 if engine.live:
-                    self.figures.add(engine.step())
+                    report = engine.step()
+                    self.figures.add(report)
+                    if self._on_step is not None:
+                        self._on_step(report)
                 self._hand_out()
             failure = PriorFailed("The prior was unloaded while it was asked; ask again.")
         except BaseException as error:

@@ -31,7 +31,8 @@ class RuntimeSettings:
     """How a job is run on this machine.
 
     Args:
-        kind: "ray" (a local Ray with a prior actor and a job actor) or "inline" (everything in this process).
+        kind: "ray" (a prior actor and a job actor) or "inline" (everything in this process).
+        address: of a running Ray cluster, HOST:PORT or "auto"; "" starts a Ray on this machine that ends with the command.
         device: "auto" (CUDA where there is one), or a torch device such as "cpu" or "cuda:0".
         num_threads: torch threads of each actor; 0 takes every core this process may use. The fit and the prior take
             turns, so both may use all cores.
@@ -39,6 +40,7 @@ class RuntimeSettings:
     """
 
     kind: RuntimeKind = "ray"
+    address: str = ""
     device: str = "auto"
     num_threads: int = 0
     checkpoint_every: int = 25

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from jobs.errors import InputError
-from orchestrator.batch.job_folder import FAILURES, Mode
+from orchestrator.batch.job_folder import Mode
 from orchestrator.batch.perform import BatchOutcome
 from orchestrator.batch.report import describe
+from orchestrator.batch.settings import FAILURES
 
 __all__ = ["SOME_ROWS_FAILED", "choose_mode", "say_batch_outcome"]
 

@@ -26,16 +26,16 @@ from jobs.prior_client import PriorInfo
 from orchestrator.batch import markers, preview
 from orchestrator.batch.contact_sheet import GRID, PAGE
 from orchestrator.batch.records import column_types
+from orchestrator.batch.settings import FAILURES
 from orchestrator.batch.shard import ShardTask
 from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.stores import Store
 from orchestrator.batch.tables import TableSource
 from orchestrator.run_folder import first_difference, versions
 
-__all__ = ["FAILURES", "MANIFEST", "JobFolder", "Mode"]
+__all__ = ["MANIFEST", "JobFolder", "Mode"]
 
 MANIFEST = "manifest.json"
-FAILURES = "_failures.jsonl"
 MANIFEST_VERSION = 1
 SHARDS_PER_REMOVAL = 16
 

@@ -17,7 +17,8 @@ from jobs.pace import Pace
 from jobs.prior_client import PriorClient
 from jobs.vocabulary import warn_of_unknown_words
 from orchestrator.batch import report as reports
-from orchestrator.batch.job_folder import FAILURES, JobFolder, Mode
+from orchestrator.batch.job_folder import JobFolder, Mode
+from orchestrator.batch.settings import FAILURES
 from orchestrator.batch.shard import ShardJob, ShardTask
 from orchestrator.batch.stores import Store, open_store
 from orchestrator.batch.tables import TableSource
@@ -93,7 +94,7 @@ def perform_batch(
         try:
             with contextlib.ExitStack() as stack:
                 if shared_prior is None:
-                    device = resolve_device(runtime.device)
+                    device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
                     made = make_runtime(spec, runtime, device, load_prior)  # type: ignore[arg-type]
                     running = stack.enter_context(made)
                     return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from jobs.errors import InputError
 
-__all__ = ["BatchSettings"]
+__all__ = ["FAILURES", "BatchSettings"]
 
+FAILURES = "_failures.jsonl"
+"""In the job's folder: every row without a picture."""
 MAX_WORKERS = 1024
 
 

@@ -9,6 +9,7 @@ from jobs.errors import JobFailed
 from jobs.prior_client import PriorClient
 from orchestrator.batch.shard import ShardJob, ShardTask, ShardWriter
 from orchestrator.batch.stores import Store
+from orchestrator.metrics.meters import meter_shard
 from orchestrator.runtimes.threads import use_threads
 
 __all__ = ["run_here", "run_in_actors"]
@@ -41,7 +42,10 @@ class ShardActor:
         from orchestrator.runtimes.prior_actor import Raised
 
         try:
-            yield from self._writer.run(task)
+            for item in self._writer.run(task):
+                if not isinstance(item, int):
+                    meter_shard(item)
+                yield item
         except Exception as error:
             yield Raised(error)
 

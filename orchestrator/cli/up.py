@@ -19,13 +19,24 @@ def command(
     ledger: Annotated[
         str | None, typer.Option(help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; a file in the folder.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; otherwise a Ray of its own.")] = None,
-    num_workers: Annotated[int, typer.Option(help="Jobs at once; 0: from the number of cores.")] = 0,
-    memory: Annotated[float, typer.Option(help="Gigabytes for jobs and priors; 0: 80 % of this machine's.")] = 0.0,
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, HOST:PORT or auto; otherwise a Ray of its own.")
+    ] = None,
+    num_workers: Annotated[
+        int, typer.Option(help="Jobs at once; 0: from the cores, or as many as the cluster has room for.")
+    ] = 0,
+    memory: Annotated[
+        float, typer.Option(help="Gigabytes for jobs and priors; 0: 80 % of this machine's, or all of the cluster's.")
+    ] = 0.0,
     host: Annotated[str, typer.Option(help="Where its HTTP API listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     num_threads: Annotated[int, typer.Option(help="Torch threads of each prior; 0: every core.")] = 0,
+    job_cpus: Annotated[float, typer.Option(help="On a cluster: cores of each job.")] = 1.0,
+    job_gpus: Annotated[float, typer.Option(help="On a cluster with GPUs: part of one that each job takes.")] = 0.25,
+    prior_cpus: Annotated[float, typer.Option(help="On a cluster: cores of each prior.")] = 1.0,
+    prior_gpus: Annotated[float, typer.Option(help="On a cluster with GPUs: part of one that each prior takes.")] = 0.5,
+    metrics_port: Annotated[int, typer.Option(help="Of the Prometheus endpoint of its own Ray; 0: a free one.")] = 0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in this terminal until Ctrl-C.")] = False,
     json: common.Json = False,
 ) -> None:
@@ -33,6 +44,7 @@ def command(
     from orchestrator.daemon import daemon
     from orchestrator.daemon.launch import launch
     from orchestrator.daemon.state_folder import StateFolder
+    from orchestrator.runtimes.placement import ClusterSizes
 
     options = daemon.DaemonOptions(
         state=str(StateFolder.find(state).path),
@@ -44,6 +56,8 @@ def command(
         port=port,
         device=device,
         num_threads=num_threads,
+        sizes=ClusterSizes(job_cpus=job_cpus, job_gpus=job_gpus, prior_cpus=prior_cpus, prior_gpus=prior_gpus),
+        metrics_port=metrics_port,
     )
     if foreground:
         import logging

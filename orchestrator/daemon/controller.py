@@ -88,6 +88,8 @@ class Controller:
         """Set by whoever changed the ledger, so that the next round comes at once."""
         self.waiting: dict[int, str] = {}
         """Job -> why it does not start, as of the last round of scheduling."""
+        self.longest_wait_seconds = 0.0
+        """Of the job that has been ready to start longest, likewise."""
         self._ledger, self._workers, self._folder = ledger, workers, folder
         self._policy, self._timing = policy or Policy(), timing or Timing()
         self._running: dict[int, _Running] = {}
@@ -272,6 +274,7 @@ class Controller:
     def _schedule(self, active: Sequence[ActiveJob]) -> None:
         now = self._ledger.now()
         queued = [job for job in active if job.state == State.QUEUED]
+        self.longest_wait_seconds = max([0.0, *(now - max(job.created_at, job.not_before) for job in queued)])
         view = View(
             now=now,
             capacity=self.capacity,

@@ -16,81 +16,35 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from jobs import codec
-from jobs.errors import DreamKilnError, InputError
+from jobs.errors import DreamKilnError
 from jobs.ledger import Ledger, LedgerError, OwnershipError
 from orchestrator.daemon.controller import Controller, Timing
+from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Workers
 from orchestrator.daemon.state_folder import Endpoint, StateFolder
-from orchestrator.scheduling import Capacity
+from orchestrator.metrics.meters import QueueMeter
 
 __all__ = ["DaemonOptions", "main", "serve"]
 
 log = logging.getLogger("dreamkiln")
 ROUND_SECONDS = 0.2
 CLOSING_SECONDS = 5.0
+METRICS_SECONDS = 5.0
+CLUSTER_PATIENCE_SECONDS = 3600.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DaemonOptions:
-    """How an orchestrator runs.
-
-    Args:
-        state: its folder. ledger: URL of its database; a SQLite file in the folder by default.
-        address: of a running Ray cluster; by default it starts a Ray of its own.
-        num_workers: jobs at once; 0: one for every two cores, at least 2. memory_gb: for workers and priors; 0: 80 % of what
-            this machine has.
-        host, port: of its HTTP API; port 0 takes a free one.
-        device, num_threads: of the priors, as in the runtime's settings.
-    """
-
-    state: str
-    ledger: str | None = None
-    address: str | None = None
-    num_workers: int = 0
-    memory_gb: float = 0.0
-    host: str = "127.0.0.1"
-    port: int = 0
-    device: str = "auto"
-    num_threads: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.num_workers <= 10_000:
-            raise InputError(f"--num-workers is {self.num_workers}; give 1 to 10,000, or 0 to count the cores.")
-        if not 0 <= self.memory_gb <= 1e6:
-            raise InputError(f"--memory is {self.memory_gb:g}; give gigabytes, or 0 to take 80 % of this machine's.")
-        if not 0 <= self.port < 65536:
-            raise InputError(f"--port is {self.port}; give 1 to 65535, or 0 for a free one.")
-
-    def capacity(self) -> Capacity:
-        """With what was left open filled in."""
-        from orchestrator.runtimes.threads import available_cores
-
-        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Capacity(
-            num_workers=self.num_workers or max(2, available_cores() // 2),
-            memory_bytes=int(self.memory_gb * 1e9) or int(0.8 * here),
-        )
+MakeWorkers = Callable[[DaemonOptions, Callable[[], float]], AbstractContextManager[Workers]]
 
 
-MakeWorkers = Callable[[DaemonOptions, Capacity, Callable[[], float]], AbstractContextManager[Workers]]
-
-
-def ray_workers(options: DaemonOptions, capacity: Capacity, clock: Callable[[], float]) -> AbstractContextManager[Workers]:
+def ray_workers(options: DaemonOptions, clock: Callable[[], float]) -> AbstractContextManager[Workers]:
     """Workers on Ray, not yet started."""
     from orchestrator.daemon.ray_workers import RayWorkers
 
-    return RayWorkers(
-        num_workers=capacity.num_workers,
-        clock=clock,
-        address=options.address,
-        device=options.device,
-        num_threads=options.num_threads,
-    )
+    return RayWorkers(options, clock=clock)
 
 
 def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, timing: Timing | None = None) -> None:
@@ -105,17 +59,16 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
     folder = StateFolder(Path(options.state))
     folder.create()
     url = options.ledger or folder.default_ledger
-    capacity = options.capacity()
     name = f"process {os.getpid()} on {socket.gethostname()}"
-    with Ledger.own(url, name=name) as ledger, make_workers(options, capacity, ledger.now) as workers:
-        controller = Controller(ledger, workers, capacity, folder, timing=timing)
+    with Ledger.own(url, name=name) as ledger, make_workers(options, ledger.now) as workers:
+        controller = Controller(ledger, workers, workers.capacity, folder, timing=timing or _timing(options))
         stop = _StopSignal(controller)
         server = ApiServer(make_app(ledger, controller, folder, stop.set), host=options.host, port=options.port)
         server.start()
         folder.announce(Endpoint(url=server.url, pid=os.getpid(), ledger=ledger.where))
-        log.info("listening on %s, ledger %s, %d workers", server.url, ledger.where, capacity.num_workers)
+        log.info("listening on %s, ledger %s, %d workers", server.url, ledger.where, workers.capacity.num_workers)
         try:
-            _run(controller, stop)
+            _run(controller, stop, _Metrics(ledger, controller))
         finally:
             folder.withdraw()
             server.stop()
@@ -123,7 +76,26 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
         log.info("ended")
 
 
-def _run(controller: Controller, stop: _StopSignal) -> None:
+def _timing(options: DaemonOptions) -> Timing:
+    """A cluster may first have to start a node, or to finish other people's work, before a job has its place."""
+    return Timing(first_lease=CLUSTER_PATIENCE_SECONDS) if options.address else Timing()
+
+
+class _Metrics:
+    """What Prometheus is told of the queue, now and then."""
+
+    def __init__(self, ledger: Ledger, controller: Controller) -> None:
+        self._ledger, self._controller = ledger, controller
+        self._meter, self._next_at = QueueMeter(), 0.0
+
+    def update(self) -> None:
+        """Raises LedgerError."""
+        if (now := time.monotonic()) >= self._next_at:
+            self._next_at = now + METRICS_SECONDS
+            self._meter.update(self._ledger.jobs.counts(), longest_wait_seconds=self._controller.longest_wait_seconds)
+
+
+def _run(controller: Controller, stop: _StopSignal, metrics: _Metrics) -> None:
     """Rounds until told to stop, then a few more for the workers to obey."""
     deadline: float | None = None
     while deadline is None or (controller.num_running and time.monotonic() < deadline):
@@ -135,6 +107,7 @@ def _run(controller: Controller, stop: _StopSignal) -> None:
             controller.close()
         try:
             controller.tick(is_woken=is_woken)
+            metrics.update()
         except OwnershipError:
             log.exception("the ledger is lost")
             raise

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
 from orchestrator.daemon.job_process import JobProcess
+from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed, Report
-from orchestrator.runtimes import ray_runtime
+from orchestrator.metrics.meters import FitMeter
 from orchestrator.runtimes.base import PriorLoader, resolve_device
+from orchestrator.runtimes.placement import on_cluster, on_this_machine
 from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, PriorActor, RayPrior
-from orchestrator.runtimes.threads import available_cores
+from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
 from orchestrator.scheduling import PriorView
-from orchestrator.signals import signals_deferred
 
 __all__ = ["RayWorkers"]
 
-PRIOR_SHARE = 0.25  # of the CPUs, and half of a GPU: the priors; the workers share the rest
-MAX_PRIORS = 4
 PRIOR_ATTEMPTS = 5  # a prior that dies is started again, and asked again, before its jobs notice
 
 
@@ -29,59 +26,44 @@ class RayWorkers:
     """`orchestrator.daemon.reports.Workers` on a local Ray that ends with this process, or on a running cluster.
 
     Args:
-        num_workers: jobs at once, so that each asks Ray for its part.
-        address: of a running cluster; None starts a Ray of our own on this machine.
-        device: of jobs and priors. num_threads: of torch in each prior; 0 for all cores.
+        options: the orchestrator's. clock: seconds since 1970.
         load_prior: what loads a prior; `orchestrator.prior_service.load_prior` by default.
-        clock: seconds since 1970.
     """
 
     def __init__(
         self,
+        options: DaemonOptions,
         *,
-        num_workers: int,
-        clock: Any,
-        address: str | None = None,
-        device: str = "auto",
-        num_threads: int = 0,
+        clock: Callable[[], float],
         prior_bytes: int = 10**9,
         load_prior: PriorLoader | None = None,
     ) -> None:
         from orchestrator import prior_service
 
-        self._num_workers, self._address = num_workers, address
-        self._device, self._num_threads, self._prior_bytes = resolve_device(device), num_threads, prior_bytes
+        self.capacity = options.capacity()
+        self._options, self._prior_bytes = options, prior_bytes
         self._load_prior = load_prior or prior_service.load_prior
         self._clock = clock
         self._priors: dict[str, Any] = {}
         self._last_used: dict[str, float] = {}
 
     def __enter__(self) -> RayWorkers:
-        for name, value in ray_runtime._ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        import ray
-
-        with signals_deferred():
-            common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
-            if self._address is not None:
-                ray.init(address=self._address, namespace="dreamkiln", **common)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=max(2, available_cores()),
-                    include_dashboard=False,
-                    object_store_memory=ray_runtime._OBJECT_STORE_BYTES,
-                    **common,
-                )
-        self._num_cpus = float(ray.cluster_resources().get("CPU", 1.0))
-        self._num_gpus = 1.0 if self._device.startswith("cuda") else 0.0
+        options = self._options
+        device = resolve_device(options.device, is_elsewhere=bool(options.address))
+        start_ray(options.address, metrics_port=options.metrics_port)
+        nodes = living_nodes()
+        if options.address:
+            place = on_cluster(nodes, sizes=options.sizes, device=device, num_threads=options.num_threads)
+            self.capacity = options.capacity_within(num_workers=place.num_jobs, memory_bytes=place.memory_bytes)
+        else:
+            num_cpus = sum(node.get("CPU", 1.0) for node in nodes)
+            num_workers, num_threads = self.capacity.num_workers, options.num_threads
+            place = on_this_machine(num_cpus=num_cpus, num_workers=num_workers, device=device, num_threads=num_threads)
+        self._placement = place
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
-        with signals_deferred():
-            ray.shutdown()
+        stop_ray()
 
     def start(self, job: JobRecord) -> RayWorker:
         """A new actor in a process of its own."""
@@ -89,14 +71,14 @@ class RayWorkers:
 
         self._last_used[job.prior] = self._clock()
         options = {
-            "num_cpus": self._num_cpus * (1 - PRIOR_SHARE) / self._num_workers,
-            "num_gpus": self._num_gpus / 2 / self._num_workers,
+            **self._placement.job_options(job.memory_bytes),
             "max_concurrency": 4,  # `poll` and `stop` must be answered at any time
             "max_restarts": 0,  # a new attempt is the ledger's decision
         }
         prior = RayPrior([self._prior(job.prior)], job=f"job {job.id}", attempts=PRIOR_ATTEMPTS)
         is_rows_retry = bool(job.metrics.get("num_failed"))  # said only by a batch job's end
-        actor = ray.remote(JobProcess).options(**options).remote(job.spec, job.settings, job.out, prior, is_rows_retry)
+        settings = self._placement.settings_there(job.settings)
+        actor = ray.remote(JobProcess).options(**options).remote(job.spec, settings, job.out, prior, is_rows_retry)
         return RayWorker(actor, prior)
 
     def priors(self) -> Sequence[PriorView]:
@@ -118,12 +100,11 @@ class RayWorkers:
 
         if source not in self._priors:
             options = {
-                "num_cpus": self._num_cpus * PRIOR_SHARE / MAX_PRIORS,
-                "num_gpus": self._num_gpus / 2 / MAX_PRIORS,
+                **self._placement.prior_options(),
                 "max_concurrency": MAX_CONCURRENCY,
                 "max_restarts": -1,  # it has no state but its weights
             }
-            arguments = (self._load_prior, source, self._device, self._num_threads)
+            arguments = (self._load_prior, source, self._placement.device, self._placement.prior_threads)
             self._priors[source] = ray.remote(PriorActor).options(**options).remote(*arguments)
         return self._priors[source]
 
@@ -132,7 +113,7 @@ class RayWorker:
     """A `JobProcess` in an actor."""
 
     def __init__(self, actor: Any, prior: RayPrior) -> None:
-        self._actor, self._prior = actor, prior
+        self._actor, self._prior, self._meter = actor, prior, FitMeter()
         self._answer = actor.poll.remote()
 
     def poll(self) -> list[Report] | None:
@@ -149,6 +130,7 @@ class RayWorker:
             kind = FailureKind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else FailureKind.WORKER_LOST
             return [Failed(kind, f"The process that ran the job ended ({type(error).__name__}).", str(error))]
         self._answer = self._actor.poll.remote()
+        self._meter.see(reports)
         return reports
 
     def stop(self, *, at_checkpoint: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from jobs.events import Message, Progress
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
-from orchestrator.scheduling import PriorView
+from orchestrator.scheduling import Capacity, PriorView
 
 __all__ = ["Failed", "Report", "Stopped", "Succeeded", "Worker", "Workers"]
 
@@ -59,6 +59,11 @@ class Worker(Protocol):
 
 class Workers(Protocol):
     """Where jobs run."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """How many at once, in how much memory."""
+        ...
 
     def start(self, job: JobRecord) -> Worker:
         """Begin; what goes wrong is reported by the worker."""

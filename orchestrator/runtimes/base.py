@@ -70,8 +70,13 @@ def run_recipe(attempt: Attempt, prior: PriorClient, *, device: str) -> Iterator
             yield Finished(result=drawn, seconds=drawn.seconds)
 
 
-def resolve_device(device: str) -> str:
-    """ "auto" becomes "cuda" where there is a CUDA device, else "cpu". Raises InputError for a device that is not there."""
+def resolve_device(device: str, *, is_elsewhere: bool = False) -> str:
+    """ "auto" becomes "cuda" where there is a CUDA device, else "cpu". Raises InputError for a device that is not there.
+
+    What is computed elsewhere, on a cluster, keeps its device: the nodes decide (`orchestrator.runtimes.placement`).
+    """
+    if is_elsewhere:
+        return device
     import torch
 
     from jobs.errors import InputError

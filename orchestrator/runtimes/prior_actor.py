@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jobs.errors import DreamKilnError, PriorFailed, UnexpectedError
 from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from orchestrator.metrics.meters import PriorMeter
 from orchestrator.prior_engine import ResidentPrior
 from orchestrator.prior_service import LocalPrior
 from orchestrator.prior_shelf import PriorShelf
@@ -67,7 +68,7 @@ class PriorActor:
     Args:
         load_prior: see `PriorLoader`. source: of the prior that is meant where a call names none.
         memory_bytes: of weights, for priors that are loaded on demand; 0 for no limit. See `PriorShelf`.
-        measure: find the best batch size of each prior when it is loaded, which takes a few seconds.
+        measure: find the best batch size of each prior when two requests first meet in it, which takes a few seconds.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class PriorActor:
         num_threads: int,
         *,
         memory_bytes: int = 0,
-        measure: bool = False,
+        measure: bool = True,
     ) -> None:
         use_threads(num_threads)
 
@@ -86,20 +87,25 @@ class PriorActor:
             prior = load_prior(source, device)
             if not isinstance(prior, LocalPrior):
                 raise TypeError(f"the loader gave a {type(prior).__name__}; expected a LocalPrior, whose engine can be shared")
-            return ResidentPrior(prior, num_threads=num_threads, measure=measure)
+            meter = self._meters[source] = PriorMeter(source, weights_bytes=prior.num_bytes)
+            return ResidentPrior(prior, num_threads=num_threads, measure=measure, on_step=meter.step)
 
         self._source = source
+        self._meters: dict[str, PriorMeter] = {}
         self._shelf: PriorShelf[ResidentPrior] = PriorShelf(load, memory_bytes=memory_bytes)
 
     def call(self, method: str, *arguments: Any, source: str = "", job: str = "") -> Any:
         """Answer a method of `PriorClient` for a job; errors are returned, not raised. The first call loads the prior."""
         try:
-            with self._shelf.using(source or self._source) as prior:
+            source = source or self._source
+            with self._shelf.using(source) as prior:
                 match method:
                     case "distill":
-                        return Wire(prior.distill(arguments[0].open(), job=job))
+                        with self._meters[source].request(method):
+                            return Wire(prior.distill(arguments[0].open(), job=job))
                     case "draw":
-                        return prior.draw(arguments[0].open(), job=job)
+                        with self._meters[source].request(method):
+                            return prior.draw(arguments[0].open(), job=job)
                     case _:
                         return getattr(prior, method)(*arguments)
         except Exception as error:

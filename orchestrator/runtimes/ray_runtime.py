@@ -1,11 +1,13 @@
-"""A local Ray that lives as long as the command: an actor holds the prior (`prior_actor`), another runs the job.
+"""Ray for one command: an actor holds the prior (`prior_actor`), another runs the job, and the command's own process writes
+every file.
+
+By default it is a Ray on this machine that lives as long as the command; with an address, a running cluster, of whose nodes
+none but the command's own needs to see the run folder.
 
 What Ray 2.60 does that shaped this file (seen here, see the tests):
 
 - An actor takes 1 CPU to be placed unless told otherwise; on one core two such actors would wait for ever. Ours ask for
   a share each, because they take turns.
-- A signal that arrives inside `ray.init` ends the process with a segmentation fault and leaves Ray's processes behind;
-  so signals wait until it has returned.
 - An exception that leaves an actor comes back as a generated subclass; ours travel as values instead.
 """
 
@@ -13,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,28 +22,13 @@ from jobs.errors import JobFailed
 from jobs.events import Event
 from jobs.prior_client import PriorClient, PriorInfo
 from orchestrator.runtimes.base import Attempt, PriorLoader, run_recipe
+from orchestrator.runtimes.placement import Placement, on_cluster
 from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, PriorActor, Raised, RayPrior
-from orchestrator.runtimes.threads import available_cores, use_threads
+from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
+from orchestrator.runtimes.threads import use_threads
 from orchestrator.signals import signals_deferred
 
 __all__ = ["PriorActor", "Raised", "RayPrior", "RayRuntime"]
-
-# Read by Ray when it is imported and by its processes when they start; what the user has set already wins.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Despite its name this decides on every system whether Ray's ports bind to the loopback address alone. The documented
-    # `_node_ip_address="127.0.0.1"` does not: Ray replaces it by the machine's outer address.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # By default Ray lowers its workers' priority to nice 15: beside any other busy program the job would starve.
-    "RAY_worker_niceness": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Messages up to this size travel inside the call. Through the object store, where Ray puts what is over 100 KB, a query of
-    # four views and its answer would take about twice as long.
-    "RAY_max_direct_call_object_size": str(1024**2),
-    # A thread that waits for its next piece of work must not spin on a core that the other actor needs.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-_OBJECT_STORE_BYTES = 256 * 1024**2
 
 
 class JobActor:
@@ -72,13 +57,15 @@ class JobActor:
 
 
 class RayRuntime:
-    """Starts Ray on entering, ends it and all its processes on leaving.
+    """Starts or joins Ray on entering; on leaving ends it and all its processes, or leaves the cluster.
 
     Args:
-        load_prior: see `PriorLoader`. source: what it is given. device: a torch device. num_threads: 0 for all cores.
+        load_prior: see `PriorLoader`. source: what it is given. device: a torch device; "auto" on a cluster is cuda where any
+            node has a GPU. num_threads: 0 for all cores, on a cluster for those that an actor was given.
         modules: what the job's actor imports while the prior's loads.
-        num_replicas: actors that hold the prior. If there are several, one that dies is started again, and what it was asked is
-            asked of another.
+        num_replicas: actors that hold the prior. If there are several, or they are on a cluster, one that dies is started
+            again, and what it was asked is asked of another.
+        address: of a running cluster; see `start_ray`.
     """
 
     def __init__(
@@ -90,6 +77,7 @@ class RayRuntime:
         num_threads: int = 0,
         modules: Sequence[str] = (),
         num_replicas: int = 1,
+        address: str = "",
     ) -> None:
         self._load_prior = load_prior
         self._modules = tuple(modules)
@@ -97,18 +85,16 @@ class RayRuntime:
         self._device = device
         self._num_threads = num_threads
         self._num_replicas = num_replicas
+        self._address = address
 
     def __enter__(self) -> RayRuntime:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        import ray
-
-        with signals_deferred():
-            try:
-                self._start(ray)
-            except BaseException:
-                ray.shutdown()
-                raise
+        start_ray(self._address)
+        try:
+            with signals_deferred():
+                self._make_actors(self._placement())
+        except BaseException:
+            stop_ray()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +104,7 @@ class RayRuntime:
             # Neither actor has anything left to save, and waiting for their orderly end takes a second.
             for actor in (self._job, *self._replicas):
                 ray.kill(actor)
-            ray.shutdown()
+        stop_ray()
 
     def prior_info(self) -> PriorInfo:
         """Waits until the prior's actor has loaded it."""
@@ -146,26 +132,27 @@ class RayRuntime:
                 job=attempt.spec.name,
             ) from error
 
-    def _start(self, ray: Any) -> None:
-        ray.init(
-            address="local",
-            num_cpus=max(2, available_cores()),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            configure_logging=True,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+    def _placement(self) -> Placement:
+        if self._address:
+            return on_cluster(living_nodes(), device=self._device, num_threads=self._num_threads)
         share = 1 / (self._num_replicas + 1)
-        options = {"num_cpus": share, "num_gpus": share if self._device.startswith("cuda") else 0}
-        make = ray.remote(PriorActor).options(
-            **options, max_concurrency=MAX_CONCURRENCY, max_restarts=-1 if self._num_replicas > 1 else 0
+        each = {"num_cpus": share, "num_gpus": share if self._device.startswith("cuda") else 0.0}
+        threads = self._num_threads
+        return Placement(device=self._device, job=each, prior=each, job_threads=threads, prior_threads=threads)
+
+    def _make_actors(self, placement: Placement) -> None:
+        import ray
+
+        is_retried = self._num_replicas > 1 or bool(self._address)
+        make: Any = ray.remote(PriorActor).options(
+            **placement.prior_options(), max_concurrency=MAX_CONCURRENCY, max_restarts=-1 if is_retried else 0
         )
-        self._replicas = [
-            make.remote(self._load_prior, self._source, self._device, self._num_threads) for _ in range(self._num_replicas)
-        ]
-        self._prior = RayPrior(self._replicas, attempts=1 if self._num_replicas == 1 else 2 * self._num_replicas + 4)
-        self._job = ray.remote(JobActor).options(**options).remote(self._prior, self._device, self._num_threads)
+        arguments = (self._load_prior, self._source, placement.device, placement.prior_threads)
+        self._replicas = [make.remote(*arguments) for _ in range(self._num_replicas)]
+        self._prior = RayPrior(self._replicas, attempts=2 * self._num_replicas + 4 if is_retried else 1)
+        threads = self._num_threads or placement.job_threads
+        kind: Any = ray.remote(JobActor).options(**placement.job_options())
+        self._job = kind.remote(self._prior, placement.device, threads)
         for replica in self._replicas:
             replica.call.remote("info")
         self._job.warm_up.remote(self._modules)

@@ -1,0 +1,136 @@
+"""What our actors ask of Ray to find a place: shares of one machine, or whole cores of some node of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.errors import InputError
+
+__all__ = ["ClusterSizes", "Placement", "cluster_device", "on_cluster", "on_this_machine"]
+
+PRIOR_SHARE = 0.25
+"""Of one machine's cores, for priors; jobs share the rest. Of its GPU they take half."""
+MAX_PRIORS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSizes:
+    """Of the actors on a cluster, in cores and GPUs of one node; GPUs count where the device is cuda.
+
+    Args:
+        job_cpus, job_gpus: of each job. prior_cpus, prior_gpus: of each replica of a prior.
+    """
+
+    job_cpus: float = 1.0
+    job_gpus: float = 0.25
+    prior_cpus: float = 1.0
+    prior_gpus: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0.0 if name.endswith("gpus") else 0.01
+            if not least <= value <= 1024:
+                raise InputError(f"--{name.replace('_', '-')} is {value:g}; give {least:g} to 1024.")
+            if name.endswith("gpus") and value > 1 and value != int(value):
+                raise InputError(f"--{name.replace('_', '-')} is {value:g}; Ray gives parts of one GPU, or several whole ones.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """For every actor of an orchestrator or a command.
+
+    Args:
+        device: of torch. job, prior: `num_cpus` and `num_gpus`, as Ray takes them.
+        job_threads, prior_threads: of torch in an actor that was not told how many; 0: every core of its node.
+        num_jobs: jobs that find a place beside one replica of a prior. memory_bytes: of all nodes, as Ray counts it.
+        is_memory_asked: jobs say how much memory they need, so that Ray places them where it is.
+    """
+
+    device: str
+    job: Mapping[str, float]
+    prior: Mapping[str, float]
+    job_threads: int = 0
+    prior_threads: int = 0
+    num_jobs: int = 1
+    memory_bytes: int = 0
+    is_memory_asked: bool = False
+
+    def job_options(self, memory_bytes: int = 0) -> dict[str, Any]:
+        """Options of a job's actor."""
+        return {**self.job, **({"memory": memory_bytes} if self.is_memory_asked and memory_bytes else {})}
+
+    def settings_there(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A job's settings as they hold in its actor: it joins nothing, and has its own threads if nobody chose any."""
+        runtime = {**settings.get("runtime", {}), "address": ""}
+        return {**settings, "runtime": runtime | {"num_threads": runtime.get("num_threads") or self.job_threads}}
+
+    def prior_options(self) -> dict[str, Any]:
+        """Options of a replica's actor."""
+        return dict(self.prior)
+
+
+def on_this_machine(*, num_cpus: float, num_workers: int, device: str, num_threads: int = 0) -> Placement:
+    """Shares of one machine: its jobs and priors take turns on all its cores, so each may use them all."""
+    num_gpus = 1.0 if device.startswith("cuda") else 0.0
+    return Placement(
+        device=device,
+        job={"num_cpus": num_cpus * (1 - PRIOR_SHARE) / num_workers, "num_gpus": num_gpus / 2 / num_workers},
+        prior={"num_cpus": num_cpus * PRIOR_SHARE / MAX_PRIORS, "num_gpus": num_gpus / 2 / MAX_PRIORS},
+        prior_threads=num_threads,
+        num_jobs=num_workers,
+    )
+
+
+def on_cluster(
+    nodes: Sequence[Mapping[str, float]], *, sizes: ClusterSizes | None = None, device: str = "auto", num_threads: int = 0
+) -> Placement:
+    """Whole cores of some node for each actor, and as many threads.
+
+    Args:
+        nodes: per living node its resources by Ray's names: CPU, GPU, memory.
+        device: "auto" is cuda where any node has a GPU: this machine may have none.
+        num_threads: of torch in each prior; 0: as many as it has cores.
+    """
+    sizes = sizes or ClusterSizes()
+    device = cluster_device(nodes) if device == "auto" else device
+    on_gpu = device.startswith("cuda")
+    job = {"num_cpus": sizes.job_cpus, "num_gpus": sizes.job_gpus if on_gpu else 0.0}
+    prior = {"num_cpus": sizes.prior_cpus, "num_gpus": sizes.prior_gpus if on_gpu else 0.0}
+    return Placement(
+        device=device,
+        job=job,
+        prior=prior,
+        job_threads=max(1, int(sizes.job_cpus)),
+        prior_threads=num_threads or max(1, int(sizes.prior_cpus)),
+        num_jobs=_room(nodes, job, prior),
+        memory_bytes=int(sum(node.get("memory", 0) for node in nodes)),
+        is_memory_asked=True,
+    )
+
+
+def cluster_device(nodes: Sequence[Mapping[str, float]]) -> str:
+    """ "cuda" where any node has a GPU, else "cpu"."""
+    return "cuda" if any(node.get("GPU", 0) > 0 for node in nodes) else "cpu"
+
+
+def _room(nodes: Sequence[Mapping[str, float]], job: Mapping[str, float], prior: Mapping[str, float]) -> int:
+    """Jobs that fit beside one prior on the node where it costs the fewest of them; at least 1: a cluster may grow."""
+    before = [_fitting(node, job) for node in nodes]
+    with_prior = [
+        sum(before) - count + _fitting(node, job, beside=prior)
+        for node, count in zip(nodes, before, strict=True)
+        if _fitting(node, prior)
+    ]
+    return max([1, *with_prior])
+
+
+def _fitting(node: Mapping[str, float], actor: Mapping[str, float], *, beside: Mapping[str, float] | None = None) -> int:
+    """How many of an actor a node holds, alone or beside another."""
+    counts = []
+    for ours, theirs in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        left = node.get(theirs, 0.0) - (beside or {}).get(ours, 0.0)
+        if actor[ours] > 0:
+            counts.append(int(left / actor[ours] + 1e-9))
+    return max(0, min(counts))

@@ -1,0 +1,183 @@
+"""Starting a Ray of our own, and joining one that runs; `import ray` first happens here, after its environment is set.
+
+What Ray 2.60 does that shaped this file (seen here, see the tests):
+
+- A signal that arrives inside `ray.init` ends the process with a segmentation fault and leaves Ray's processes behind, so
+  signals wait until it has returned.
+- Joining an address where nobody listens takes 81 seconds and then raises SystemExit. So we knock first.
+- Joining 127.0.0.1:PORT is changed into joining this machine's outer address, where a Ray that listens on loopback alone
+  never answers.
+- Token authentication is on by default for a Ray of one's own and for address="auto", but not for an address in figures.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import InputError
+from orchestrator.runtimes.threads import available_cores
+from orchestrator.signals import signals_deferred
+
+__all__ = ["OWN_RAY", "has_token", "living_nodes", "start_ray", "stop_ray"]
+
+# Read by Ray when it is imported and by its processes when they start; what the user has set already wins.
+_EVERYWHERE = {"RAY_USAGE_STATS_ENABLED": "0"}
+# Despite its name this decides on every system whether Ray's ports bind to the loopback address alone. The documented
+# `_node_ip_address="127.0.0.1"` does not: Ray replaces it by the machine's outer address.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+OWN_RAY = {
+    **_EVERYWHERE,
+    **_LOOPBACK,
+    "RAY_AUTH_MODE": "token",
+    # By default Ray lowers its workers' priority to nice 15: beside any other busy program the job would starve.
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Messages up to this size travel inside the call. Through the object store, where Ray puts what is over 100 KB, a query of
+    # four views and its answer would take about twice as long.
+    "RAY_max_direct_call_object_size": str(1024**2),
+    # A thread that waits for its next piece of work must not spin on a core that the other actor needs.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Environment of a Ray of our own."""
+_OBJECT_STORE_BYTES = 256 * 1024**2
+_KNOCK_SECONDS = 5.0
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+
+
+def start_ray(address: str | None = None, *, metrics_port: int = 0) -> None:
+    """Start a Ray on this machine's loopback address, with token authentication; or join the cluster at `address`.
+
+    Args:
+        address: HOST:PORT of a cluster's head, or "auto" for the one whose node runs on this machine; this machine must be
+            one of the cluster's nodes. None or "" starts a Ray that ends with this process.
+        metrics_port: of our own Ray's Prometheus endpoint; 0 takes a free one.
+
+    Raises:
+        InputError: no such cluster answers, or it refuses us.
+    """
+    with signals_deferred():
+        if address:
+            _join(address)
+        else:
+            _start(metrics_port)
+
+
+def stop_ray() -> None:
+    """End our own Ray with all its processes, or leave the cluster; our actors end either way."""
+    import ray
+
+    with signals_deferred():
+        ray.shutdown()
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Per living node of the Ray that was started or joined its resources, by Ray's names."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def has_token() -> bool:
+    """Whether this user has a token for Ray, where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named or Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _start(metrics_port: int) -> None:
+    for name, value in OWN_RAY.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(2, available_cores()),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _metrics_export_port=metrics_port or None,
+            **_QUIET,
+        )
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def _join(address: str) -> None:
+    where = _resolve(address)
+    environment = {**_EVERYWHERE, **({"RAY_AUTH_MODE": "token"} if has_token() else {})}
+    if where is not None:
+        host, port = where
+        if not _answers(host, port):
+            raise InputError(
+                f"No Ray cluster answers at {address}. On the cluster's head run 'ray start --head --port=6379', and on this "
+                "machine, if it is another, 'ray start --address=HEAD:6379'."
+            )
+        if _is_loopback(host) and not _answers(_outer_address(), port):
+            environment |= _LOOPBACK
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    try:
+        ray.init(address="auto" if where is None else "{}:{}".format(*where), **_QUIET)
+    except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
+        ray.shutdown()
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        with_token = "this user's token for Ray was given" if has_token() else "this user has no token for Ray"
+        raise InputError(
+            f"The Ray cluster at {address} cannot be joined ({reason}; {with_token}). This machine must be one of its nodes, "
+            "with the same versions of Ray and Python, and ~/.ray/auth_token or RAY_AUTH_TOKEN the same as on its head."
+        ) from error
+
+
+def _resolve(address: str) -> tuple[str, int] | None:
+    """Host and port; None for "auto" where `ray start` has left no address. Raises InputError."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _announced_address()
+        if not address:
+            return None
+    if address.startswith("ray://"):
+        raise InputError(
+            f"The Ray address {address} is of Ray's client protocol, which our workers cannot answer; run the command on a "
+            "node of the cluster, and give HOST:6379 or auto."
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(
+            f"The Ray address is {address!r}; give HOST:PORT of the cluster's head, such as 10.0.0.5:6379, or auto."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _announced_address() -> str:
+    """What `ray start` wrote down on this machine: read by ourselves, because Ray's own reader is part of `import ray`."""
+    try:
+        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=_KNOCK_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _outer_address() -> str:
+    """Of the interface that leads out of this machine; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("203.0.113.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

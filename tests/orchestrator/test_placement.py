@@ -1,0 +1,63 @@
+"""What actors ask of Ray, by arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import InputError
+from orchestrator.runtimes.placement import ClusterSizes, on_cluster, on_this_machine
+
+HEAD = {"CPU": 0.0, "memory": 4e9}
+SMALL = {"CPU": 4.0, "memory": 8e9}
+WITH_GPU = {"CPU": 8.0, "GPU": 2.0, "memory": 32e9}
+
+
+def test_this_machine_is_shared_out_whole():
+    place = on_this_machine(num_cpus=2, num_workers=3, device="cuda")
+    job, prior = place.job_options(10**9), place.prior_options()
+    assert 3 * job["num_cpus"] + 4 * prior["num_cpus"] == pytest.approx(2)
+    assert 3 * job["num_gpus"] + 4 * prior["num_gpus"] == pytest.approx(1)
+    assert "memory" not in job and place.job_threads == 0
+    assert on_this_machine(num_cpus=2, num_workers=3, device="cpu").job_options()["num_gpus"] == 0
+
+
+def test_on_a_cluster_every_actor_fits_on_one_node():
+    place = on_cluster([HEAD, SMALL, SMALL], sizes=ClusterSizes(job_cpus=2, prior_cpus=1))
+    assert place.device == "cpu" and place.memory_bytes == 20e9
+    assert place.job_options(3 * 10**9) == {"num_cpus": 2, "num_gpus": 0, "memory": 3 * 10**9}
+    assert place.num_jobs == 3, "two on one node, one beside the prior"
+    assert place.job_threads == 2 and place.prior_threads == 1
+
+
+def test_a_gpu_of_any_node_makes_the_device_cuda_and_holds_a_prior_with_two_jobs():
+    place = on_cluster([SMALL, WITH_GPU])
+    assert (place.device, place.job["num_gpus"], place.prior["num_gpus"]) == ("cuda", 0.25, 0.5)
+    assert place.num_jobs == 6, "two GPUs: four quarters, and two beside the prior"
+    assert on_cluster([SMALL, WITH_GPU], device="cpu").num_jobs == 11
+
+
+@pytest.mark.parametrize("nodes", [[], [HEAD], [{"CPU": 0.5}]])
+def test_a_cluster_that_is_yet_to_grow_has_room_for_one(nodes):
+    assert on_cluster(nodes).num_jobs == 1
+
+
+def test_a_job_takes_its_threads_from_its_place_and_joins_nothing():
+    place = on_cluster([SMALL], sizes=ClusterSizes(job_cpus=3))
+    assert place.settings_there({"runtime": {"address": "auto", "num_threads": 0}, "export": {"a": 1}}) == {
+        "runtime": {"address": "", "num_threads": 3},
+        "export": {"a": 1},
+    }
+    assert place.settings_there({"runtime": {"num_threads": 1}})["runtime"]["num_threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"job_cpus": 0}, r"--job-cpus is 0; give 0\.01 to 1024"),
+        ({"prior_gpus": -1}, "--prior-gpus is -1; give 0 to 1024"),
+        ({"job_gpus": 1.5}, r"--job-gpus is 1\.5; Ray gives parts of one GPU"),
+    ],
+)
+def test_sizes_that_ray_cannot_give_are_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        ClusterSizes(**sizes)
