@@ -130,16 +130,16 @@ class BatchImagesSpec:
     table: Table
     prompt_column: str = "prompt"
     seed: int = 0
-    prior: str = "toybox"
-    num_steps: int = 30
-    guidance_scale: float = 3.0
-    guidance_rescale: float = 0.5
-    guidance_interval: tuple[int, int] = (0, 1000)
-    sampler: str = "ddim"
-    negative_prompt: str = ""
-    strength: float | None = None
-    mask_feather: float = 1.0
-    chunk_size: int = 8
+    prior: str = ImagesSpec.prior
+    num_steps: int = ImagesSpec.num_steps
+    guidance_scale: float = ImagesSpec.guidance_scale
+    guidance_rescale: float = ImagesSpec.guidance_rescale
+    guidance_interval: tuple[int, int] = ImagesSpec.guidance_interval
+    sampler: str = ImagesSpec.sampler
+    negative_prompt: str = ImagesSpec.negative_prompt
+    strength: float | None = ImagesSpec.strength
+    mask_feather: float = ImagesSpec.mask_feather
+    chunk_size: int = ImagesSpec.chunk_size
     strict: bool = False
     shard_size: int = 1000
     output_format: str = "png"

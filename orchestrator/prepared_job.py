@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from jobs import codec
 from jobs.batch_images import BatchImagesSpec
+from jobs.errors import InputError
 from jobs.kinds import AnySpec
 from jobs.prompts import check_prompt
 from orchestrator.atomic import clear_output_errors
@@ -24,7 +25,7 @@ from orchestrator.edit_pictures import EditPictures
 from orchestrator.perform import Outcome, perform
 from orchestrator.prior_source import absolute_source, check_prior
 from orchestrator.progress_display import Display
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings import RuntimeKind
 
 __all__ = ["PreparedJob", "compose_here", "prepare_images", "prepare_table", "prepare_text_to_3d"]
 
@@ -50,8 +51,11 @@ class PreparedJob:
         """The same with another `runtime.kind`. Raises InputError for one that there is not."""
         if kind is None:
             return self
-        plain = {**codec.to_plain(self.settings.runtime), "kind": kind}
-        runtime = codec.from_plain(RuntimeSettings, plain, path="runtime")
+        if kind not in (kinds := get_args(RuntimeKind)):
+            raise InputError(
+                f"There is no runtime {kind!r}{codec.near_matches(kind, kinds)}; choose one of {', '.join(kinds)}."
+            )
+        runtime = replace(self.settings.runtime, kind=cast(RuntimeKind, kind))
         return replace(self, settings=replace(self.settings, runtime=runtime))
 
     def perform(self, *, display: Display) -> Outcome | BatchOutcome:
@@ -106,6 +110,8 @@ def compose_here(overrides: Sequence[str], options: Mapping[str, Any]) -> Settin
         InputError: a setting that is not allowed, or a prior that is nowhere.
     """
     settings = compose(overrides, options=options)
+    if not settings.prior.source:
+        raise InputError("--prior is empty; give 'toybox', a folder, a file or a name on the hub, or leave it out.")
     check_prior(settings.prior.source)
     return replace(settings, prior=replace(settings.prior, source=absolute_source(settings.prior.source)))
 

@@ -94,7 +94,7 @@ def perform_batch(
         try:
             with contextlib.ExitStack() as stack:
                 if shared_prior is None:
-                    device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
+                    device = resolve_device(runtime.device)
                     made = make_runtime(spec, runtime, device, load_prior)  # type: ignore[arg-type]
                     running = stack.enter_context(made)
                     return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)

@@ -25,11 +25,21 @@ current_run_folder: Path | None = None
 """Where an unexpected error leaves its log; set by the verb that knows."""
 
 Prompt = Annotated[str, typer.Argument(help="What to make, in quotes.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="GROUP.KEY=VALUE", help="Settings, such as fit.num_steps=200.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="GROUP.KEY=VALUE", help="Settings, such as fit.num_steps=200.")]
+
+
+def folder(text: str) -> Path:
+    """What --out says. Raises InputError for nothing at all, as an unset variable of the shell leaves it."""
+    if not text.strip():
+        raise InputError("--out is empty; name a folder, or leave the option out for runs/<name>-<hash>.")
+    return Path(text)
+
+
 Out = Annotated[
-    Path | None, typer.Option(help="Run folder. By default runs/<slug>-<hash>, so that a repeated command continues.")
+    Path | None,
+    typer.Option(
+        parser=folder, metavar="<path>", help="Run folder. By default runs/<slug>-<hash>, so that a repeated command continues."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Where all randomness comes from; 0 to 2^63 - 1.")]
 PriorName = Annotated[
@@ -110,7 +120,7 @@ def say_outcome(outcome: Outcome, *, as_json: bool) -> None:
         return
     total = sum(outcome.seconds.values())
     if outcome.did == "nothing to do":
-        print(f"Already finished: {outcome.folder}. Choose another --seed or --out for another one.")
+        print(f"Already finished: {outcome.folder}/ holds it. Choose another --seed or --out for another one.")
     else:
         print(f"Done in {total:.0f} s: {outcome.folder}")
     shown = outcome.artefacts[:8]

@@ -64,6 +64,8 @@ def prepare(
     Raises:
         InputError: what does not, or is not allowed.
     """
+    if out is not None:
+        common.folder(out)
     options = {
         "preset": preset,
         "prior.source": prior,

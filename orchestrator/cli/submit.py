@@ -39,7 +39,12 @@ def text_to_3d(
     prompts: Annotated[
         str | None, typer.Option(help="Table with a column 'prompt'; also seed, out, priority, key, and settings by name.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; with --prompts or --best-of the folder of run folders.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=common.folder, metavar="<path>", help="Run folder; with --prompts or --best-of the folder of run folders."
+        ),
+    ] = None,
     seed: common.Seed = 0,
     best_of: Annotated[int, typer.Option(help="So many jobs with seeds from --seed on; see --metric.")] = 1,
     metric: Annotated[str | None, typer.Option(help="With --best-of: largest wins; without it the first to finish.")] = None,

@@ -86,7 +86,7 @@ def test_row_r_is_drawn_from_seed_plus_r_with_the_jobs_settings():
     assert [answer.image[0, 0, 0] for answer in answers] == [100, 101, 102]
     (request,) = prior.requests
     assert request.prompts == ("a", "b", "c") and request.seeds == (100, 101, 102)
-    assert (request.num_steps, request.sampler, request.guidance.scale) == (30, "ddim", 3.0)
+    assert (request.num_steps, request.sampler, request.guidance.scale) == (20, "dpmpp_2m", 3.0)
 
 
 def test_cells_override_the_job_and_text_is_read_as_numbers():
@@ -110,7 +110,7 @@ def test_cells_override_the_job_and_text_is_read_as_numbers():
 def test_empty_cells_leave_the_jobs_own_value():
     prior = RememberingPrior()
     draw(rows_of({"seed": "", "num_steps": None, "sampler": "  ", "guidance_scale": float("nan")}), prior)
-    assert prior.requests[0].seeds == (100,) and prior.requests[0].sampler == "ddim"
+    assert prior.requests[0].seeds == (100,) and prior.requests[0].sampler == "dpmpp_2m"
 
 
 def test_rows_with_the_same_settings_share_a_forward_pass_and_keep_their_order():

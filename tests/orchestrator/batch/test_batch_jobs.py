@@ -73,7 +73,7 @@ def test_every_format_holds_every_picture_with_its_parameters_and_hash(finished)
         record = found[index][0]
         assert record["sha256"] == hashlib.sha256(png).hexdigest() and record["status"] == "succeeded"
         assert (record["prompt"], record["seed"]) == (f"a {['red', 'green', 'blue'][index % 3]} ball {index}", index)
-        assert (record["num_steps"], record["sampler"], record["id"]) == (2 + index % 2, "ddim", index)
+        assert (record["num_steps"], record["sampler"], record["id"]) == (2 + index % 2, "dpmpp_2m", index)
         assert (record["table_file"], record["table_row"], record["prior_hash"]) == ("prompts.jsonl", index + 1, "f" * 64)
         image = Image.open(io.BytesIO(png))
         assert image.size == (16, 16) == (record["width"], record["height"]) and image.text["seed"] == str(index)

@@ -63,12 +63,12 @@ class ScriptedWorkers:
 class Rig:
     """A controller with everything around it."""
 
-    def __init__(self, folder: Path, *, workers: int = 2) -> None:
+    def __init__(self, folder: Path, *, workers: int = 2, make_workers: type[ScriptedWorkers] = ScriptedWorkers) -> None:
         self.clock = Clock()
         self.folder = StateFolder(folder)
         self.folder.create()
         self.ledger = Ledger.own(self.folder.default_ledger, clock=self.clock)
-        self.workers = ScriptedWorkers()
+        self.workers = make_workers()
         self.controller = Controller(
             self.ledger, self.workers, Capacity(num_workers=workers, memory_bytes=20 * GB), self.folder
         )
