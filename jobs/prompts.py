@@ -21,8 +21,8 @@ def check_prompt(prompt: str, *, name: str = "prompt", allow_empty: bool = False
         allow_empty: an empty negative prompt is the usual one.
 
     Raises:
-        InputError: empty, longer than 2,000 characters, with control characters, or without a single letter or
-            digit (only emoji or punctuation), which no text tower can read.
+        InputError: empty, longer than 2,000 characters, with control characters or bytes that are not UTF-8, or without a
+            single letter or digit (only emoji or punctuation), which no text tower can read.
     """
     if not isinstance(prompt, str):
         raise InputError(f"The {name} is {prompt!r}, but text was expected.")
@@ -37,7 +37,11 @@ def check_prompt(prompt: str, *, name: str = "prompt", allow_empty: bool = False
             "(a text tower reads only the first few dozen words anyway)."
         )
     for position, character in enumerate(text):
-        # Cc: control codes, Cs: lone surrogates from undecodable bytes. Either would break file names and JSON.
+        # Either would break file names and JSON. The command line hands over undecodable bytes as lone surrogates.
+        if "\udc80" <= character <= "\udcff":
+            raise InputError(
+                f"The {name} is no valid UTF-8: byte 0x{ord(character) - 0xDC00:02X} at position {position}; write it in UTF-8."
+            )
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n":
             raise InputError(
                 f"The {name} holds the control character U+{ord(character):04X} at position {position}; remove it."

@@ -7,6 +7,7 @@ stderr; `--debug` (anywhere on the line) or DREAMKILN_DEBUG=1 shows the tracebac
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -62,6 +63,8 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never a traceback unless asked for."""
+    if arguments is None:
+        _print_whatever_the_terminal_can_show()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = bool(os.environ.get("DREAMKILN_DEBUG")) or "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -69,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.set_run_folder(None)
     try:
         result = typer.main.get_command(app).main(given, prog_name="dreamkiln", standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)
+        if result == Interrupted.exit_code:  # what newer versions of typer make of Ctrl-C
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         # The reader of our output has gone (`dreamkiln … | head`): nothing left to say.
@@ -85,6 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return _report(_explained(error, given), as_json=as_json)
+
+
+def _print_whatever_the_terminal_can_show() -> None:
+    """A terminal without Unicode shows "?" for what it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the caller has closed it
+            stream.reconfigure(errors="replace")
 
 
 def _explained(error: Exception, given: Sequence[str] = ()) -> DreamKilnError:

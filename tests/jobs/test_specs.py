@@ -87,6 +87,7 @@ def test_the_fingerprint_does_not_depend_on_the_process():
         ("  \n ", "prompt is empty"),
         ("x" * 10_000, "10,000 characters, but at most 2,000"),
         ("🍄🍄 !!", "no letter or digit"),
+        ("a red\udcffchair", "no valid UTF-8: byte 0xFF at position 5"),
         ("a red\x00chair", r"control character U\+0000 at position 5"),
         ("a \ud800 chair", r"U\+D800"),
     ],

@@ -156,6 +156,25 @@ def test_a_full_disk_outside_our_own_writers(capsys, monkeypatch):
     assert "/data/run is full" in refused(capsys, "images", "a chair")
 
 
+def test_ctrl_c_before_the_job_has_begun(capsys, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "run_job", interrupted)
+    assert main(["images", "a chair", "--json"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "dreamkiln: Stopped.\n" and json.loads(captured.out)["exit_code"] == 130
+
+
+@pytest.mark.parametrize(
+    "settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
+)
+def test_a_terminal_without_unicode(settings):
+    command = [sys.executable, "-m", "orchestrator.cli.main", "images", "--help"]
+    result = subprocess.run(command, env=command_environment() | settings, capture_output=True, timeout=60)
+    assert result.returncode == 0 and b"--num-images" in result.stdout and result.stderr == b""
+
+
 def test_the_installed_command_answers_bad_input_with_one_sentence(dreamkiln):
     for arguments in (["text-to-3d", ""], ["images", "a", "--colour", "red"], ["images", "🍄"]):
         result = dreamkiln(*arguments)
