@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -78,7 +79,7 @@ def from_plain(cls: type[T], data: Any, *, path: str = "") -> T:
                 f"There is no setting {_join(path, str(key))!r}{near_matches(str(key), fields)}; "
                 f"{path or cls.__name__} has: {', '.join(fields)}."
             )
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     values = {key: _convert(hints[key], item, _join(path, key)) for key, item in data.items()}
     try:
         return cls(**values)
@@ -94,6 +95,12 @@ def near_matches(name: str, candidates: Any) -> str:
     """`' (did you mean a or b?)'` or an empty string."""
     found = difflib.get_close_matches(name, [str(item) for item in candidates], n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotations as types. Kept, because evaluating them takes longer than all the rest."""
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

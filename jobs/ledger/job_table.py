@@ -6,7 +6,6 @@ import dataclasses
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import case, func, insert, or_, select
 from sqlalchemy.orm import Session
@@ -16,9 +15,9 @@ from jobs.ledger.database import Database
 from jobs.ledger.records import EventRecord, JobRecord, Submission
 from jobs.ledger.rows import find_job, job_record, move_job
 from jobs.ledger.tables import Attempt, Event, Job, User
-from jobs.states import FailureKind, IllegalTransition, State, Wish
+from jobs.states import IllegalTransition, State, Wish
 
-__all__ = ["ActiveJob", "JobTable", "Submitted"]
+__all__ = ["JobTable", "Submitted", "WaitingJob"]
 
 
 @dataclass(frozen=True)
@@ -30,31 +29,20 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
-class ActiveJob:
-    """What a scheduler needs to know of a job that waits or runs; no spec, so that thousands can be read at every tick."""
+class WaitingJob:
+    """What a scheduler needs to know of a queued job; no spec, so that thousands can be read in every round."""
 
     id: int
     user: str
-    kind: str
     prior: str
     priority: int
     memory_bytes: int
-    group_id: int | None
-    state: State
-    wish: Wish
     not_before: float
     created_at: float
-    started_at: float | None
-    num_failures: int
-    max_failures: int
-    failure_kind: FailureKind | None
     reason: str
 
 
-_ACTIVE = (State.QUEUED, State.RUNNING, State.LOST)
-_ACTIVE_FIELDS = tuple(field.name for field in dataclasses.fields(ActiveJob))
-_ACTIVE_COLUMNS = tuple(getattr(Job, name) for name in _ACTIVE_FIELDS)
-_CONVERT = tuple({"state": State, "wish": Wish, "failure_kind": FailureKind}.get(name) for name in _ACTIVE_FIELDS)
+_WAITING_COLUMNS = tuple(getattr(Job, field.name) for field in dataclasses.fields(WaitingJob))
 
 
 class JobTable:
@@ -130,11 +118,17 @@ class JobTable:
         with self._database.read() as session:
             return [job_record(row) for row in session.scalars(query)]
 
-    def active(self) -> list[ActiveJob]:
-        """All that wait, run or are lost, in the order they were submitted."""
-        query = select(*_ACTIVE_COLUMNS).where(Job.state.in_(_ACTIVE)).order_by(Job.id)
+    def waiting(self) -> list[WaitingJob]:
+        """All that are queued, in the order they were submitted."""
+        query = select(*_WAITING_COLUMNS).where(Job.state == State.QUEUED).order_by(Job.id)
         with self._database.read() as session:
-            return [_active(row) for row in session.execute(query)]
+            return [WaitingJob(*row) for row in session.execute(query)]
+
+    def wishes(self) -> dict[int, Wish]:
+        """Running job -> what is wished of it."""
+        query = select(Job.id, Job.wish).where(Job.state == State.RUNNING)
+        with self._database.read() as session:
+            return {job_id: Wish(wish) for job_id, wish in session.execute(query)}
 
     def counts(self) -> dict[State, int]:
         """State -> number of jobs, every state named."""
@@ -167,6 +161,13 @@ class JobTable:
         )
         with self._database.read() as session:
             return {user: max(0.0, float(total)) for user, total in session.execute(query)}
+
+    def mean_run(self, since: float) -> float | None:
+        """Mean seconds of the attempts that ended since that time; None where none has."""
+        seconds = func.avg(Attempt.ended_at - Attempt.started_at)
+        with self._database.read() as session:
+            mean = session.scalar(select(seconds).where(Attempt.ended_at > since))
+        return None if mean is None else max(0.0, float(mean))
 
     def weights(self) -> dict[str, float]:
         """User -> weight of their share."""
@@ -277,11 +278,3 @@ def _digest(row: Job) -> str:
     return Submission(
         kind=row.kind, spec=row.spec, name=row.name, fingerprint=row.fingerprint, out=row.out, settings=row.settings
     ).digest()
-
-
-def _active(row: Sequence[Any]) -> ActiveJob:
-    """By position, because a scheduler reads thousands."""
-    values: list[Any] = [
-        convert(value) if convert and value is not None else value for convert, value in zip(_CONVERT, row, strict=True)
-    ]
-    return ActiveJob(*values)

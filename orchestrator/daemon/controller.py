@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.errors import DreamKilnError
 from jobs.events import Message, Progress
 from jobs.ledger import JobRecord, Lease, Ledger, StaleLease
-from jobs.ledger.job_table import ActiveJob
 from jobs.states import FailureKind, State, Wish
 from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded, Worker, Workers
@@ -113,11 +111,10 @@ class Controller:
         if is_woken or now >= self._schedule_at:
             self._schedule_at = now + self._timing.schedule
             self._take_up_losses()
-            active = self._ledger.jobs.active()
-            self._obey_wishes(active)
+            self._obey_wishes()
             self._settle_groups()
             if not self._is_closing:
-                self._schedule(self._ledger.jobs.active())
+                self._schedule()
         self._enforce_stops()
 
     def close(self) -> None:
@@ -211,8 +208,8 @@ class Controller:
 
     # What users wish
 
-    def _obey_wishes(self, active: Sequence[ActiveJob]) -> None:
-        wishes = {job.id: job.wish for job in active if job.state == State.RUNNING}
+    def _obey_wishes(self) -> None:
+        wishes = self._ledger.jobs.wishes() if self._running else {}
         for running in list(self._running.values()):
             self._obey(running, wishes.get(running.job.id, running.obeying))
 
@@ -271,9 +268,9 @@ class Controller:
 
     # Who runs next
 
-    def _schedule(self, active: Sequence[ActiveJob]) -> None:
-        now = self._ledger.now()
-        queued = [job for job in active if job.state == State.QUEUED]
+    def _schedule(self) -> None:
+        now, since = self._ledger.now(), self._ledger.now() - self._timing.usage_window
+        queued = self._ledger.jobs.waiting()
         self.longest_wait_seconds = max([0.0, *(now - max(job.created_at, job.not_before) for job in queued)])
         view = View(
             now=now,
@@ -302,7 +299,8 @@ class Controller:
                 for running in self._running.values()
             ],
             priors=self._workers.priors(),
-            usage=self._ledger.jobs.usage(now - self._timing.usage_window) if queued else {},
+            usage=self._ledger.jobs.usage(since) if queued else {},
+            mean_run=self._ledger.jobs.mean_run(since) if queued else None,
             weights=self._ledger.jobs.weights() if queued else {},
             last_starts=self._last_starts,
         )

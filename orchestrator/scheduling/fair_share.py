@@ -33,14 +33,17 @@ def candidates(view: View, policy: Policy) -> Iterator[tuple[QueuedJob, str]]:
     """
     queues = _queues(view)
     charged: dict[str, float] = defaultdict(float, view.usage)
+    # Charged too much, the number of jobs at once would decide and not what was used; too little, one user would get every
+    # place that is free at one moment.
+    expected = policy.expected_run if view.mean_run is None else view.mean_run
     for running in view.running:
-        charged[running.user] += max(0.0, policy.expected_run - (view.now - running.started_at))
+        charged[running.user] += max(0.0, expected - (view.now - running.started_at))
 
     overdue = [queue for queue in queues.values() if view.now - queue.waiting_since >= policy.patience]
     for queue in sorted(overdue, key=lambda queue: (queue.waiting_since, queue.jobs[0].id)):
         waited = (view.now - queue.waiting_since) / 60
         job = queue.jobs.popleft()
-        charged[job.user] += policy.expected_run
+        charged[job.user] += expected
         yield job, f"no job of {job.user} with priority {job.priority} was started for {waited:.0f} minutes"
 
     by_priority: dict[int, list[_Queue]] = defaultdict(list)
@@ -48,11 +51,11 @@ def candidates(view: View, policy: Policy) -> Iterator[tuple[QueuedJob, str]]:
         if queue.jobs:
             by_priority[queue.priority].append(queue)
     for priority in sorted(by_priority, reverse=True):
-        yield from _in_fair_order(by_priority[priority], charged, view, policy)
+        yield from _in_fair_order(by_priority[priority], charged, view, expected)
 
 
 def _in_fair_order(
-    queues: list[_Queue], charged: dict[str, float], view: View, policy: Policy
+    queues: list[_Queue], charged: dict[str, float], view: View, expected: float
 ) -> Iterator[tuple[QueuedJob, str]]:
     def rank(queue: _Queue) -> tuple[float, float, int]:
         return charged[queue.user] / view.weights.get(queue.user, 1.0), queue.jobs[0].ready_at, queue.jobs[0].id
@@ -63,7 +66,7 @@ def _in_fair_order(
         (share, _, _), index = heapq.heappop(heap)
         queue = queues[index]
         job = queue.jobs.popleft()
-        charged[queue.user] += policy.expected_run
+        charged[queue.user] += expected
         others = f", least of {len(heap) + 1} users" if heap else ""
         yield job, f"priority {job.priority}; {job.user} has used {share:.0f} s of their share{others}"
         if queue.jobs:

@@ -65,7 +65,8 @@ class Policy:
             prior is resident.
         backfill: for so long smaller jobs may overtake one that does not fit; then room is kept for it.
         least_run: a job is left alone for so long before a more urgent one may take its place.
-        expected_run: what a job that was just started is charged to its user's share, until it has run for longer.
+        expected_run: what a job that was just started is charged to its user's share, until it has run for longer; for as
+            long as no job has ended that would tell.
     """
 
     patience: float = 3600.0
@@ -84,6 +85,7 @@ class View:
         usage: user -> seconds of work they were given lately; who is absent has used nothing.
         weights: user -> weight of their share, 1 by default.
         last_starts: (user, priority) -> when a job of that queue was last started.
+        mean_run: seconds that jobs ran lately, which is what is expected of the next; None where none has ended.
         prior_bytes: source -> bytes of a prior that may have to be loaded; `default_prior_bytes` where unknown.
     """
 
@@ -95,5 +97,6 @@ class View:
     usage: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     last_starts: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    mean_run: float | None = None
     prior_bytes: Mapping[str, int] = field(default_factory=dict)
     default_prior_bytes: int = 10**9

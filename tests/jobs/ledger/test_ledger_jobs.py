@@ -217,8 +217,11 @@ def test_lists_counts_and_pages(ledger: Ledger):
     assert [job.id for job in ledger.jobs.recent(limit=100, before_id=page[-1].id)] == ids[5::-1]
     assert {job.user for job in ledger.jobs.recent(user="ada")} == {"ada"}
     assert [job.id for job in ledger.jobs.recent(states=[State.CANCELLED])] == ids[:1]
-    active = ledger.jobs.active()
-    assert [job.id for job in active] == ids[1:] and active[0].memory_bytes == jobs[1].memory_bytes
+    waiting = ledger.jobs.waiting()
+    assert [job.id for job in waiting] == ids[1:] and waiting[0].memory_bytes == jobs[1].memory_bytes
+    ledger.attempts.start(ids[3], "w", seconds=10)
+    ledger.jobs.pause(ids[3])
+    assert ids[3] not in [job.id for job in ledger.jobs.waiting()] and ledger.jobs.wishes() == {ids[3]: Wish.PAUSE}
 
 
 def test_usage_counts_the_seconds_inside_the_window(ledger: Ledger, clock: Clock):
@@ -231,6 +234,7 @@ def test_usage_counts_the_seconds_inside_the_window(ledger: Ledger, clock: Clock
     assert ledger.jobs.usage(begin) == {"ada": 100.0, "bob": 50.0}
     assert ledger.jobs.usage(begin + 60) == {"ada": 40.0, "bob": 50.0}
     assert ledger.jobs.usage(begin + 120) == {"bob": 30.0}
+    assert ledger.jobs.mean_run(begin) == 100.0 and ledger.jobs.mean_run(begin + 100) is None
     ledger.jobs.set_weight("bob", 2.5)
     assert ledger.jobs.weights() == {"ada": 1.0, "bob": 2.5}
     with pytest.raises(InputError, match="weight of bob is 0"):
@@ -272,4 +276,4 @@ def test_a_reader_reads_and_does_not_write(url: str, ledger: Ledger, clock: Cloc
 
 def test_a_table_of_jobs_in_one_transaction(ledger: Ledger):
     ids = [submitted.id for submitted in ledger.jobs.submit([submission(number) for number in range(300)])]
-    assert len(set(ids)) == 300 and [job.id for job in ledger.jobs.active()] == ids
+    assert len(set(ids)) == 300 and [job.id for job in ledger.jobs.waiting()] == ids

@@ -138,10 +138,13 @@ def test_freed_memory_is_kept_for_the_one_it_was_freed_for():
 class Simulation:
     """Workers that take a set time for every job; schedules whenever one is free."""
 
-    def __init__(self, jobs: list[QueuedJob], *, workers: int, seconds: float, policy: Policy, weights=None) -> None:
+    def __init__(
+        self, jobs: list[QueuedJob], *, workers: int, seconds: float, policy: Policy, weights=None, is_measured: bool = False
+    ) -> None:
         self.waiting = {job.id: job for job in jobs}
         self.capacity = Capacity(num_workers=workers, memory_bytes=1000 * GB)
         self.seconds, self.policy, self.weights = seconds, policy, weights or {}
+        self.mean_run = seconds if is_measured else None
         self.now = NOW
         self.busy: list[tuple[float, int, RunningJob]] = []
         self.usage: dict[str, float] = defaultdict(float)
@@ -158,6 +161,7 @@ class Simulation:
                 usage=self.usage,
                 weights=self.weights,
                 last_starts=self.last_starts,
+                mean_run=self.mean_run,
             )
             for id in schedule(view, self.policy).start:
                 job = self.waiting.pop(id)
@@ -204,6 +208,22 @@ def test_weights_divide_the_machine():
     first = Counter(job.user for _, job in order[:800])
     for user in USERS:
         assert abs(first[user] - 800 * weights.get(user, 1.0) / 8) <= 2
+
+
+def test_shares_hold_for_jobs_far_shorter_than_expected_once_their_length_is_known():
+    weights = {"ada": 2.0}
+    simulation = {"workers": 10, "seconds": 0.5, "policy": Policy(patience=1e9), "weights": weights}
+
+    def furthest(order: list[tuple[float, QueuedJob]]) -> float:
+        served: Counter[str] = Counter()
+        furthest = 0.0
+        for _, job in order[:900]:
+            served[job.user] += 1
+            furthest = max(furthest, *(abs(served[user] - served.total() * weights.get(user, 1.0) / 6) for user in USERS))
+        return furthest
+
+    assert furthest(Simulation(two_thousand(lambda n: 0), **simulation, is_measured=True).run()) <= 2
+    assert furthest(Simulation(two_thousand(lambda n: 0), **simulation).run()) > 10, "what the measurement is good for"
 
 
 def test_nothing_starves_under_a_stream_of_urgent_jobs():
