@@ -42,7 +42,14 @@ class InputError(DreamKilnError):
 
 
 class OutputError(InputError):
-    """The output folder cannot take the files: no right to write, no space, or it belongs to another run."""
+    """The output folder cannot take the files: no right to write, no space, or it belongs to another run.
+
+    is_disk_full, may_pass: what an unattended job goes by: it waits for space, and tries again where a store did not answer.
+    They travel between processes, which the causes of an exception do not.
+    """
+
+    is_disk_full: bool = False
+    may_pass: bool = False
 
 
 class JobFailed(DreamKilnError):

@@ -59,7 +59,9 @@ def clear_output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         reason, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), "choose another --out"))
-        raise OutputError(f"{os.fspath(path)} could not be written: {reason}; {fix}.") from error
+        refusal = OutputError(f"{os.fspath(path)} could not be written: {reason}; {fix}.")
+        refusal.is_disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise refusal from error
 
 
 def remove_half_written(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -86,7 +87,8 @@ class LocalStore:
         for name, data in files.items():
             path = self._path(name)
             folders.add(path.parent)
-            temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+            # A name of its own: the worker of an attempt that was given up for lost may still write the same file.
+            temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{path.suffix[:16]}")
             try:
                 with clear_output_errors(path):
                     with temporary.open("wb") as file:

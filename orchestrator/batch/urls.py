@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.errors import InputError
+from jobs.errors import InputError, OutputError
 
 __all__ = ["absolute", "clear_url_errors", "is_url", "join", "open_filesystem"]
 
@@ -58,12 +58,19 @@ def clear_url_errors(sentence: str, kind: type[InputError] = InputError) -> Iter
     except PermissionError as error:
         raise kind(f"{sentence}: permission was denied; check the credentials.") from error
     except OSError as error:
-        raise kind(f"{sentence}: {error.strerror or _first_line(error)}.") from error
+        raise _passing(kind(f"{sentence}: {error.strerror or _first_line(error)}.")) from error
     except Exception as error:
         # botocore's and aiohttp's errors (no credentials, no such host) are no OSErrors.
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "adlfs"):
             raise
-        raise kind(f"{sentence}: {_first_line(error)}.") from error
+        raise _passing(kind(f"{sentence}: {_first_line(error)}.")) from error
+
+
+def _passing(error: InputError) -> InputError:
+    """The same, marked as worth another try: a store that did not answer may do so later."""
+    if isinstance(error, OutputError):
+        error.may_pass = True
+    return error
 
 
 def _first_line(error: Exception) -> str:

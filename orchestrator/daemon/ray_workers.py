@@ -19,7 +19,7 @@ from orchestrator.scheduling import PriorView
 
 __all__ = ["RayWorkers"]
 
-PRIOR_ATTEMPTS = 5  # a prior that dies is started again, and asked again, before its jobs notice
+PRIOR_ATTEMPTS = 12  # a prior that dies is started again, and asked again for a minute and a half, before its jobs notice
 
 
 class RayWorkers:
@@ -44,7 +44,7 @@ class RayWorkers:
         self._options, self._prior_bytes = options, prior_bytes
         self._load_prior = load_prior or prior_service.load_prior
         self._clock = clock
-        self._priors: dict[str, Any] = {}
+        self._replicas: dict[str, list[Any]] = {}
         self._last_used: dict[str, float] = {}
 
     def __enter__(self) -> RayWorkers:
@@ -53,7 +53,13 @@ class RayWorkers:
         start_ray(options.address, metrics_port=options.metrics_port)
         nodes = living_nodes()
         if options.address:
-            place = on_cluster(nodes, sizes=options.sizes, device=device, num_threads=options.num_threads)
+            place = on_cluster(
+                nodes,
+                sizes=options.sizes,
+                device=device,
+                num_threads=options.num_threads,
+                num_priors=options.prior_replicas,
+            )
             self.capacity = options.capacity_within(num_workers=place.num_jobs, memory_bytes=place.memory_bytes)
         else:
             num_cpus = sum(node.get("CPU", 1.0) for node in nodes)
@@ -75,38 +81,41 @@ class RayWorkers:
             "max_concurrency": 4,  # `poll` and `stop` must be answered at any time
             "max_restarts": 0,  # a new attempt is the ledger's decision
         }
-        prior = RayPrior([self._prior(job.prior)], job=f"job {job.id}", attempts=PRIOR_ATTEMPTS)
+        replicas = self._prior(job.prior)
+        prior = RayPrior(replicas, job=f"job {job.id}", first=job.id % len(replicas), attempts=PRIOR_ATTEMPTS * len(replicas))
         is_rows_retry = bool(job.metrics.get("num_failed"))  # said only by a batch job's end
         settings = self._placement.settings_there(job.settings)
         actor = ray.remote(JobProcess).options(**options).remote(job.spec, settings, job.out, prior, is_rows_retry)
         return RayWorker(actor, prior)
 
     def priors(self) -> Sequence[PriorView]:
-        """Those that have an actor."""
+        """Those that have actors."""
         return [
-            PriorView(source=source, memory_bytes=self._prior_bytes, last_used_at=self._last_used[source])
-            for source in self._priors
+            PriorView(source=source, memory_bytes=self._prior_bytes * len(replicas), last_used_at=self._last_used[source])
+            for source, replicas in self._replicas.items()
         ]
 
     def evict(self, source: str) -> None:
-        """End the prior's actor."""
+        """End the prior's actors."""
         import ray
 
-        if actor := self._priors.pop(source, None):
+        for actor in self._replicas.pop(source, []):
             ray.kill(actor)
 
-    def _prior(self, source: str) -> Any:
+    def _prior(self, source: str) -> list[Any]:
+        """Its replicas, started if there are none. Each finds the best batch size of its device before it answers."""
         import ray
 
-        if source not in self._priors:
+        if source not in self._replicas:
             options = {
                 **self._placement.prior_options(),
                 "max_concurrency": MAX_CONCURRENCY,
                 "max_restarts": -1,  # it has no state but its weights
             }
             arguments = (self._load_prior, source, self._placement.device, self._placement.prior_threads)
-            self._priors[source] = ray.remote(PriorActor).options(**options).remote(*arguments)
-        return self._priors[source]
+            make = ray.remote(PriorActor).options(**options)
+            self._replicas[source] = [make.remote(*arguments, measure=True) for _ in range(self._options.prior_replicas)]
+        return self._replicas[source]
 
 
 class RayWorker:

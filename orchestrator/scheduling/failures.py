@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from jobs.errors import CollapsedError, DreamKilnError, InputError, PriorFailed
+from jobs.errors import CollapsedError, DreamKilnError, InputError, OutputError, PriorFailed
 from jobs.states import FailureKind
 
 __all__ = ["failure_kind", "sentence"]
@@ -18,11 +18,15 @@ def failure_kind(error: BaseException) -> FailureKind:
     chain = list(_chain(error))
     if any(isinstance(link, OSError) and link.errno in _NO_SPACE for link in chain):
         return FailureKind.DISK_FULL
+    if any(isinstance(link, OutputError) and link.is_disk_full for link in chain):
+        return FailureKind.DISK_FULL
     if any(_OUT_OF_MEMORY & {cls.__name__ for cls in type(link).__mro__} for link in chain):
         return FailureKind.OUT_OF_MEMORY
     if any(isinstance(link, BlockingIOError) for link in chain):
         return FailureKind.WORKER_LOST  # a worker that was given up for lost still holds the run folder
     match error:
+        case OutputError(may_pass=True):
+            return FailureKind.UNEXPECTED
         case InputError():
             return FailureKind.BAD_INPUT
         case CollapsedError():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from jobs.errors import CollapsedError, InputError, JobFailed, OutputError, PriorFailed
 from jobs.states import FailureKind, State
 from orchestrator.atomic import clear_output_errors
+from orchestrator.batch.urls import clear_url_errors
+from orchestrator.runtimes.prior_actor import Raised
 from orchestrator.scheduling.failures import failure_kind, sentence
 from orchestrator.scheduling.groups import Member, settle
 from orchestrator.scheduling.retries import RULES, after_failure
@@ -103,6 +106,25 @@ def test_a_full_disk_is_recognised_behind_our_own_sentence():
         raise OSError(errno.ENOSPC, "No space left on device")
     assert failure_kind(caught.value) == FailureKind.DISK_FULL
     assert sentence(caught.value).startswith("/data/run could not be written: the disk is full")
+
+
+def test_a_full_disk_is_recognised_in_another_process():
+    """Of a batch job's workers, whose errors arrive as values."""
+    with pytest.raises(OutputError) as caught, clear_output_errors("/data/run"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    there = pickle.loads(pickle.dumps(Raised(caught.value)))
+    with pytest.raises(OutputError, match="the disk is full") as caught:
+        there.reraise()
+    assert caught.value.__cause__ is None and failure_kind(caught.value) == FailureKind.DISK_FULL
+
+
+def test_a_store_that_does_not_answer_is_asked_again_and_a_missing_bucket_is_not():
+    with pytest.raises(OutputError) as caught, clear_url_errors("s3://b/k could not be written", OutputError):
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+    assert failure_kind(caught.value) == FailureKind.UNEXPECTED
+    with pytest.raises(OutputError) as caught, clear_url_errors("s3://b/k could not be written", OutputError):
+        raise FileNotFoundError("b")
+    assert failure_kind(caught.value) == FailureKind.BAD_INPUT
 
 
 def test_a_run_folder_that_a_lost_worker_still_holds_is_tried_again(tmp_path):
