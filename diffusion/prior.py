@@ -18,6 +18,7 @@ from diffusion.checkpoints.read import read
 from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
 from diffusion.guidance import guided_prediction
+from diffusion.lanes import in_lanes
 from diffusion.networks.layout import channels_last
 from diffusion.parameterisation import Prediction
 from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, Request
@@ -160,24 +161,29 @@ class Prior(Checkpoint):
 
     def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """The network's raw output for (B, C, h, w) latents at timesteps (B,) under `encode_text`'s rows (B, S, D)."""
+        return in_lanes(self._predict, x_t.to(self.device), t.to(self.device), tokens.to(self.device))
+
+    def _predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         dtype = self.unet.conv_in.weight.dtype
-        states, added = unpack(tokens.to(self.device), self.unet.config.added_dim)
-        output = self.unet(x_t.to(self.device, dtype), t.to(self.device), states.to(dtype), added)
-        return output.to(x_t.dtype)
+        states, added = unpack(tokens, self.unet.config.added_dim)
+        return self.unet(x_t.to(dtype), t, states.to(dtype), added).to(x_t.dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w)."""
-        return self.autoencoder.encode(images.to(self.device))
+        return in_lanes(self.autoencoder.encode, images.to(self.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> images (B, 3, H, W) clamped to [0, 1]."""
-        return self.autoencoder.decode(latents).clamp(0, 1)
+        return in_lanes(self.autoencoder.decode, latents).clamp(0, 1)
 
     def encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         """Vector-Jacobian product of the encoder, (B, 3, H, W)."""
-        images = images.to(self.device).detach().requires_grad_()
+        return in_lanes(self._encoder_gradient, images.to(self.device), latent_gradient)
+
+    def _encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
+        images = images.detach().requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.autoencoder.encode(images), images, latent_gradient)
         return gradient

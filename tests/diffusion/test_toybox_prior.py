@@ -81,3 +81,17 @@ def test_half_precision_is_an_option_of_the_name_and_shows_little(prior):
         exact, rounded = prior.predict(x_t, t, tokens), half.predict(x_t, t, tokens)
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
     assert float((rounded - exact).square().mean() / exact.square().mean()) < 1e-4
+
+
+def test_pictures_do_not_depend_on_the_number_of_threads_but_for_rounding(prior):
+    pictures = {}
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        drawn = draw(prior, ["a red egg", "a blue cup"], start(prior, 2), steps=2, scale=4.0)
+        gradient = prior.encoder_gradient(drawn, torch.ones(2, *prior.latent_shape))
+        if threads in pictures:
+            assert torch.equal(pictures[threads][0], drawn) and torch.equal(pictures[threads][1], gradient)
+        pictures[threads] = drawn, gradient
+    torch.set_num_threads(1)
+    for one, two in zip(pictures[1], pictures[2], strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4 * float(one.abs().max()))

@@ -139,7 +139,7 @@ def test_errors_name_their_cause():
 
 def test_weights_divide_the_rows(tiny_prior):
     """Two jobs that always have something to do; the heavy one is drawn about three times as much."""
-    prior = ResidentPrior(LocalPrior(Prior.load(tiny_prior), config=EngineConfig(row_cap=4)), num_threads=1)
+    prior = ResidentPrior(LocalPrior(Prior.load(tiny_prior), config=EngineConfig(row_cap=4)), num_threads=1, measure=False)
     prior.set_weight("heavy", 3.0)
     jobs = ("heavy", "light")
     futures = {job: [prior.start_draw(request(seed, num_steps=50), job=job) for seed in range(30)] for job in jobs}
@@ -153,11 +153,13 @@ def test_weights_divide_the_rows(tiny_prior):
     prior.close()
 
 
-def test_the_batch_size_can_be_measured_first(tiny_prior):
-    prior = ResidentPrior(load_prior(str(tiny_prior)), num_threads=1, measure=True)
+def test_the_batch_size_is_measured_when_two_first_meet(tiny_prior):
+    prior = ResidentPrior(load_prior(str(tiny_prior)), num_threads=1)
     assert prior.draw(request(1)).shape == (1, 16, 16, 3)
-    figures = prior.figures.to_json()
-    assert figures["rows_per_second"][1] > 0 and figures["forwards"] == 4 and figures["batch_rows"] == 8
+    assert not prior.figures.rows_per_second and prior.figures.forwards == 4 and prior.figures.batch_rows == 8
+    wait([prior.start_draw(request(seed, num_steps=50), job=str(seed)) for seed in range(3)])
+    assert prior.figures.to_json()["rows_per_second"][1] > 0
+    assert prior._prior.engine.row_cap in prior.figures.rows_per_second
     prior.close()
     assert "prior-engine" not in [thread.name for thread in threading.enumerate()]
     assert prior.num_bytes > 100_000
