@@ -49,7 +49,9 @@ def test_a_strict_3d_job_is_bit_identical_alone_and_beside_three_others():
     forwards_alone = alone.figures.forwards
     alone.close()
     shared = ResidentPrior(load_prior("toybox"), num_threads=1, measure=False)
-    others = [dataclasses.replace(SPEC, prompt=prompt, seed=9, strict=n > 0) for n, prompt in enumerate(("a cup", "a duck", "a car"))]
+    others = [
+        dataclasses.replace(SPEC, prompt=prompt, seed=9, strict=n > 0) for n, prompt in enumerate(("a cup", "a duck", "a car"))
+    ]
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(fitted, spec, shared) for spec in (*others, SPEC)]
         result = running[-1].result()
