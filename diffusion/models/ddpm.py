@@ -4,7 +4,8 @@
     L_simple = E_{t, x0, eps} || eps - eps_theta(x_t, t) ||^2                              eq. 14
     x_{t-1} = (x_t - beta_t / sqrt(1 - abar_t) eps_theta) / sqrt(alpha_t) + sigma_t z      algorithm 2
 
-with sigma_t^2 = beta_t ("fixed_large") or the posterior's variance ("fixed_small"), and a linear schedule of betas.
+with sigma_t^2 = beta_t ("fixed_large") or the posterior's variance ("fixed_small"), and a linear schedule of betas. Instead of
+eps the network may be asked for v = a eps - s x0 (2202.00512 section 4), with the same loss of v.
 """
 
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ from diffusion.models.base import Batch, Model, SampleRequest
 from diffusion.models.sampling import draw, dropped_labels, guided_output, request_labels
 from diffusion.networks.build import NetworkConfig, build_network
 from diffusion.networks.pixel_unet import PixelUNetConfig
-from diffusion.parameterisation import Prediction
-from diffusion.schedule import NoiseSchedule
+from diffusion.parameterisation import Prediction, training_target
+from diffusion.schedule import NoiseSchedule, PredictionType
 from diffusion.seeding import normal
 
 
@@ -28,6 +29,7 @@ class DDPMConfig:
     """2006.11239 section 4 and appendix B, but for the size of the network.
 
     Args:
+        prediction_type: what the network says; "v_prediction" forgives a small network where x_t is almost all noise.
         label_dropout: share of labels left out in training, for classifier-free guidance; without num_classes unused.
     """
 
@@ -35,6 +37,7 @@ class DDPMConfig:
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    prediction_type: PredictionType = "epsilon"
     label_dropout: float = 0.1
 
     @property
@@ -45,13 +48,14 @@ class DDPMConfig:
             beta_schedule="linear",
             beta_start=self.beta_start,
             beta_end=self.beta_end,
+            prediction_type=self.prediction_type,
             steps_offset=0,
             set_alpha_to_one=True,
         )
 
 
 class DDPM(Model):
-    """eps-prediction with the unweighted objective."""
+    """A network of x_t with the unweighted objective."""
 
     name = "ddpm"
     Config: ClassVar[type] = DDPMConfig
@@ -70,13 +74,15 @@ class DDPM(Model):
         return self.squared_error(batch.x, eps, t, labels).mean(), {}
 
     def squared_error(self, x0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """|| eps - eps_theta(x_t, t) ||^2 / D of each row, (B,).
+        """|| eps - eps_theta(x_t, t) ||^2 / D of each row, (B,), or that of the `prediction_type`.
 
         Args:
             x0, eps: (B, ...). t: (B,) long. labels: (B,) long.
         """
-        output = self.network(self.schedule.add_noise(x0, eps, t), t, labels=labels).to(x0.dtype)
-        return (eps - output).square().flatten(1).mean(dim=1)
+        schedule = self.schedule
+        output = self.network(schedule.add_noise(x0, eps, t), t, labels=labels).to(x0.dtype)
+        target = training_target(x0, eps, schedule.alpha(t), schedule.sigma(t), schedule.prediction_type)
+        return (target - output).square().flatten(1).mean(dim=1)
 
     def sample(self, request: SampleRequest) -> Tensor:
         """Ancestral sampling over all timesteps with the large variance, or any sampler over fewer.
@@ -89,8 +95,9 @@ class DDPM(Model):
 
         def predict(x_t: Tensor, t: Tensor) -> Prediction:
             channels, scale = self.shape[0], request.guidance_scale
-            eps = guided_output(self.network, x_t, t, labels=labels, scale=scale, channels=channels)
-            return Prediction.from_output(eps, x_t, self.schedule.alpha(t), self.schedule.sigma(t), "epsilon")
+            output = guided_output(self.network, x_t, t, labels=labels, scale=scale, channels=channels)
+            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+            return Prediction.from_output(output, x_t, alpha, sigma, self.schedule.prediction_type)
 
         return draw(
             request,

@@ -18,8 +18,8 @@ from diffusion.models.base import Batch, Model, SampleRequest
 from diffusion.models.sampling import draw, dropped_labels, guided_output, request_labels
 from diffusion.networks.build import NetworkConfig, build_network, with_channels
 from diffusion.networks.pixel_unet import PixelUNetConfig
-from diffusion.parameterisation import Prediction
-from diffusion.schedule import NoiseSchedule
+from diffusion.parameterisation import Prediction, training_target
+from diffusion.schedule import NoiseSchedule, PredictionType
 from diffusion.seeding import NoiseSource, normal
 from diffusion.training.importance import LossSecondMoment
 from diffusion.variational_bound import Bound, bound_term, posterior, variational_bound
@@ -33,6 +33,7 @@ class ImprovedDDPMConfig:
         loss: "hybrid", or "vlb": the bound alone.
         timesteps: "uniform", or "importance" (section 3.3), which the paper uses with "vlb".
         vlb_weight: lambda of eq. 16.
+        prediction_type: as in `DDPMConfig`.
         label_dropout: share of labels left out in training, for classifier-free guidance; without num_classes unused.
     """
 
@@ -41,6 +42,7 @@ class ImprovedDDPMConfig:
     loss: Literal["hybrid", "vlb"] = "hybrid"
     timesteps: Literal["uniform", "importance"] = "uniform"
     vlb_weight: float = 0.001
+    prediction_type: PredictionType = "epsilon"
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class ImprovedDDPMConfig:
         return NoiseSchedule(
             num_train_timesteps=self.num_train_timesteps,
             beta_schedule="squaredcos_cap_v2",
+            prediction_type=self.prediction_type,
             steps_offset=0,
             set_alpha_to_one=True,
             timestep_spacing="linspace",
@@ -107,7 +110,8 @@ class ImprovedDDPM(Model):
         x_t = self.schedule.add_noise(x0, eps, t)
         output = self.network(x_t, self._network_time(t), labels=labels).to(x0.dtype)
         predicted, share = output.chunk(2, dim=1)
-        simple = (eps - predicted).square().flatten(1).mean(dim=1)
+        target = training_target(x0, eps, self.schedule.alpha(t), self.schedule.sigma(t), self.schedule.prediction_type)
+        simple = (target - predicted).square().flatten(1).mean(dim=1)
         prediction = self._prediction(predicted.detach() if stop_at_mean else predicted, share, x_t, t)
         assert prediction.variance_share is not None
         # The list of all timesteps runs downwards.
@@ -139,8 +143,8 @@ class ImprovedDDPM(Model):
         """The network's prediction, with its share of the variance, at x_t (B, ...) and t (B,) long."""
         channels, time = self.shape[0], self._network_time(t)
         output = guided_output(self.network, x_t, time, labels=labels, scale=scale, channels=channels)
-        eps, share = output.chunk(2, dim=1)
-        return self._prediction(eps, share, x_t, t)
+        said, share = output.chunk(2, dim=1)
+        return self._prediction(said, share, x_t, t)
 
     def bits_per_dim(self, x0: Tensor, noise: NoiseSource, *, num_steps: int | None = None) -> Bound:
         """The variational bound of x0 (B, ...) under the chain of num_steps steps (all of them if None).
@@ -164,7 +168,8 @@ class ImprovedDDPM(Model):
         """Whatever T, the network sees times up to 1000 (`rescale_timesteps` of the paper's code)."""
         return t * (1000.0 / self.schedule.num_train_timesteps)
 
-    def _prediction(self, eps: Tensor, share: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
-        """eps with v = (output + 1) / 2, which the paper leaves unconstrained."""
-        found = Prediction.from_output(eps, x_t, self.schedule.alpha(t), self.schedule.sigma(t), "epsilon")
+    def _prediction(self, said: Tensor, share: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
+        """What the network said, with the variance's v = (output + 1) / 2, which the paper leaves unconstrained."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        found = Prediction.from_output(said, x_t, alpha, sigma, self.schedule.prediction_type)
         return Prediction(found.eps, found.x0, found.alpha, found.sigma, (share + 1) / 2)

@@ -1,7 +1,11 @@
 """NCSN: one network for the scores of all noise levels, sampled by annealed Langevin dynamics (1907.05600).
 
-Levels and step follow 2006.09011 (NCSNv2) unless they are given. The network is told log sigma and sees x scaled to about
-unit size; its output is divided by sigma (2006.09011 technique 3), because scores grow like 1 / sigma.
+    s(x, sigma) = -eps(x, sigma) / sigma
+    eps(x, sigma) = (sigma y + F(y, log sigma)) / sqrt(1 + sigma^2),        y = x / sqrt(1 + sigma^2)
+
+Levels and step follow 2006.09011 (NCSNv2) unless they are given. The division by sigma is its technique 3. The network F is
+put between them as in 2206.00364 table 1, for data of unit size: where sigma is large, x is almost all noise and the score
+is known without F, whose errors would be multiplied by sigma in what Langevin dynamics makes of them.
 """
 
 import math
@@ -67,8 +71,10 @@ class Ncsn(ScoreModel):
         """-eps / sigma of the noise eps that the network sees in x."""
         config = self.config
         share = (sigma / config.sigma_min).log() / math.log(config.sigma_max / config.sigma_min)
-        scaled = x / per_row((1 + sigma**2).sqrt(), x)
-        return self.network(scaled, (999 * share).to(x)) / per_row(sigma, x)
+        shrink = (1 + sigma**2).rsqrt()
+        scaled = per_row(shrink, x) * x
+        output = self.network(scaled, (999 * share).to(x))
+        return -(per_row(shrink, x) * scaled + per_row(shrink / sigma, x) * output)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """1907.05600 eq. 6 with lambda = sigma^2: one level drawn for each item, the mean over its numbers."""

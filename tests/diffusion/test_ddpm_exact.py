@@ -1,6 +1,7 @@
 """DDPM and improved DDPM on a Gaussian, where loss, bound, variance and every step of the chain have closed forms."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from diffusion.models.ddpm import DDPM, DDPMConfig
 from diffusion.models.improved_ddpm import ImprovedDDPM, ImprovedDDPMConfig
 from diffusion.models.sampling import dropped_labels
 from diffusion.networks.mlp import MLPConfig
-from diffusion.parameterisation import Prediction
+from diffusion.parameterisation import Prediction, per_row
 from diffusion.requests import Guidance, run
 from diffusion.samplers import ddpm
 from diffusion.schedule import NoiseSchedule
@@ -65,6 +66,39 @@ def test_the_simple_loss_has_its_closed_form_minimum_at_the_exact_network(t: int
         model.network.shift.data.fill_(shift)
         found = float((weights * model.squared_error(x0, eps, step).detach()).sum())
         assert found == pytest.approx(least + shift**2, abs=1e-12)
+
+
+class ExactV(nn.Module):
+    """In the place of a network that predicts v: eps* = s x_t + a v, solved for v; a variance's share is left as it is."""
+
+    def __init__(self, schedule: NoiseSchedule, noise: nn.Module, time_scale: float) -> None:
+        super().__init__()
+        self.schedule, self.noise, self.time_scale = schedule, noise, time_scale
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        eps, *share = self.noise(x_t, t, **condition).split(x_t.shape[1], dim=1)
+        step = (t / self.time_scale).round().long()
+        alpha, sigma = (per_row(scale(step), x_t) for scale in (self.schedule.alpha, self.schedule.sigma))
+        return torch.cat([(eps - sigma * x_t) / alpha, *share], dim=1)
+
+
+@pytest.mark.parametrize("exact", [exact_ddpm, exact_improved])
+def test_a_network_that_predicts_v_has_the_same_law_and_a_loss_of_v(exact: Any) -> None:
+    """v - v* = (eps - eps*) / a, so that the losses differ by a^2; the samples do not."""
+    model = exact()
+    told = type(model)(replace(model.config, prediction_type="v_prediction"))
+    told.network = ExactV(told.schedule, model.network, 1000 / told.schedule.num_train_timesteps)
+    request = SampleRequest(seeds=(0, 1, 2), num_steps=20)
+    torch.testing.assert_close(told.sample(request), model.sample(request), rtol=0, atol=2e-4)
+    x0, eps, weights = quadrature(MEAN, VARIANCE)
+    step = torch.full((len(x0),), 400)
+
+    def loss(of: Any) -> float:
+        improved = isinstance(of, ImprovedDDPM)
+        rows = of.terms(x0, eps, step, stop_at_mean=True)[0] if improved else of.squared_error(x0, eps, step)
+        return float((weights * rows.detach()).sum())
+
+    assert loss(told) == pytest.approx(loss(model) / float(told.schedule.alphas_cumprod[400]), abs=1e-9)
 
 
 @pytest.mark.parametrize("cls", [DDPM, ImprovedDDPM])

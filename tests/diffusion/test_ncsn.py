@@ -25,7 +25,7 @@ TARGET = GaussianMixture([0.7, 0.3], [[1.0, 0.5], [-1.0, -0.5]], [[[0.04, 0.0], 
 
 
 class Exact(torch.nn.Module):
-    """In the network's place: what an ideal one would output, -E[eps | x] as a function of scaled x and log-sigma time."""
+    """In the network's place: what an ideal one would output, E[sqrt(1 + sigma^2) eps - sigma y | x] for the scaled y."""
 
     def __init__(self, config: NcsnConfig) -> None:
         super().__init__()
@@ -34,8 +34,10 @@ class Exact(torch.nn.Module):
     def forward(self, scaled: Tensor, t: Tensor) -> Tensor:
         config = self.config
         sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** (t.double() / 999)
-        x = scaled.double() * per_row((1 + sigma**2).sqrt(), scaled.double())
-        return ((TARGET.x0_hat(x, torch.ones_like(sigma), sigma) - x) / sigma[:, None]).to(scaled)
+        grow, level = (per_row(value, scaled.double()) for value in ((1 + sigma**2).sqrt(), sigma))
+        x = grow * scaled.double()
+        eps = (x - TARGET.x0_hat(x, torch.ones_like(sigma), sigma)) / level
+        return (grow * eps - level * scaled).to(scaled)
 
 
 def test_the_loss_is_the_closed_form_at_the_exact_score() -> None:
@@ -54,21 +56,24 @@ def test_the_loss_is_the_closed_form_at_the_exact_score() -> None:
 
 
 def test_the_network_is_told_the_level_and_sees_unit_scale() -> None:
-    """Times 999 ... 0 from sigma_max to sigma_min; the output is divided by sigma (2006.09011 technique 3)."""
+    """Times 999 ... 0 from sigma_max to sigma_min; without the network's word, x is taken for data of unit size."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     class Network(torch.nn.Module):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             seen.append((x, t))
-            return torch.ones_like(x)
+            return torch.full_like(x, said)
 
+    said = 0.0
     model = Ncsn(POINTS)
     model.network = Network()
     x, sigma = torch.full((3, 2), 2.0), torch.tensor([4.0, math.sqrt(4.0 * 0.05), 0.05])
     score = model.score(x, sigma)
     torch.testing.assert_close(seen[0][1], torch.tensor([999.0, 499.5, 0.0]), rtol=0, atol=1e-3)
     torch.testing.assert_close(seen[0][0][:, 0], 2 / (1 + sigma**2).sqrt())
-    torch.testing.assert_close(score[:, 0], 1 / sigma)
+    torch.testing.assert_close(score[:, 0], -2 / (1 + sigma**2))
+    said = 1.0
+    torch.testing.assert_close(model.score(x, sigma)[:, 0] - score[:, 0], -1 / (sigma * (1 + sigma**2).sqrt()))
 
 
 def test_levels_are_drawn_evenly_and_each_row_has_its_own() -> None:
