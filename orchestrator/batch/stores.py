@@ -186,14 +186,16 @@ class RemoteStore:
 
     def open(self, name: str) -> IO[bytes]:
         """See `Store`."""
-        return self._filesystem.open(self._path(name), "rb")
+        with self._asked(name):
+            return self._filesystem.open(self._path(name), "rb")
 
     def names(self, folder: str = "") -> list[str]:
         """See `Store`."""
         path = self._path(folder) if folder else self._root
         try:
             self._filesystem.invalidate_cache()
-            entries = self._filesystem.ls(path, detail=True)
+            with self._asked(folder):
+                entries = self._filesystem.ls(path, detail=True)
         except FileNotFoundError:
             return []
         files = [entry["name"] for entry in entries if entry["type"] == "file"]
@@ -214,6 +216,17 @@ class RemoteStore:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+    @contextlib.contextmanager
+    def _asked(self, name: str) -> Iterator[None]:
+        """What is not there stays a FileNotFoundError; a store that does not answer is an OutputError."""
+        try:
+            with clear_url_errors(f"{self._path(name)} could not be read", OutputError):
+                yield
+        except OutputError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise error.__cause__ from None
+            raise
 
     def _clear(self, name: str) -> Any:
         return clear_url_errors(f"{self.location}/{name} could not be written", OutputError)

@@ -101,6 +101,22 @@ def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
         TableSource.find("s3://no-such-bucket-of-ours/t.csv")
 
 
+def test_a_server_that_does_not_answer_is_named(monkeypatch):
+    from botocore.exceptions import EndpointConnectionError
+
+    store = open_store("s3://bucket/out")
+
+    def silent(*_: object, **__: object) -> None:
+        raise EndpointConnectionError(endpoint_url="http://127.0.0.1:1/")
+
+    monkeypatch.setattr(store._filesystem, "open", silent)
+    monkeypatch.setattr(store._filesystem, "ls", silent)
+    with pytest.raises(OutputError, match=r"bucket/out/_lease\.json could not be read: Could not connect"), store.hold():
+        pass
+    with pytest.raises(OutputError, match="could not be read: Could not connect"):
+        store.names()
+
+
 def test_large_files_go_up_in_parts_and_failures_leave_nothing(bucket, monkeypatch):
     from orchestrator.batch import stores
 
