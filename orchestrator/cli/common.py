@@ -162,7 +162,8 @@ def run_job(job: PreparedJob, *, runtime: str | None, is_local: bool, state: Pat
         The exit code.
     """
     job = job.with_runtime(runtime)
-    is_local = is_local or runtime is not None or job.settings.runtime.kind == "inline"
+    settings = job.settings.runtime
+    is_local = is_local or runtime is not None or settings.kind == "inline" or bool(settings.address)
     from orchestrator.progress_display import make_display
     from orchestrator.signals import stop_signals_interrupt
 

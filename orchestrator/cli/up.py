@@ -32,6 +32,9 @@ def command(
     port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     num_threads: Annotated[int, typer.Option(help="Torch threads of each prior; 0: every core.")] = 0,
+    prior_replicas: Annotated[
+        int, typer.Option(help="Processes that hold the same prior and share its jobs; for several GPUs or nodes.")
+    ] = 1,
     job_cpus: Annotated[float, typer.Option(help="On a cluster: cores of each job.")] = 1.0,
     job_gpus: Annotated[float, typer.Option(help="On a cluster with GPUs: part of one that each job takes.")] = 0.25,
     prior_cpus: Annotated[float, typer.Option(help="On a cluster: cores of each prior.")] = 1.0,
@@ -56,6 +59,7 @@ def command(
         port=port,
         device=device,
         num_threads=num_threads,
+        prior_replicas=prior_replicas,
         sizes=ClusterSizes(job_cpus=job_cpus, job_gpus=job_gpus, prior_cpus=prior_cpus, prior_gpus=prior_gpus),
         metrics_port=metrics_port,
     )

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from orchestrator.daemon.controller import Controller, Timing
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Workers
 from orchestrator.daemon.state_folder import Endpoint, StateFolder
+from orchestrator.daemon.strays import end_strays, mark_descendants
 from orchestrator.metrics.meters import QueueMeter
 
 __all__ = ["DaemonOptions", "main", "serve"]
@@ -52,6 +54,7 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
 
     Raises:
         OwnershipError: another orchestrator owns the ledger.
+        OutputError: another one has this folder.
         InputError: the ledger or the folder cannot be used.
     """
     from orchestrator.daemon.http_api import ApiServer, make_app
@@ -60,7 +63,13 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
     folder.create()
     url = options.ledger or folder.default_ledger
     name = f"process {os.getpid()} on {socket.gethostname()}"
-    with Ledger.own(url, name=name) as ledger, make_workers(options, ledger.now) as workers:
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger.own(url, name=name))
+        stack.enter_context(folder.held())
+        if num_strays := end_strays(folder):
+            log.info("ended %d processes that an earlier orchestrator had left", num_strays)
+        mark_descendants(folder)
+        workers = stack.enter_context(make_workers(options, ledger.now))
         controller = Controller(ledger, workers, workers.capacity, folder, timing=timing or _timing(options))
         stop = _StopSignal(controller)
         server = ApiServer(make_app(ledger, controller, folder, stop.set), host=options.host, port=options.port)

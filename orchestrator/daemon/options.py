@@ -24,6 +24,7 @@ class DaemonOptions:
         sizes: of the actors on a cluster.
         host, port: of its HTTP API; port 0 takes a free one. metrics_port: of its own Ray's Prometheus endpoint, likewise.
         device, num_threads: of the priors, as in the runtime's settings.
+        prior_replicas: processes that hold the same prior; jobs are spread over them, and go on with another if one dies.
     """
 
     state: str
@@ -35,12 +36,15 @@ class DaemonOptions:
     port: int = 0
     device: str = "auto"
     num_threads: int = 0
+    prior_replicas: int = 1
     sizes: ClusterSizes = field(default_factory=ClusterSizes)
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_workers <= 10_000:
             raise InputError(f"--num-workers is {self.num_workers}; give 1 to 10,000, or 0 to count the cores.")
+        if not 1 <= self.prior_replicas <= 1000:
+            raise InputError(f"--prior-replicas is {self.prior_replicas}; give 1 to 1,000.")
         if not 0 <= self.memory_gb <= 1e6:
             raise InputError(f"--memory is {self.memory_gb:g}; give gigabytes, or 0 to take 80 % of this machine's.")
         for name, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):

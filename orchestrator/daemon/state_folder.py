@@ -13,14 +13,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import InputError
+from jobs.errors import InputError, OutputError
 from orchestrator.atomic import clear_output_errors, write_text
 
 __all__ = ["Endpoint", "StateFolder"]
@@ -55,6 +57,26 @@ class StateFolder:
                     handle = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                     with os.fdopen(handle, "w") as file:
                         file.write(secrets.token_urlsafe(32))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block no other orchestrator has the folder. Raises OutputError where one has."""
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._lock(handle)
+            yield
+        finally:
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"Another orchestrator is running in {self.path}; 'dreamkiln down' ends it, --state names another folder."
+            ) from None
+        except OSError:
+            pass  # a file system without locks; the ledger has its own
 
     @property
     def token_file(self) -> Path:

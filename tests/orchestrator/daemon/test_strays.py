@@ -1,0 +1,56 @@
+"""What a killed orchestrator leaves is ended by the next one of its folder, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import OutputError
+from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.daemon.strays import MARK, end_strays, mark_descendants
+
+
+def sleeper(folder: StateFolder) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: str(folder.path)})
+
+
+def orphan(folder: StateFolder) -> int:
+    """A marked process that is no child of ours."""
+    environment = {**os.environ, MARK: str(folder.path)}
+    done = subprocess.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], env=environment, capture_output=True, check=True)
+    return int(done.stdout)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the environment of a process is read from /proc")
+def test_only_marked_processes_that_are_not_ours_are_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv(MARK, "")
+    mine, others = StateFolder(tmp_path / "mine"), StateFolder(tmp_path / "others")
+    stray, neighbour = orphan(mine), orphan(others)
+    mark_descendants(mine)
+    child = sleeper(mine)
+    try:
+        assert end_strays(mine) == 1 and end_strays(mine) == 0
+        assert not is_running(stray) and is_running(neighbour) and child.poll() is None
+    finally:
+        assert end_strays(others) == 1
+        child.kill()
+        child.wait()
+
+
+def test_two_orchestrators_do_not_share_a_folder(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    folder.create()
+    with folder.held(), pytest.raises(OutputError, match="Another orchestrator is running in"), folder.held():
+        pass
+    with folder.held():
+        pass
