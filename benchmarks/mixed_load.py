@@ -2,7 +2,7 @@
 
 (a) nine processes, each with a prior of its own; (b) one prior, a static batch per job, forwarded in turn; and the engine,
 which packs rows of all nine into one forward. Every 3D job asks its next query as soon as the last is answered, so the prior
-is never idle. The three take turns, round by round, and are compared within a round.
+is never idle. The three take turns, round by round, and are compared within a round; on a CPU each has so much processor time.
 
 A row-step is one row through the network once; a guided sample takes two. Encoding and decoding count as time, not as rows.
 Beside the rate stands the rate per second of processor time, which on a CPU that others use too is the one to compare. Runs
@@ -81,54 +81,90 @@ class Load:
         return query_request(self._size, self.names.index(job), turn, views=self._views)
 
 
-def through_the_engine(prior: Prior, load: Load, *, seconds: float, row_cap: int) -> Work:
+class Stopwatch:
+    """Runs out after so much processor time of this process or, for a GPU, so many seconds."""
+
+    def __init__(self, seconds: float, *, device: str) -> None:
+        self._clock = time.process_time if device == "cpu" else time.perf_counter
+        self._end = self._clock() + seconds
+        self._begin = time.perf_counter(), time.process_time()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is time left."""
+        return self._clock() < self._end
+
+    def work(self, rows: Counter[str]) -> Work:
+        """What was done since it was started."""
+        return Work(rows, time.perf_counter() - self._begin[0], time.process_time() - self._begin[1])
+
+
+class ThroughTheEngine:
     """Each 3D job asks again as soon as it is answered; the image job keeps four requests under way."""
-    local = LocalPrior(prior, config=EngineConfig(row_cap=row_cap, max_rows=max(64, row_cap)))
-    work = Work()
-    under_way: dict[str, list[Pending]] = {name: [] for name in load.names}
-    begin, cpu = time.perf_counter(), time.process_time()
-    while time.perf_counter() - begin < seconds:
-        for job, pending in under_way.items():
-            while len(pending) < (4 if job == "images" else 1):
-                request = load.next(job)
-                if isinstance(request, DrawRequest):
-                    pending.append(local.begin_draw(request, job=job))
-                else:
-                    pending.append(local.begin_distill(request, job=job))
-        report = local.engine.step()
-        work.rows.update(report.rows)
-        work.waits += [t.finished_at - t.submitted_at for t in report.finished if t.kind == "query" and t.finished_at]
-        under_way = {job: [each for each in pending if not each.finished] for job, pending in under_way.items()}
-    synchronise(prior)
-    work.seconds, work.cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-    return work
+
+    def __init__(self, prior: Prior, load: Load, *, row_cap: int) -> None:
+        self._local = LocalPrior(prior, config=EngineConfig(row_cap=row_cap, max_rows=max(64, row_cap)))
+        self._prior, self._load = prior, load
+        self._under_way: dict[str, list[Pending]] = {name: [] for name in load.names}
+
+    def work(self, seconds: float) -> Work:
+        """Go on for so long."""
+        rows: Counter[str] = Counter()
+        waits: list[float] = []
+        watch = Stopwatch(seconds, device=self._prior.device.type)
+        while watch.is_running:
+            for job, pending in self._under_way.items():
+                pending[:] = [each for each in pending if not each.finished]
+                while len(pending) < (4 if job == "images" else 1):
+                    request = self._load.next(job)
+                    if isinstance(request, DrawRequest):
+                        pending.append(self._local.begin_draw(request, job=job))
+                    else:
+                        pending.append(self._local.begin_distill(request, job=job))
+            report = self._local.engine.step()
+            rows.update(report.rows)
+            waits += [t.finished_at - t.submitted_at for t in report.finished if t.kind == "query" and t.finished_at]
+        synchronise(self._prior)
+        work = watch.work(rows)
+        work.waits = waits
+        return work
 
 
-def static_batches(prior: Prior, load: Load, *, seconds: float) -> Work:
+class StaticBatches:
     """One prior; every job's batch is forwarded by itself, one forward a job in turn."""
-    bare = BarePrior(prior)
-    work = Work()
-    drawing: Any = None
-    reply: Any = None
-    begin, cpu = time.perf_counter(), time.process_time()
-    while time.perf_counter() - begin < seconds:
-        for job in load.names:
-            before = bare.rows
-            request = None if job == "images" and drawing is not None else load.next(job)
-            if isinstance(request, DistillationQuery):
-                bare.distill(request)
-            else:
-                if isinstance(request, DrawRequest):
-                    drawing, reply = bare.drawing(request), None
-                try:
-                    with torch.no_grad():
-                        reply = bare.answer(drawing.send(reply))
-                except StopIteration:
-                    drawing = None
-            work.rows[job] += bare.rows - before
-    synchronise(prior)
-    work.seconds, work.cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-    return work
+
+    def __init__(self, prior: Prior, load: Load) -> None:
+        self._bare, self._prior, self._load = BarePrior(prior), prior, load
+        self._drawing: Any = None
+        self._reply: Any = None
+
+    def work(self, seconds: float) -> Work:
+        """Go on for so long."""
+        rows: Counter[str] = Counter()
+        watch = Stopwatch(seconds, device=self._prior.device.type)
+        while watch.is_running:
+            for job in self._load.names:
+                before = self._bare.rows
+                if job == "images":
+                    self._draw_on()
+                else:
+                    request = self._load.next(job)
+                    assert isinstance(request, DistillationQuery)
+                    self._bare.distill(request)
+                rows[job] += self._bare.rows - before
+        synchronise(self._prior)
+        return watch.work(rows)
+
+    @torch.no_grad()
+    def _draw_on(self) -> None:
+        if self._drawing is None:
+            request = self._load.next("images")
+            assert isinstance(request, DrawRequest)
+            self._drawing, self._reply = self._bare.drawing(request), None
+        try:
+            self._reply = self._bare.answer(self._drawing.send(self._reply))
+        except StopIteration:
+            self._drawing = None
 
 
 class NineProcesses:
@@ -137,6 +173,7 @@ class NineProcesses:
     def __init__(self, source: str, device: str, load: Load, *, num_threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
+        self._seconds_each = 1 / len(load.names) if device == "cpu" else 1.0
         for job in load.names:
             ours, theirs = context.Pipe()
             arguments = (job, source, device, load, num_threads, theirs)
@@ -157,9 +194,9 @@ class NineProcesses:
             process.join()
 
     def work(self, seconds: float) -> Work:
-        """All of them, for so long."""
+        """All of them, for so long together."""
         for pipe in self._pipes:
-            pipe.send(seconds)
+            pipe.send(seconds * self._seconds_each)
         each = [pipe.recv() for pipe in self._pipes]
         rows: Counter[str] = Counter()
         for work in each:
@@ -174,23 +211,22 @@ def _alone(job: str, source: str, device: str, load: Load, num_threads: int, pip
     pipe.send("ready")
     while seconds := pipe.recv():
         before = bare.rows
-        begin, cpu = time.perf_counter(), time.process_time()
-        while time.perf_counter() - begin < seconds:
+        watch = Stopwatch(seconds, device=device)
+        while watch.is_running:
             request = load.next(job)
             if isinstance(request, DistillationQuery):
                 bare.distill(request)
                 continue
             # Step by step, so that a long drawing does not run past the end.
             generator, reply = bare.drawing(request), None
-            while time.perf_counter() - begin < seconds:
+            while watch.is_running:
                 try:
                     with torch.no_grad():
                         reply = bare.answer(generator.send(reply))
                 except StopIteration:
                     break
         synchronise(prior)
-        rows = Counter({job: bare.rows - before})
-        pipe.send(Work(rows, time.perf_counter() - begin, time.process_time() - cpu))
+        pipe.send(watch.work(Counter({job: bare.rows - before})))
 
 
 def measure(
@@ -214,12 +250,14 @@ def measure(
     profile = LocalPrior(prior).measure()
     row_cap = row_cap or profile.knee()
     jobs = load(prior.image_size).names
+    static = StaticBatches(prior, load(prior.image_size))
+    engine = ThroughTheEngine(prior, load(prior.image_size), row_cap=row_cap)
     done: dict[str, list[Work]] = {NINE: [], STATIC: [], ENGINE: []}
     with NineProcesses(source, device, load(prior.image_size), num_threads=threads[1]) as nine:
         for _ in range(rounds):
             done[NINE].append(nine.work(seconds))
-            done[STATIC].append(static_batches(prior, load(prior.image_size), seconds=seconds))
-            done[ENGINE].append(through_the_engine(prior, load(prior.image_size), seconds=seconds, row_cap=row_cap))
+            done[STATIC].append(static.work(seconds))
+            done[ENGINE].append(engine.work(seconds))
     return {
         "rows_per_second": dict(profile.rows_per_second),
         "row_cap": row_cap,
@@ -265,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="toybox", help="with ?dtype=bfloat16 in half precision")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each way in a round")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each way in a round; processor time on a CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-images", type=int, default=8, help="images of a request of the image job")
     parser.add_argument("--num-steps", type=int, default=10)

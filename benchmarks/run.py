@@ -13,6 +13,9 @@ QUICK: dict[str, tuple[str, ...]] = {
     "batch_plumbing": ("--rows", "20000", "--runtime", "inline", "--out", "runs/benchmarks/batch_plumbing.json"),
     "command_times": ("--only", "help", "images", "draft", "--repeats", "1"),
     "prior_grid": ("--kinds", "8", "--out", "runs/benchmarks/prior_grid"),
+    "engine": ("--repeats", "2", "--out", "runs/benchmarks/engine.json"),
+    "mixed_load": ("--rounds", "1", "--out", "runs/benchmarks/mixed_load.json"),
+    "service_latency": ("--rounds", "30", "--out", "runs/benchmarks/service_latency.json"),
     "gallery": ("--preset", "draft", "--first", "2", "--docs", "runs/benchmarks/gallery"),
 }
 """Short name -> the arguments of its short version; none of them touches docs/."""
