@@ -163,7 +163,7 @@ def index(made: Sequence[Made], report: MeshesReport | None, *, preset: str, mac
         "out. Held-out prompts name colours of a kind that the prior's training never drew. Each sheet shows the mesh from",
         "eight sides, and the last row the same mesh as white clay.",
         "",
-        f"Measured on: {machine}.",
+        f"Measured on: {machine}. Seconds are of the wall clock, whatever else the machine was doing.",
         "",
         *_summary(made, report),
         "",
@@ -192,6 +192,10 @@ def _summary(made: Sequence[Made], report: MeshesReport | None) -> list[str]:
     lines += [
         f"| {name} | {p.num_scored} | {p.r_at_1:.1%} | {p.r_at_5:.1%} | {p.mean_rank:.1f} | {p.right_kind:.1%} |"
         for name, p in report.precision.items()
+    ]
+    lines += [
+        "",
+        "White clay cannot show the colours that its caption names: read its right kind, not its rank.",
     ]
     if (means := report.geometry) is not None:
         lines += [
