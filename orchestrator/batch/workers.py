@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from jobs.errors import JobFailed
 from jobs.prior_client import PriorClient
+from orchestrator.batch.job_folder import MANIFEST
 from orchestrator.batch.shard import ShardJob, ShardTask, ShardWriter
 from orchestrator.batch.stores import Store
+from orchestrator.batch.urls import is_url
 from orchestrator.metrics.meters import meter_shard
 from orchestrator.runtimes.threads import use_threads
+from orchestrator.shared_disk import require_witness
 
 __all__ = ["run_here", "run_in_actors"]
 
@@ -36,12 +40,14 @@ class ShardActor:
     def __init__(self, job: ShardJob, prior: PriorClient) -> None:
         use_threads(1)
         self._writer = ShardWriter(job, prior)
+        self._witness = "" if is_url(job.location) else str(Path(job.location) / MANIFEST)
 
     def run(self, task: ShardTask) -> Iterator[Any]:
         """See `ShardWriter.run`."""
         from orchestrator.runtimes.prior_actor import Raised
 
         try:
+            require_witness(self._witness)
             for item in self._writer.run(task):
                 if not isinstance(item, int):
                     meter_shard(item)

@@ -21,6 +21,7 @@ from orchestrator.daemon.job_settings import JobSettings
 from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded
 from orchestrator.runtimes.base import PriorLoader
 from orchestrator.scheduling.failures import failure_kind, sentence
+from orchestrator.shared_disk import require_witness
 
 __all__ = ["JobProcess"]
 
@@ -32,6 +33,7 @@ class JobProcess:
         spec: JSON of the job's spec. settings: of its row. out: its run folder, or of a batch job its folder or URL.
         prior: the shared prior, wherever it is.
         is_rows_retry: of a batch job that was finished before: draw the rows that have no picture.
+        witness: see `orchestrator.shared_disk`; it is looked for before `poll` can be answered.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class JobProcess:
         out: str,
         prior: PriorClient,
         is_rows_retry: bool = False,
+        witness: str = "",
     ) -> None:
         self._spec, self._settings, self._out = spec, settings, out
         self._prior = prior
@@ -48,6 +51,11 @@ class JobProcess:
         self._lock = threading.Lock()
         self._reports: list[Report] = []
         self._stop = _StopRequest()
+        self._refusal: InputError | None = None
+        try:
+            require_witness(witness)
+        except InputError as error:
+            self._refusal = error
         self._thread = threading.Thread(target=self._perform, name="job", daemon=True)
         self._thread.start()
 
@@ -74,6 +82,8 @@ class JobProcess:
         logging.captureWarnings(True)
         logging.getLogger().addHandler(_ReportHandler(self))
         try:
+            if self._refusal is not None:
+                raise self._refusal
             spec, settings = spec_from_json(dict(self._spec)), JobSettings.read(self._settings)
             if isinstance(spec, BatchImagesSpec):
                 self.report(self._draw_table(spec, settings))

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
+from orchestrator.batch.urls import is_url
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed, Report
@@ -16,6 +17,7 @@ from orchestrator.runtimes.placement import on_cluster, on_this_machine
 from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, PriorActor, RayPrior
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
 from orchestrator.scheduling import PriorView
+from orchestrator.shared_disk import lay_witness, lift_witness
 
 __all__ = ["RayWorkers"]
 
@@ -85,8 +87,9 @@ class RayWorkers:
         prior = RayPrior(replicas, job=f"job {job.id}", first=job.id % len(replicas), attempts=PRIOR_ATTEMPTS * len(replicas))
         is_rows_retry = bool(job.metrics.get("num_failed"))  # said only by a batch job's end
         settings = self._placement.settings_there(job.settings)
-        actor = ray.remote(JobProcess).options(**options).remote(job.spec, settings, job.out, prior, is_rows_retry)
-        return RayWorker(actor, prior)
+        witness = lay_witness(job.out) if self._options.address and not is_url(job.out) else ""
+        actor = ray.remote(JobProcess).options(**options).remote(job.spec, settings, job.out, prior, is_rows_retry, witness)
+        return RayWorker(actor, prior, witness)
 
     def priors(self) -> Sequence[PriorView]:
         """Those that have actors."""
@@ -121,8 +124,8 @@ class RayWorkers:
 class RayWorker:
     """A `JobProcess` in an actor."""
 
-    def __init__(self, actor: Any, prior: RayPrior) -> None:
-        self._actor, self._prior, self._meter = actor, prior, FitMeter()
+    def __init__(self, actor: Any, prior: RayPrior, witness: str = "") -> None:
+        self._actor, self._prior, self._witness, self._meter = actor, prior, witness, FitMeter()
         self._answer = actor.poll.remote()
 
     def poll(self) -> list[Report] | None:
@@ -139,6 +142,7 @@ class RayWorker:
             kind = FailureKind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else FailureKind.WORKER_LOST
             return [Failed(kind, f"The process that ran the job ended ({type(error).__name__}).", str(error))]
         self._answer = self._actor.poll.remote()
+        self._lift_witness()
         self._meter.see(reports)
         return reports
 
@@ -152,3 +156,9 @@ class RayWorker:
 
         ray.kill(self._actor)
         self._prior.end()
+        self._lift_witness()
+
+    def _lift_witness(self) -> None:
+        if self._witness:
+            lift_witness(self._witness)
+            self._witness = ""

@@ -44,7 +44,7 @@ class Placement:
     Args:
         device: of torch. job, prior: `num_cpus` and `num_gpus`, as Ray takes them.
         job_threads, prior_threads: of torch in an actor that was not told how many; 0: every core of its node.
-        num_jobs: jobs that find a place beside one replica of a prior. memory_bytes: of all nodes, as Ray counts it.
+        num_jobs: jobs that find a place beside the priors. memory_bytes: of all nodes, as Ray counts it.
         is_memory_asked: jobs say how much memory they need, so that Ray places them where it is.
     """
 
@@ -84,14 +84,19 @@ def on_this_machine(*, num_cpus: float, num_workers: int, device: str, num_threa
 
 
 def on_cluster(
-    nodes: Sequence[Mapping[str, float]], *, sizes: ClusterSizes | None = None, device: str = "auto", num_threads: int = 0
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    sizes: ClusterSizes | None = None,
+    device: str = "auto",
+    num_threads: int = 0,
+    num_priors: int = 1,
 ) -> Placement:
     """Whole cores of some node for each actor, and as many threads.
 
     Args:
         nodes: per living node its resources by Ray's names: CPU, GPU, memory.
         device: "auto" is cuda where any node has a GPU: this machine may have none.
-        num_threads: of torch in each prior; 0: as many as it has cores.
+        num_threads: of torch in each prior; 0: as many as it has cores. num_priors: replicas of the prior.
     """
     sizes = sizes or ClusterSizes()
     device = cluster_device(nodes) if device == "auto" else device
@@ -104,7 +109,7 @@ def on_cluster(
         prior=prior,
         job_threads=max(1, int(sizes.job_cpus)),
         prior_threads=num_threads or max(1, int(sizes.prior_cpus)),
-        num_jobs=_room(nodes, job, prior),
+        num_jobs=_room(nodes, job, prior, num_priors),
         memory_bytes=int(sum(node.get("memory", 0) for node in nodes)),
         is_memory_asked=True,
     )
@@ -115,22 +120,26 @@ def cluster_device(nodes: Sequence[Mapping[str, float]]) -> str:
     return "cuda" if any(node.get("GPU", 0) > 0 for node in nodes) else "cpu"
 
 
-def _room(nodes: Sequence[Mapping[str, float]], job: Mapping[str, float], prior: Mapping[str, float]) -> int:
-    """Jobs that fit beside one prior on the node where it costs the fewest of them; at least 1: a cluster may grow."""
-    before = [_fitting(node, job) for node in nodes]
-    with_prior = [
-        sum(before) - count + _fitting(node, job, beside=prior)
-        for node, count in zip(nodes, before, strict=True)
-        if _fitting(node, prior)
-    ]
-    return max([1, *with_prior])
+def _room(nodes: Sequence[Mapping[str, float]], job: Mapping[str, float], prior: Mapping[str, float], num_priors: int) -> int:
+    """Jobs that fit beside the priors, each of which goes where it costs the fewest of them; at least 1: a cluster may grow."""
+    left = [dict(node) for node in nodes]
+    for _ in range(num_priors):
+        homes = [node for node in left if _fitting(node, prior)]
+        if homes:
+            home = min(homes, key=lambda node: _fitting(node, job) - _fitting(_less(node, prior), job))
+            home.update(_less(home, prior))
+    return max(1, sum(_fitting(node, job) for node in left))
 
 
-def _fitting(node: Mapping[str, float], actor: Mapping[str, float], *, beside: Mapping[str, float] | None = None) -> int:
-    """How many of an actor a node holds, alone or beside another."""
-    counts = []
-    for ours, theirs in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
-        left = node.get(theirs, 0.0) - (beside or {}).get(ours, 0.0)
-        if actor[ours] > 0:
-            counts.append(int(left / actor[ours] + 1e-9))
-    return max(0, min(counts))
+_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+
+def _fitting(node: Mapping[str, float], actor: Mapping[str, float]) -> int:
+    """How many of an actor a node holds."""
+    asked = [name for name in _NAMES if actor[name] > 0]
+    return max(0, min(int(node.get(_NAMES[name], 0.0) / actor[name] + 1e-9) for name in asked))
+
+
+def _less(node: Mapping[str, float], actor: Mapping[str, float]) -> dict[str, float]:
+    """What the node has left beside that actor."""
+    return {**node, **{theirs: node.get(theirs, 0.0) - actor[ours] for ours, theirs in _NAMES.items()}}

@@ -34,6 +34,8 @@ def test_a_gpu_of_any_node_makes_the_device_cuda_and_holds_a_prior_with_two_jobs
     assert (place.device, place.job["num_gpus"], place.prior["num_gpus"]) == ("cuda", 0.25, 0.5)
     assert place.num_jobs == 6, "two GPUs: four quarters, and two beside the prior"
     assert on_cluster([SMALL, WITH_GPU], device="cpu").num_jobs == 11
+    assert on_cluster([SMALL, WITH_GPU], num_priors=2).num_jobs == 4
+    assert on_cluster([SMALL, SMALL], num_priors=3).num_jobs == 5
 
 
 @pytest.mark.parametrize("nodes", [[], [HEAD], [{"CPU": 0.5}]])

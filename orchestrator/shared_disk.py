@@ -1,0 +1,44 @@
+"""Whether a worker on another node sees the folder that it is to write to.
+
+Workers write a job's files themselves, so their folder must be on a disk that all nodes share. A node that does not see it
+would make a folder of that name on its own disk, and the files would seem lost: hence a file that one side lays down and the
+other looks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from pathlib import Path
+
+from jobs.errors import InputError
+
+__all__ = ["lay_witness", "lift_witness", "require_witness"]
+
+
+def lay_witness(folder: str) -> str:
+    """Put a hidden file there, to be found by a worker; "" where it cannot be, which the worker will find out too."""
+    witness = Path(folder) / f".seen-{secrets.token_hex(8)}"
+    try:
+        witness.parent.mkdir(parents=True, exist_ok=True)
+        witness.touch()
+    except OSError:
+        return ""
+    return str(witness)
+
+
+def lift_witness(witness: str) -> None:
+    """Take it away; nothing happens if it is gone."""
+    with contextlib.suppress(OSError):
+        Path(witness).unlink(missing_ok=True)
+
+
+def require_witness(witness: str) -> None:
+    """Raises InputError where the file is not seen; "" is always seen."""
+    if witness and not Path(witness).exists():
+        raise InputError(
+            f"{Path(witness).parent} on this node ({socket.gethostname()}) is not the folder that the job was started with; "
+            "give a folder on a disk that every node of the cluster mounts, or, for a table of prompts, a URL such as "
+            "s3://bucket/images."
+        )
