@@ -57,7 +57,7 @@ class Database:
         Raises:
             LedgerError: the database does not answer.
         """
-        with self._explained(), Session(self.engine) as session, session.begin():
+        with self.explained(), Session(self.engine) as session, session.begin():
             if not self.is_sqlite:
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
@@ -72,7 +72,7 @@ class Database:
         """
         from jobs.ledger.ownership import OwnershipError
 
-        with self._explained(), Session(self.engine) as session, session.begin():
+        with self.explained(), Session(self.engine) as session, session.begin():
             if self.is_sqlite:
                 session.connection(execution_options={"begin": "IMMEDIATE"})
             epoch = session.scalar(select(Owner.epoch).where(Owner.id == 1).with_for_update(read=True))
@@ -86,7 +86,7 @@ class Database:
     @contextlib.contextmanager
     def connect(self) -> Iterator[Connection]:
         """A plain connection inside a write transaction, for migrations and the owner's row."""
-        with self._explained(), self.engine.connect() as connection:
+        with self.explained(), self.engine.connect() as connection:
             if self.is_sqlite:
                 connection = connection.execution_options(begin="IMMEDIATE")
             with connection.begin():
@@ -97,7 +97,8 @@ class Database:
         self.engine.dispose()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """What the database's driver raises in the block becomes a LedgerError."""
         try:
             yield
         except DBAPIError as error:

@@ -68,15 +68,12 @@ class Ownership:
 
         Raises:
             OwnershipError: another orchestrator has taken over.
+            LedgerError: the database does not answer now.
         """
         with self._database.write() as session:
             session.execute(update(Owner).values(heartbeat_at=self._database.clock()))
-        if self._connection is not None:
-            try:
-                self._connection.execute(text("SELECT 1"))
-            except DBAPIError:  # the server was restarted: the lock went with the connection
-                self._connection.close()
-                self._connection = None
+        if not self._database.is_sqlite and not self._holds_advisory_lock():
+            with self._database.explained():
                 self._lock_advisory()
 
     def release(self) -> None:
@@ -108,6 +105,17 @@ class Ownership:
             connection.close()
             raise OwnershipError(self._taken())
         self._connection = connection
+
+    def _holds_advisory_lock(self) -> bool:
+        """False where the server was restarted: the lock went with the connection."""
+        if self._connection is not None:
+            try:
+                self._connection.execute(text("SELECT 1"))
+            except DBAPIError:
+                with contextlib.suppress(Exception):
+                    self._connection.close()
+                self._connection = None
+        return self._connection is not None
 
     def _taken(self) -> str:
         who = "another process"

@@ -10,10 +10,9 @@ import threading
 from collections import deque
 from pathlib import Path
 
-from jobs.errors import DreamKilnError
 from jobs.events import Message, Progress
 from jobs.ledger import JobRecord, Lease, Ledger, StaleLease
-from jobs.states import FailureKind, State, Wish
+from jobs.states import FailureKind, IllegalTransition, State, Wish
 from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded, Worker, Workers
 from orchestrator.daemon.state_folder import StateFolder
@@ -318,13 +317,13 @@ class Controller:
             self._obey(self._running[job_id], Wish.YIELD)
 
     def _start(self, job_id: int, reason: str) -> None:
+        job = self._ledger.jobs.get(job_id)  # first: once the job is leased, nothing may fail before its worker begins
         try:
             lease = self._ledger.attempts.start(job_id, f"worker of job {job_id}", seconds=self._timing.first_lease)
-        except DreamKilnError:
+        except IllegalTransition:
             return  # cancelled or paused a moment ago
-        job = self._ledger.jobs.get(job_id)
         log = JobLog(self._folder, job_id, self._ledger.now)
-        log.write(f"attempt {job.num_attempts} of {job.name} in {job.out} ({reason})")
+        log.write(f"attempt {job.num_attempts + 1} of {job.name} in {job.out} ({reason})")
         now = self._ledger.now()
         self._last_starts[job.user, job.priority] = now
         self._running[job_id] = _Running(job, lease, self._workers.start(job), log, started_at=now)

@@ -78,13 +78,16 @@ def test_a_restart_of_the_server_loses_nothing(postgresql: PostgreSQL, clock: Cl
     with Ledger.own(url, name="the first", clock=clock) as ledger:
         (submitted,) = ledger.jobs.submit([submission()])
         lease = ledger.attempts.start(submitted.id, "w", seconds=30)
-        postgresql.stop()
-        with pytest.raises(LedgerError, match="cannot be used"):
-            ledger.jobs.get(submitted.id)
-        postgresql.start()
-        ledger.heartbeat()
-        with pytest.raises(OwnershipError, match="the first"):
-            Ledger.own(url, clock=clock)
+        for _ in range(2):
+            postgresql.stop()
+            with pytest.raises(LedgerError, match="cannot be used"):
+                ledger.jobs.get(submitted.id)
+            with pytest.raises(LedgerError, match="cannot be used"):
+                ledger.heartbeat()
+            postgresql.start()
+            ledger.heartbeat()
+            with pytest.raises(OwnershipError, match="the first"):
+                Ledger.own(url, clock=clock)
         ledger.attempts.succeed(lease)
         assert ledger.jobs.get(submitted.id).state == State.SUCCEEDED
     gc.collect()  # the driver leaves the sockets of broken connections to the collector, which warns
