@@ -35,7 +35,8 @@ def say_batch_outcome(outcome: BatchOutcome, *, as_json: bool) -> int:
     print(f"{'Already finished' if outcome.did == 'nothing to do' else 'Done'}: {outcome.location}")
     for line in describe(outcome.report):
         print(f"  {line}")
-    print(f"  {outcome.location}/index.html shows some of them")
+    if outcome.report["num_succeeded"]:
+        print(f"  {outcome.location}/index.html shows some of them")
     if failed:
         print(f"  {outcome.location}/{FAILURES} says why; mend the cause, then repeat the command with --retry-failed")
     return code

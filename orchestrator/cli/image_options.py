@@ -86,6 +86,10 @@ def prepare(
             {"--num-images": num_images, "--init-image": init_image, "--mask": mask},
             because="--prompts draws one picture a row; say it in the table's columns",
         )
+        if not prompts.strip():
+            raise InputError("--prompts is empty; name a table, or leave the option out for a prompt in quotes.")
+        if prompt is not None and "=" not in prompt:
+            raise InputError(f"There is a prompt ({prompt!r}) and a table of them ({prompts}); give one of the two.")
         words = [*([prompt] if prompt is not None else []), *(overrides or ())]
         return _table(prompts, words, options, seed=seed, out=out, shaping=shaping, how=how, working=working)
     common.refuse(

@@ -7,18 +7,22 @@ What Ray 2.60 does that shaped this file (seen here, see the tests):
 - Joining an address where nobody listens takes 81 seconds and then raises SystemExit. So we knock first.
 - Joining 127.0.0.1:PORT is changed into joining this machine's outer address, where a Ray that listens on loopback alone
   never answers.
+- It gives its own node 30 s to start, fixed, which a busy machine may take, and leaves behind what it had started.
 - Token authentication is on by default for a Ray of one's own and for address="auto", but not for an address in figures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import InputError
+import psutil
+
+from jobs.errors import DreamKilnError, InputError
 from orchestrator.runtimes.threads import available_cores
 from orchestrator.signals import signals_deferred
 
@@ -44,6 +48,7 @@ OWN_RAY = {
 }
 """Environment of a Ray of our own."""
 _OBJECT_STORE_BYTES = 256 * 1024**2
+_START_ATTEMPTS = 3
 _KNOCK_SECONDS = 5.0
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
 
@@ -92,18 +97,36 @@ def _start(metrics_port: int) -> None:
         os.environ.setdefault(name, value)
     import ray
 
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(2, available_cores()),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _metrics_export_port=metrics_port or None,
-            **_QUIET,
-        )
-    except BaseException:
-        ray.shutdown()
-        raise
+    for attempt in range(_START_ATTEMPTS):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(2, available_cores()),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _metrics_export_port=metrics_port or None,
+                **_QUIET,
+            )
+            return
+        except BaseException as error:
+            ray.shutdown()
+            _end(set(psutil.Process().children(recursive=True)) - before)
+            if not (isinstance(error, Exception) and "timed out during startup" in str(error)):
+                raise
+            if attempt + 1 == _START_ATTEMPTS:
+                raise DreamKilnError(
+                    f"Ray did not start within {_START_ATTEMPTS} times 30 s; the machine may be too busy: try again when it is "
+                    "not, or run the command with --runtime inline."
+                ) from error
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """What Ray has started and forgets when its start fails."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
 
 
 def _join(address: str) -> None:

@@ -68,6 +68,8 @@ def test_the_default_folder_is_found_again(capsys, table, tiny_prior):
         (["a chair", "--shard-size", "3"], "--shard-size 3 does not go with the rest of the command"),
         (["a chair", "--retry-failed"], "it belongs to a table of prompts; give --prompts too"),
         ([], "There is no prompt; give one in quotes"),
+        (["--prompts", ""], "--prompts is empty"),
+        (["a chair", "--prompts", "prompts.csv"], "There is a prompt ('a chair') and a table of them"),
         (["a chair", "--out", ""], "--out is empty; name a folder"),
         (["a chair", "--prior", ""], "--prior is empty"),
         (["a chair", "--out", "s3://bucket/x"], "--out s3://bucket/x is a URL, which only --prompts writes to"),

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.fakes import FAST_OVERRIDES
+from tests.orchestrator.batch.batch_fakes import contents
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +129,33 @@ def test_cancel_and_bad_input_beside_good_work(orchestrator, dreamkiln, tiny_pri
     assert shown["job"]["is_dead_letter"] and str(empty) in shown["job"]["reason"]
     watched = dreamkiln("jobs", "watch", missing, "--state", tmp_path / "state")
     assert watched.returncode == 1 and "failed" in watched.stdout
+
+
+def test_a_table_of_prompts_survives_its_process_and_its_bad_row_is_mended(orchestrator, dreamkiln, tiny_prior, tmp_path):
+    table = tmp_path / "prompts.csv"
+    rows = ["prompt,sampler", *(f"a red table,{'dimm' if row == 5 else ''}" for row in range(24))]
+    table.write_text("\n".join(rows) + "\n")
+    command = ["images", "--prompts", table, "--prior", tiny_prior, "--strict", "--shard-size", 2, "--steps", 60]
+    undisturbed = dreamkiln(*command, "--out", tmp_path / "plain", "--runtime", "inline", "--num-workers", 2)
+    assert undisturbed.returncode == 3, undisturbed.stderr
+
+    up = orchestrator("up", "--num-workers", 2)
+    out = tmp_path / "queued"
+    job = orchestrator("submit", *command, "--out", out, "--num-workers", 2)["jobs"][0]["id"]
+    markers = out / "_shards"
+    wait_for(orchestrator, job, lambda shown: len(list(markers.glob("*.json"))) > 1)
+    (worker,) = [
+        process for process in psutil.Process(up["pid"]).children(recursive=True) if "JobProcess" in "".join(process.cmdline())
+    ]
+    worker.send_signal(signal.SIGKILL)
+    shown = wait_for(orchestrator, job, has_ended)
+    assert shown["job"]["state"] == "succeeded" and shown["job"]["metrics"]["num_failed"] == 1, shown
+    assert contents(out) == contents(tmp_path / "plain")
+
+    table.write_text(table.read_text().replace("dimm", "ddim"))
+    orchestrator("jobs", "retry", job)
+    shown = wait_for(orchestrator, job, has_ended)
+    assert shown["job"]["metrics"]["num_failed"] == 0 and shown["job"]["metrics"]["num_drawn_by_last_attempt"] == 1
+
+    waited = dreamkiln(*command, "--out", out, "--num-workers", 2, "--state", tmp_path / "state")
+    assert waited.returncode == 0 and "24 of 24 rows" in waited.stdout and "of the orchestrator at" in waited.stderr
