@@ -28,6 +28,9 @@ class LoopConfig:
     """Length, optimiser and averaging of one training run.
 
     With "muon", AdamW still trains what is no hidden matrix: vectors, embeddings, and the first and last convolution.
+
+    Raises:
+        DiffusionError: a value out of range, named.
     """
 
     num_steps: int
@@ -41,6 +44,22 @@ class LoopConfig:
     seed: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
 
+    def __post_init__(self) -> None:
+        checks = {
+            "num_steps": (self.num_steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "a number over 0"),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "decay_fraction": (0 <= self.decay_fraction <= 1, "0 to 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "max_grad_norm": (self.max_grad_norm > 0, "a number over 0"),
+            "ema_decay": (0 <= self.ema_decay < 1, "0 to under 1"),
+            "seed": (self.seed >= 0, "0 or more"),
+        }
+        for name, (is_valid, expected) in checks.items():
+            if not is_valid:
+                raise DiffusionError(f"{name} is {getattr(self, name)}; give {expected}")
+
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, constant, then a cosine to zero over the last `decay_fraction` of the run."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
@@ -53,19 +72,23 @@ class LoopConfig:
         return min(self.ema_decay, (1 + step) / (10 + step))
 
 
+PACE_STEPS = 20
+
+
 @dataclass(frozen=True)
 class TrainProgress:
-    """What one step did."""
+    """What one step did. seconds: of this step. pace: seconds a step, averaged over about the last `PACE_STEPS`."""
 
     step: int
     num_steps: int
     metrics: dict[str, float]
     seconds: float
+    pace: float
 
     @property
     def seconds_left(self) -> float:
-        """At this step's pace."""
-        return (self.num_steps - self.step) * self.seconds
+        """At the present pace."""
+        return (self.num_steps - self.step) * self.pace
 
 
 NOT_HIDDEN = ("embedding", "conv_in", "conv_out")
@@ -182,6 +205,7 @@ def train(
         FloatingPointError: the loss is not finite.
     """
     state.module.train()
+    pace = 0.0
     while state.step < config.num_steps:
         started = time.perf_counter()
         generator = stream(config.seed, "train", state.step)
@@ -205,4 +229,6 @@ def train(
         torch._foreach_lerp_(state.ema, [p.detach() for p in state.parameters], 1 - decay)
         state.step += 1
         figures = {"loss": value.item(), **metrics, "grad_norm": norm.item(), "learning_rate": rate}
-        yield TrainProgress(state.step, config.num_steps, figures, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        pace = pace + (seconds - pace) / PACE_STEPS if pace else seconds
+        yield TrainProgress(state.step, config.num_steps, figures, seconds, pace)

@@ -17,7 +17,8 @@ NAME = "train"
 HELP = "Train the toybox prior, part by part, or a model of the diffusion family; resumable at any time."
 EPILOG = (
     f"Objectives of the family: {', '.join(sorted(MODELS))}. Their settings: data=toybox|mixture2d, data.KEY, network.KEY, "
-    "loop.KEY and the model's own, such as data.kinds=car,mushroom network.num_classes=auto loop.num_steps=2000."
+    "loop.KEY and the model's own, such as data.kinds=car,mushroom network.num_classes=auto loop.num_steps=2000; "
+    "preset=small is a problem that one CPU core learns in minutes."
 )
 PARTS = ("autoencoder", "clip", "judge", "denoiser", "assemble")
 SHARDS, PRIOR_OUT = Path("training/shards"), Path("training/toybox")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusion.models import MODELS, model_class
 from diffusion.models.base import Model, SampleRequest
+from diffusion.networks.pixel_unet import PixelUNetConfig
 from diffusion.training.loop import LoopConfig, Loss, TrainProgress, TrainState, train
 from jobs.codec import near_matches, to_plain
 from jobs.errors import InputError, Interrupted, JobFailed
@@ -29,6 +30,23 @@ from orchestrator.signals import signals_deferred
 CHECKPOINT, LOG, LOSS_PLOT, SAMPLES = "checkpoint.pt", "log.jsonl", "loss.png", "samples.png"
 CHECKPOINT_SECONDS = 60.0
 NUM_SAMPLES = 16
+
+SMALL: Mapping[str, Any] = {
+    "data.look": "studio",
+    "data.kinds": "mushroom,cactus,mug,car",
+    "data.num_pictures": 4096,
+    "network.patch_size": 2,
+    "network.block_out_channels": [64, 128],
+    "network.attention_levels": [False, True],
+    "loop.batch_size": 16,
+    "loop.learning_rate": 1e-3,
+    "loop.warmup_steps": 50,
+    "loop.ema_decay": 0.99,
+}
+"""Four kinds before white and a small network: some hundred steps, minutes of one CPU core, draw what one can name."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"small": SMALL}
+"""Settings by name, under those that are given one by one."""
 
 PICTURE_LOOP = LoopConfig(num_steps=20_000, batch_size=32, learning_rate=4e-4, warmup_steps=200, ema_decay=0.999)
 POINT_LOOP = LoopConfig(num_steps=4_000, batch_size=256, learning_rate=2e-3, warmup_steps=100, ema_decay=0.995)
@@ -58,7 +76,7 @@ class Plan:
         """From key=value texts.
 
         Raises:
-            InputError: no objective, an unknown one, or a setting of the data that is not there.
+            InputError: no objective, an unknown one, or a setting that is not there: found out before data are rendered.
         """
         values = {key: parse(text) for key, text in settings.items()}
         objective = str(values.pop("objective", ""))
@@ -67,12 +85,17 @@ class Plan:
                 f"There is no objective {objective!r}{near_matches(objective, MODELS)}; choose one of {', '.join(MODELS)}."
             )
         data_name = str(values.pop("data", "toybox"))
+        values = _preset(values.pop("preset", None), objective, data_name) | values
         start_from = str(values.pop("start_from")) if "start_from" in values else None
         groups: dict[str, dict[str, Any]] = {"data": {}, "loop": {}, "": {}}
         for key, value in values.items():
             group, _, name = key.partition(".")
             groups[group if group in groups else ""][name if group in groups else key] = value
         data = override(DataSettings(), groups["data"], path="data.")
+        override(PICTURE_LOOP, groups["loop"], path="loop.")
+        config = model_class(objective).Config()
+        mistaken = {key.partition(".")[0] for key in groups[""]} - {field.name for field in dataclasses.fields(config)}
+        override(config, dict.fromkeys(sorted(mistaken)))
         return cls(objective, data_name, data, groups[""], groups["loop"], start_from)
 
     def build(self, data: Data) -> Model:
@@ -107,11 +130,19 @@ class Plan:
         """
         default = POINT_LOOP if len(data.shape) == 1 else PICTURE_LOOP
         chosen = dataclasses.replace(default, **model_class(self.objective).loop_settings)
-        config = override(chosen, self.loop, path="loop.")
-        for name in ("num_steps", "batch_size"):
-            if getattr(config, name) < 1:
-                raise InputError(f"loop.{name} is {getattr(config, name)}; give at least 1.")
-        return config
+        return override(chosen, self.loop, path="loop.")
+
+
+def _preset(name: Any, objective: str, data_name: str) -> dict[str, Any]:
+    """A preset's settings for a model; those of the network only where the model's own is the common one."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}{near_matches(str(name), PRESETS)}; choose one of {', '.join(PRESETS)}.")
+    if data_name != "toybox":
+        raise InputError(f"preset={name} is for pictures, and data={data_name} was given; leave out one of the two.")
+    common = getattr(model_class(objective).Config(), "network", None) == PixelUNetConfig()
+    return {key: value for key, value in PRESETS[name].items() if common or not key.startswith("network.")}
 
 
 def train_family(settings: Mapping[str, str], out: Path, *, device: str, display: Display) -> Path:

@@ -14,7 +14,7 @@ from diffusion.seeding import stream
 from diffusion.text.clip import Clip, ClipConfig, TextConfig
 from diffusion.training.autoencoder import reconstruction_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss, stratified_timesteps
-from diffusion.training.loop import LoopConfig, TrainState, train
+from diffusion.training.loop import PACE_STEPS, LoopConfig, TrainState, train
 from diffusion.training.muon import orthogonalised
 
 
@@ -214,3 +214,6 @@ def test_the_autoencoder_learns_a_flat_picture() -> None:
     assert progress[-1].metrics["psnr"] > 20 > progress[0].metrics["psnr"]
     assert progress[-1].metrics["ssim"] > progress[0].metrics["ssim"]
     assert progress[-1].seconds_left == 0
+    assert progress[0].pace == progress[0].seconds
+    pace = progress[0].pace + (progress[1].seconds - progress[0].pace) / PACE_STEPS
+    assert progress[1].seconds_left == pytest.approx((progress[1].num_steps - 2) * pace)

@@ -20,7 +20,7 @@ from orchestrator.cli.main import main
 from orchestrator.exports import read_png_metadata
 from orchestrator.family.data import MIXTURE, MixturePoints
 from orchestrator.family.folder import load_model
-from orchestrator.family.train import loss_of, train_family
+from orchestrator.family.train import SMALL, Plan, loss_of, train_family
 from orchestrator.progress_display import SilentDisplay
 from tests.orchestrator.conftest import command_environment
 
@@ -97,6 +97,15 @@ def test_pictures_are_rendered_where_there_are_none(tmp_path: Path, monkeypatch:
     for _ in range(2):
         train_family(settings, tmp_path / "model", device="cpu", display=SilentDisplay())
     assert [path.name for path in (tmp_path / "training/scene-16").glob("*.safetensors")] == ["items-000000000.safetensors"]
+
+
+def test_a_preset_lies_under_what_is_given_and_knows_other_networks() -> None:
+    plan = Plan.parse({"objective": "bit_diffusion", "preset": "small", "data.look": "parts", "loop.num_steps": "7"})
+    assert (plan.data.look, plan.data.kinds) == ("parts", SMALL["data.kinds"])
+    assert plan.loop == {"batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 50, "ema_decay": 0.99, "num_steps": 7}
+    assert plan.config == {name: value for name, value in SMALL.items() if name.startswith("network.")}
+    for objective in ("glide_upsampler", "noisy_clip"):
+        assert Plan.parse({"objective": objective, "preset": "small"}).config == {}, "their networks are of other sizes"
 
 
 def test_label_maps_of_some_kinds_are_rendered_and_sampled_in_their_colours(tmp_path: Path) -> None:
@@ -231,10 +240,17 @@ def test_labels_by_name_and_guidance(pictures: Path, tmp_path: Path) -> None:
         (["objective=ddpm", "data=mixture2d", "beta_start.x=3"], "beta_start is a plain value"),
         (["objective=ddpm", "data=mixture2d", "beta_start=-1"], "expected every beta strictly between 0 and 1"),
         (["objective=ddpm", "data=mixture2d", "loop.num_steps=many"], "loop.num_steps is 'many'"),
-        (["objective=ddpm", "data=mixture2d", "loop.num_steps=0"], "loop.num_steps is 0; give at least 1"),
+        (["objective=ddpm", "data=mixture2d", "loop.num_steps=0"], "num_steps is 0; give at least 1"),
+        (["objective=ddpm", "data=mixture2d", "loop.learning_rate=-1"], "learning_rate is -1.0; give a number over 0"),
+        (["objective=ncsn", "data=mixture2d", "sigma_min=-1"], "expected 0 < sigma_min < sigma_max"),
+        (["objective=ncsn", "bogus=3"], "There is no setting 'bogus'"),  # before pictures are rendered
+        (["objective=ncsn", "loop.colour=1"], "There is no setting 'loop.colour'"),
+        (["--start-from", "nowhere"], "'nowhere' is neither 'toybox' nor a folder"),
         (["objective=ddpm", "data=mixture2d", "loop.colour=1"], "There is no setting 'loop.colour'"),
         (["objective=ddpm", "data=mixture2d", "data.num_pictures=0"], "num_pictures is 0"),
         (["objective=ddpm", "data.kinds=car,dragon"], "There is no label 'dragon'"),
+        (["objective=ddpm", "preset=smal"], "There is no preset 'smal' (did you mean small?)"),
+        (["objective=ddpm", "preset=small", "data=mixture2d"], "preset=small is for pictures"),
         (["objective=ddpm", "data.look=studo"], "data.look is 'studo' (did you mean studio?)"),
         (["objective=ddpm", "data.look=studio", "--data", "x"], "leave out one: that look is rendered on demand"),
         (["objective=ddpm", "--data", "nowhere"], "nowhere holds no training shards"),
