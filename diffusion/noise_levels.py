@@ -21,17 +21,21 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Ten
     Raises:
         DiffusionError: not 0 < sigma_min < sigma_max, or fewer than two levels.
     """
+    _check_range(sigma_max, sigma_min)
+    if num_levels < 2:
+        raise DiffusionError.explained(
+            f"num_levels is {num_levels}", expected="at least 2", fix="use 10 for points and about 200 for pictures"
+        )
+    return torch.logspace(math.log10(sigma_max), math.log10(sigma_min), num_levels, dtype=torch.float64)
+
+
+def _check_range(sigma_max: float, sigma_min: float) -> None:
     if not 0 < sigma_min < sigma_max:
         raise DiffusionError.explained(
             f"the noise levels run from {sigma_max:g} to {sigma_min:g}",
             expected="0 < sigma_min < sigma_max",
             fix="give sigma_max first, for example 50 and 0.01",
         )
-    if num_levels < 2:
-        raise DiffusionError.explained(
-            f"num_levels is {num_levels}", expected="at least 2", fix="use 10 for points and about 200 for pictures"
-        )
-    return torch.logspace(math.log10(sigma_max), math.log10(sigma_min), num_levels, dtype=torch.float64)
 
 
 def largest_distance(points: Tensor) -> float:
@@ -56,7 +60,11 @@ def num_levels_for(sigma_max: float, sigma_min: float, dim: int) -> int:
 
     Args:
         dim: D, the numbers in one item.
+
+    Raises:
+        DiffusionError: not 0 < sigma_min < sigma_max.
     """
+    _check_range(sigma_max, sigma_min)
     low, high = 1.0, _LARGEST_RATIO
     for _ in range(60):
         gamma = (low + high) / 2

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+from diffusion.checkpoints.errors import PriorError
 from diffusion.prior import Prior, PriorCard
 from diffusion.prior_folder import save_prior
 from diffusion.text.clip import Clip, load_clip, save_clip
 from diffusion.training.denoiser import TextConditionedDenoiser
 from diffusion.training.loop import TrainState
+from jobs.errors import InputError
 from nerf3d.toybox.words import vocabulary
+from orchestrator.prior_source import refusal
 from orchestrator.training import recipe
 from orchestrator.training.parts import CHECKPOINT, joint_denoiser, load_averaged, trained_autoencoder
 
@@ -36,9 +39,15 @@ def unpack(folder: Path, root: Path) -> None:
     """The way back: weights that ship become the starting point of more training; finished checkpoints are kept.
 
     Raises:
-        PriorError: the folder is missing, damaged, or not one that `assemble` wrote.
+        InputError: the folder is missing, damaged, or not one that `assemble` wrote.
     """
-    prior = Prior.load(folder)
+    try:
+        prior = Prior.load(folder)
+    except PriorError as error:
+        raise refusal(error) from error
+    for name in ("clip", "judge"):
+        if not (folder / name / "clip_config.json").exists():
+            raise InputError(f"{folder} has no {name}/, so no 'dreamkiln train assemble' wrote it; give one that it wrote.")
     towers = load_clip(folder / "clip", text=prior.text_encoder)
     modules = {
         "autoencoder": prior.autoencoder,
