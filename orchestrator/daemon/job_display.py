@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.batch.settings import FAILURES
 
@@ -26,27 +26,41 @@ COLOURS = {
     "cancelled": "dim",
     "lost": "magenta",
 }
+GAP = 2
+MAX_USER_WIDTH = 12
 ENDED = ("succeeded", "failed", "cancelled")
 Look = Callable[[], tuple[list[dict[str, Any]], float]]
 
 
-def table(jobs: Iterable[Mapping[str, Any]], *, now: float) -> Table:
-    """One row a job, newest first as given; priorities only where there are any."""
-    jobs = list(jobs)
-    has_priorities = any(job["priority"] for job in jobs)
+def table(jobs: Iterable[Mapping[str, Any]], *, now: float, width: int) -> Table:
+    """One line a job, newest first as given, cut to `width` characters; priorities only where there are any."""
+    rows = [
+        {
+            "job": str(job["id"]),
+            "state": job["state"],
+            "progress": progress(job),
+            "user": job["user"],
+            "prio": str(job["priority"]) if job["priority"] else "",
+            "age": age(now - job["created_at"]),
+            "what": what(job),
+        }
+        for job in jobs
+    ]
+    names = [name for name in ("job", "state", "progress", "user", "prio", "age", "what") if any(row[name] for row in rows)]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+    widths["user"] = min(widths["user"], MAX_USER_WIDTH)
+    room = width - sum(widths[name] for name in names if name not in ("progress", "what")) - GAP * (len(names) - 1)
+    # What does not fit is cut in the two long columns: the prompt to a third of the room, then the reasons.
+    widths["what"] = max(1, min(widths["what"], max(room // 3, room - widths.get("progress", 0))))
+    if "progress" in widths:
+        widths["progress"] = max(1, min(widths["progress"], room - widths["what"]))
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("job", "state", "progress", "user", *(["priority"] if has_priorities else []), "age", "what"):
-        shown.add_column(
-            name,
-            justify="right" if name in ("job", "priority", "age") else "left",
-            no_wrap=name in ("job", "state", "age"),
-            overflow="fold",
-        )
-    for job in jobs:
-        state = f"[{COLOURS.get(job['state'], '')}]{job['state']}[/]"
-        priority = [str(job["priority"])] if has_priorities else []
-        age = duration(now - job["created_at"])
-        shown.add_row(str(job["id"]), state, escape(progress(job)), escape(job["user"]), *priority, age, escape(what(job)))
+    for name in names:
+        justify: Literal["right", "left"] = "right" if name in ("job", "prio", "age") else "left"
+        shown.add_column(name, justify=justify, no_wrap=True, width=widths[name], overflow="ellipsis")
+    for row in rows:
+        cells = (Text(row[name], style=COLOURS.get(row["state"], "") if name == "state" else "") for name in names)
+        shown.add_row(*cells)
     return shown
 
 
@@ -62,14 +76,18 @@ def what(job: Mapping[str, Any]) -> str:
 
 def progress(job: Mapping[str, Any]) -> str:
     """ "fit 120/400, 1:02 left", why nothing moves, or what came out."""
+    if job["state"] == "running" and not job["stage"]:
+        return "starts"
     if job["state"] in ("running", "lost") and job["stage"]:
         left = job["seconds_left"]
-        return f"{job['stage']} {job['step']:,}/{job['total']:,}" + (f", {duration(left)} left" if left else "")
+        step, total = job["step"], job["total"]
+        done = f"{step}/{total}" if total < 10_000 else f"{step / total:.1%}"
+        return f"{job['stage']} {done}" + (f", {duration(left)} left" if left else "")
     if job["state"] == "queued":
         return job.get("waits", "")
     if job["state"] == "succeeded":
         return rows_drawn(job) or f"in {duration(job['seconds_run'])}"
-    return job["reason"] if job["state"] in ("failed", "paused") else ""
+    return job["reason"] if job["state"] == "failed" else ""
 
 
 def rows_drawn(job: Mapping[str, Any]) -> str:
@@ -84,7 +102,8 @@ def rows_drawn(job: Mapping[str, Any]) -> str:
 def print_table(jobs: list[dict[str, Any]], *, now: float) -> None:
     """To stdout, as wide as the terminal."""
     if jobs:
-        Console().print(table(jobs, now=now))
+        console = Console()
+        console.print(table(jobs, now=now, width=console.width))
     else:
         print("No jobs.")
 
@@ -118,11 +137,12 @@ def follow(look: Look, *, interval_seconds: float, as_json: bool, stream: TextIO
     if as_json or not stream.isatty():
         return _follow_lines(look, interval_seconds, as_json, stream)
     jobs, now = look()
-    with Live(table(jobs, now=now), console=Console(file=stream), refresh_per_second=4) as live:
+    console = Console(file=stream)
+    with Live(table(jobs, now=now, width=console.width), console=console, refresh_per_second=4) as live:
         while any(job["state"] not in ENDED for job in jobs):
             time.sleep(interval_seconds)
             jobs, now = look()
-            live.update(table(jobs, now=now))
+            live.update(table(jobs, now=now, width=console.width))
     return jobs
 
 
@@ -140,6 +160,18 @@ def _follow_lines(look: Look, interval_seconds: float, as_json: bool, stream: Te
         if all(job["state"] in ENDED for job in jobs):
             return jobs
         time.sleep(interval_seconds)
+
+
+def age(seconds: float) -> str:
+    """Its two largest units: 40s, 2m 40s, 3h 20m, 9d 18h."""
+    seconds = max(0, round(seconds))
+    units = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
+    parts: list[str] = []
+    for name, size in units:
+        number, seconds = divmod(seconds, size)
+        if number or parts:
+            parts.append(f"{number}{name}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0")) or "0s"
 
 
 def duration(seconds: float) -> str:
