@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections import deque
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from jobs.events import Message, Progress
 from jobs.ledger import JobRecord, Lease, Ledger, StaleLease
 from jobs.states import FailureKind, IllegalTransition, State, Wish
+from orchestrator.batch import markers
 from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded, Worker, Workers
 from orchestrator.daemon.state_folder import StateFolder
@@ -335,12 +337,23 @@ class Controller:
 
 
 def _has_advanced(job: JobRecord, *, since: float) -> bool:
-    """The attempt left something that the next one need not do again: a checkpoint, or its newest picture."""
+    """The attempt left something that the next one need not do again: a checkpoint, its newest picture, or a whole shard.
+
+    What lies behind a URL is not looked at.
+    """
     folder = Path(job.out)
-    for name in (CHECKPOINT, image_name(max(0, job.step - 1))):
-        try:
-            if (folder / name).stat().st_mtime > since:
-                return True
-        except OSError:
-            continue
-    return False
+    for path in (folder / CHECKPOINT, folder / image_name(max(0, job.step - 1))):
+        if _is_newer(path, since):
+            return True
+    try:
+        with os.scandir(folder / markers.FOLDER) as entries:
+            return any(_is_newer(entry, since) for entry in entries if entry.name.endswith(".json"))
+    except OSError:
+        return False
+
+
+def _is_newer(file: Path | os.DirEntry[str], since: float) -> bool:
+    try:
+        return file.stat().st_mtime > since
+    except OSError:
+        return False

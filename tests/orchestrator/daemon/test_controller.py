@@ -180,14 +180,16 @@ def test_a_job_that_brings_its_worker_down_ends_in_the_dead_letters_while_others
     assert len(rig.ledger.attempts.of(poison)) == 3
 
 
-def test_attempts_that_leave_a_checkpoint_do_not_count(rig: Rig, tmp_path: Path):
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "_shards/00003.json"])
+def test_attempts_that_leave_a_checkpoint_or_a_shard_do_not_count(rig: Rig, tmp_path: Path, name: str):
     (job,) = rig.submit(submission(1, out=str(tmp_path), max_failures=2))
+    left = tmp_path / name
+    left.parent.mkdir(exist_ok=True)
     for _ in range(5):
         rig.tick(5)
         assert rig.state(job) == State.RUNNING
-        checkpoint = tmp_path / "checkpoint.safetensors"
-        checkpoint.touch()
-        os.utime(checkpoint, times=(rig.clock.now + 1, rig.clock.now + 1))
+        left.touch()
+        os.utime(left, times=(rig.clock.now + 1, rig.clock.now + 1))
         rig.worker(job).reports = [Failed(FailureKind.WORKER_LOST, "x")]
         rig.tick(2)
     assert rig.ledger.jobs.get(job).num_failures == 0
