@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffusion.checkpoints.checkpoint import PriorCard
@@ -27,7 +27,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path, stem: str) -> None:
-    """Writes fp16 safetensors: one file, or numbered shards with an index when they would exceed the limit."""
+    """Writes fp16 safetensors: one file, or numbered shards with an index when they would exceed the limit.
+
+    `save_file` would leave files that only their owner may read.
+    """
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
@@ -39,11 +42,11 @@ def save_sharded(tensors: dict[str, Tensor], folder: Path, stem: str) -> None:
         shards[-1][name] = tensor
         filled += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
+        (folder / f"{stem}.safetensors").write_bytes(save(shards[0], metadata={"format": "pt"}))
         return
     names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for file, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).write_bytes(save(shard, metadata={"format": "pt"}))
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
         "weight_map": {key: file for file, shard in zip(names, shards, strict=True) for key in shard},

@@ -43,7 +43,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with clear_output_errors(path):
             temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # safetensors leaves files that only their owner may read
             _flush(temporary)
             os.replace(temporary, path)
             _flush(path.parent)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -195,7 +195,7 @@ def save_clip(clip: Clip, tokenizer: Tokenizer, folder: Path, *, with_text: bool
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "clip_config.json").write_text(json.dumps({**asdict(clip.config), "with_text": with_text}, indent=2))
     tensors = {k: v.half().contiguous() for k, v in clip.state_dict().items() if with_text or not k.startswith("text.")}
-    save_file(tensors, folder / "clip.safetensors")
+    (folder / "clip.safetensors").write_bytes(save(tensors))
     if with_text:
         tokenizer.save(folder / "tokenizer")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nerf3d.toybox.items import Item, items_of_kinds
@@ -167,6 +167,6 @@ def _write(plan: _Plan) -> Path:
     temporary.write_text("\n".join(records) + "\n", encoding="utf-8")
     os.replace(temporary, lines)
     temporary = plan.images_path.with_name(f"{plan.images_path.name}.{os.getpid()}.tmp")
-    save_file({"images": torch.cat(images)}, temporary, metadata=plan.metadata)
+    temporary.write_bytes(save({"images": torch.cat(images)}, metadata=plan.metadata))
     os.replace(temporary, plan.images_path)
     return plan.images_path

@@ -53,6 +53,7 @@ def test_the_assembled_folder_is_a_prior_with_a_judge(trained: Path) -> None:
     files = [path for path in (trained / "prior").rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) <= 16 * 2**20
     assert sum(path.stat().st_size for path in files) <= 48 * 2**20
+    assert len({path.stat().st_mode for path in files}) == 1
 
 
 def test_training_goes_on_from_the_checkpoint(trained: Path, shards: Path) -> None:

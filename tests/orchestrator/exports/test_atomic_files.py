@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jobs.errors import OutputError
 from orchestrator import atomic
@@ -23,6 +25,13 @@ def test_content_appears_at_the_end_under_the_same_suffix(tmp_path):
         assert temporary.suffix == ".glb" and temporary.parent == tmp_path
         assert temporary.name.startswith(atomic.TEMPORARY_PREFIX) and not target.exists()
     assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
+
+
+def test_everybody_may_read_what_safetensors_wrote(tmp_path):
+    (tmp_path / "plain").touch()
+    with atomic_path(tmp_path / "a.safetensors") as temporary:
+        save_file({"a": np.zeros(3)}, temporary)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path):
