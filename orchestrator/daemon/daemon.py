@@ -36,7 +36,6 @@ log = logging.getLogger("dreamkiln")
 ROUND_SECONDS = 0.2
 CLOSING_SECONDS = 5.0
 METRICS_SECONDS = 5.0
-CLUSTER_PATIENCE_SECONDS = 3600.0
 
 
 MakeWorkers = Callable[[DaemonOptions, Callable[[], float]], AbstractContextManager[Workers]]
@@ -70,7 +69,7 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
             log.info("ended %d processes that an earlier orchestrator had left", num_strays)
         mark_descendants(folder)
         workers = stack.enter_context(make_workers(options, ledger.now))
-        controller = Controller(ledger, workers, workers.capacity, folder, timing=timing or _timing(options))
+        controller = Controller(ledger, workers, workers.capacity, folder, timing=timing)
         stop = _StopSignal(controller)
         server = ApiServer(make_app(ledger, controller, folder, stop.set), host=options.host, port=options.port)
         server.start()
@@ -83,11 +82,6 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
             server.stop()
             controller.kill_all()
         log.info("ended")
-
-
-def _timing(options: DaemonOptions) -> Timing:
-    """A cluster may first have to start a node, or to finish other people's work, before a job has its place."""
-    return Timing(first_lease=CLUSTER_PATIENCE_SECONDS) if options.address else Timing()
 
 
 class _Metrics:

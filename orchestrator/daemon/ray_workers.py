@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jobs.events import Message
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
 from orchestrator.batch.urls import is_url
@@ -22,6 +24,9 @@ from orchestrator.shared_disk import lay_witness, lift_witness
 __all__ = ["RayWorkers"]
 
 PRIOR_ATTEMPTS = 12  # a prior that dies is started again, and asked again for a minute and a half, before its jobs notice
+
+PLACE_SECONDS = 3600.0  # a cluster may have to start a node, or to finish other people's work
+SAY_WAITING_SECONDS = 20.0
 
 
 class RayWorkers:
@@ -89,7 +94,8 @@ class RayWorkers:
         settings = self._placement.settings_there(job.settings)
         witness = lay_witness(job.out) if self._options.address and not is_url(job.out) else ""
         actor = ray.remote(JobProcess).options(**options).remote(job.spec, settings, job.out, prior, is_rows_retry, witness)
-        return RayWorker(actor, prior, witness)
+        place = f"{options['num_cpus']:g} cores, {options['num_gpus']:g} GPUs, {job.memory_bytes / 1e9:.1f} GB"
+        return RayWorker(actor, prior, witness=witness, place=place if self._options.address else "")
 
     def priors(self) -> Sequence[PriorView]:
         """Those that have actors."""
@@ -122,10 +128,17 @@ class RayWorkers:
 
 
 class RayWorker:
-    """A `JobProcess` in an actor."""
+    """A `JobProcess` in an actor.
 
-    def __init__(self, actor: Any, prior: RayPrior, witness: str = "") -> None:
+    Args:
+        witness: to be lifted when the actor has looked for it. place: in words what the actor asks of a cluster, which may have
+            to start a node first; "" where its place is certain.
+    """
+
+    def __init__(self, actor: Any, prior: RayPrior, *, witness: str = "", place: str = "") -> None:
         self._actor, self._prior, self._witness, self._meter = actor, prior, witness, FitMeter()
+        self._place, self._begin = place, time.monotonic()
+        self._is_waiting_said = False
         self._answer = actor.poll.remote()
 
     def poll(self) -> list[Report] | None:
@@ -135,7 +148,8 @@ class RayWorker:
 
         ready, _ = ray.wait([self._answer], timeout=0)
         if not ready:
-            return None
+            return self._while_waiting()
+        self._place = ""
         try:
             reports: list[Report] = ray.get(self._answer)
         except RayError as error:
@@ -157,6 +171,16 @@ class RayWorker:
         ray.kill(self._actor)
         self._prior.end()
         self._lift_witness()
+
+    def _while_waiting(self) -> list[Report] | None:
+        """Signs of life for an actor that waits for its place, with a word on it; None when it ought to have one."""
+        waited = time.monotonic() - self._begin
+        if not self._place or waited > PLACE_SECONDS:
+            return None
+        if self._is_waiting_said or waited < SAY_WAITING_SECONDS:
+            return []
+        self._is_waiting_said = True
+        return [Message(text=f"Waits for a place on the cluster: {self._place}.")]
 
     def _lift_witness(self) -> None:
         if self._witness:

@@ -29,7 +29,12 @@ from orchestrator.signals import signals_deferred
 __all__ = ["OWN_RAY", "has_token", "living_nodes", "start_ray", "stop_ray"]
 
 # Read by Ray when it is imported and by its processes when they start; what the user has set already wins.
-_EVERYWHERE = {"RAY_USAGE_STATS_ENABLED": "0"}
+_EVERYWHERE = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Messages up to this size travel inside the call. Through the object store, where Ray puts what is over 100 KB, a query of
+    # four views and its answer would take about twice as long.
+    "RAY_max_direct_call_object_size": str(1024**2),
+}
 # Despite its name this decides on every system whether Ray's ports bind to the loopback address alone. The documented
 # `_node_ip_address="127.0.0.1"` does not: Ray replaces it by the machine's outer address.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -40,9 +45,6 @@ OWN_RAY = {
     # By default Ray lowers its workers' priority to nice 15: beside any other busy program the job would starve.
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Messages up to this size travel inside the call. Through the object store, where Ray puts what is over 100 KB, a query of
-    # four views and its answer would take about twice as long.
-    "RAY_max_direct_call_object_size": str(1024**2),
     # A thread that waits for its next piece of work must not spin on a core that the other actor needs.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -97,6 +99,8 @@ def _start(metrics_port: int) -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    if metrics_port and _answers("127.0.0.1", metrics_port):
+        raise InputError(f"--metrics-port {metrics_port} is taken by another program; give another one, or 0 for a free one.")
     for attempt in range(_START_ATTEMPTS):
         before = set(psutil.Process().children(recursive=True))
         try:

@@ -64,6 +64,14 @@ def test_a_token_is_found_where_ray_looks_for_it(monkeypatch, tmp_path):
     assert has_token()
 
 
+def test_a_metrics_port_that_is_taken_is_refused_before_ray_starts():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match=f"--metrics-port {taken.getsockname()[1]} is taken by another program"):
+            start_ray(metrics_port=taken.getsockname()[1])
+
+
 def test_a_metrics_port_is_for_a_ray_of_our_own(tmp_path):
     with pytest.raises(InputError, match="--metrics-port is 70000"):
         DaemonOptions(state=str(tmp_path), metrics_port=70000)

@@ -17,7 +17,7 @@ import pytest
 from tests.fakes import FAST_OVERRIDES
 from tests.orchestrator.conftest import ROOT, command_environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = (
     *FAST_OVERRIDES,
@@ -70,7 +70,7 @@ def digest(folder: Path) -> str:
     return json.loads((folder / "manifest.json").read_text())["artefacts"]["mesh.glb"]["sha256"]
 
 
-def test_a_job_goes_on_at_another_node_when_its_own_dies(nodes, dreamkiln, tiny_prior, tmp_path):
+def test_a_job_goes_on_at_another_node_when_its_own_dies(nodes, dreamkiln, tiny_prior, tmp_path, monkeypatch):
     state = ("--state", tmp_path / "state", "--json")
 
     def call(*arguments):
@@ -87,6 +87,12 @@ def test_a_job_goes_on_at_another_node_when_its_own_dies(nodes, dreamkiln, tiny_
     command = ["a red table", "--prior", tiny_prior, *SETTINGS]
     alone = dreamkiln("text-to-3d", *command, "--out", tmp_path / "alone", "--runtime", "inline")
     assert alone.returncode == 0, alone.stderr
+
+    # Without the cluster's token nothing is let in.
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 32)
+        refused = dreamkiln("up", "--address", nodes.address, *state)
+        assert refused.returncode == 2 and "cannot be joined" in refused.stderr, refused.stderr
 
     # One command on the cluster writes its files itself, and leaves nothing there.
     single = dreamkiln("text-to-3d", *command, "--out", tmp_path / "single", f"runtime.address={nodes.address}")
@@ -105,7 +111,8 @@ def test_a_job_goes_on_at_another_node_when_its_own_dies(nodes, dreamkiln, tiny_
     assert nodes.tell("kill 2") == "nodes 3 beside the head\n"
     shown = wait_for(job, lambda shown: shown["job"]["state"] in ("succeeded", "failed"))
     assert shown["job"]["state"] == "succeeded", shown["job"]["reason"]
-    assert [attempt["outcome"] for attempt in shown["attempts"]] == ["failed", "succeeded"]
+    # Ray may place the second attempt on the dead node, before it has noticed.
+    assert {attempt["outcome"] for attempt in shown["attempts"][:-1]} == {"failed"}
     assert "Continuing from step" in (tmp_path / "state" / "logs" / f"{job}.log").read_text()
     assert digest(out) == digest(tmp_path / "alone")
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
