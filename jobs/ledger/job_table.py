@@ -102,6 +102,7 @@ class JobTable:
         states: Iterable[State] = (),
         user: str | None = None,
         group_id: int | None = None,
+        fingerprint: str | None = None,
         limit: int = 100,
         before_id: int | None = None,
     ) -> list[JobRecord]:
@@ -113,6 +114,8 @@ class JobTable:
             query = query.where(Job.user == user)
         if group_id is not None:
             query = query.where(Job.group_id == group_id)
+        if fingerprint is not None:
+            query = query.where(Job.fingerprint == fingerprint)
         if before_id is not None:
             query = query.where(Job.id < before_id)
         with self._database.read() as session:

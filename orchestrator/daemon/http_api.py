@@ -3,7 +3,7 @@
 ::
 
     GET  /health                                GET  /v1/status
-    POST /v1/jobs                               GET  /v1/jobs?state=&user=&group=&limit=&before=
+    POST /v1/jobs                               GET  /v1/jobs?state=&user=&group=&fingerprint=&limit=&before=
     GET  /v1/jobs/{id}                          GET  /v1/jobs/{id}/log?offset=
     POST /v1/jobs/{id}/cancel|pause|resume|retry
     PUT  /v1/users/{name}?weight=               POST /v1/shutdown
@@ -95,11 +95,14 @@ def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_d
         state: Annotated[list[str] | None, Query()] = None,
         user: str | None = None,
         group: int | None = None,
+        fingerprint: str | None = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
         before: int | None = None,
     ) -> dict[str, Any]:
         states = [_state(name) for name in state or ()]
-        jobs = ledger.jobs.recent(states=states, user=user, group_id=group, limit=limit, before_id=before)
+        jobs = ledger.jobs.recent(
+            states=states, user=user, group_id=group, fingerprint=fingerprint, limit=limit, before_id=before
+        )
         return {"now": ledger.now(), "jobs": [{**job.to_json(), "waits": controller.waiting.get(job.id, "")} for job in jobs]}
 
     @api.get("/jobs/{job_id}")

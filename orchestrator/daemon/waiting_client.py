@@ -48,9 +48,8 @@ def perform_there(job: PreparedJob, client: Client, *, state: Path, user: str, d
 def _find_same(client: Client, job: PreparedJob, out: str) -> int | None:
     """A job that waits, runs or is paused with this spec and folder; one that is paused goes on."""
     states = [State.QUEUED, State.RUNNING, State.PAUSED, State.LOST]
-    fingerprint = job.spec.fingerprint()
-    for other in client.get("/v1/jobs", state=states, limit=10_000)["jobs"]:
-        if other["fingerprint"] == fingerprint and other["out"] == out:
+    for other in client.get("/v1/jobs", state=states, fingerprint=job.spec.fingerprint())["jobs"]:
+        if other["out"] == out:
             if other["state"] == State.PAUSED:
                 client.post(f"/v1/jobs/{other['id']}/resume")
             return other["id"]
