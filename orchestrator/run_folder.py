@@ -30,7 +30,7 @@ from jobs.errors import InputError, OutputError
 from jobs.events import Checkpoint, Progress
 from jobs.prior_client import PriorInfo
 from jobs.specs import JobSpec
-from orchestrator.atomic import atomic_path, clear_output_errors, remove_half_written, write_text
+from orchestrator.atomic import atomic_path, clear_output_errors, remove_half_written, write_bytes, write_text
 
 __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
 
@@ -191,7 +191,7 @@ class RunFolder:
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace the resume point, in one instant."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         meta = {
             "fingerprint": self.spec.fingerprint(),
@@ -199,8 +199,8 @@ class RunFolder:
             "step": str(checkpoint.step),
             "meta": json.dumps(dict(checkpoint.meta)),
         }
-        with atomic_path(self.file(CHECKPOINT)) as temporary:
-            save_file(dict(checkpoint.tensors), temporary, metadata=meta)
+        # safetensors' own writing to a file turns a full disk into an error without a number.
+        write_bytes(self.file(CHECKPOINT), save(dict(checkpoint.tensors), metadata=meta))
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The resume point, or None where there is none that belongs to this job and these weights."""

@@ -8,6 +8,7 @@ committed survives the loss of power.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,7 +112,7 @@ def open_database(url: str, clock: Clock) -> Database:
     """Connect once, to find out now rather than later.
 
     Args:
-        url: "sqlite:///folder/ledger.db", a path, or "postgresql://user:password@host/name".
+        url: "sqlite:///folder/ledger.db", a path, or "postgresql://user:password@host/name"; without a user it is ours.
 
     Raises:
         InputError: not such a URL, or nothing answers at it.
@@ -149,7 +150,7 @@ def _parse(url: str) -> URL:
         if backend == "sqlite":
             return address.set(drivername="sqlite")
         if backend in ("postgresql", "postgres"):
-            return address.set(drivername="postgresql+pg8000")
+            return address.set(drivername="postgresql+pg8000", username=address.username or getpass.getuser())
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise InputError(f"The ledger's URL {url!r} cannot be read; {expected}.") from error
     raise InputError(f"The ledger cannot be kept in {backend!r}; {expected}.")

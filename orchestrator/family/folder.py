@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
@@ -19,7 +19,7 @@ from diffusion.models import model_class
 from diffusion.models.base import Model
 from jobs.codec import from_plain, to_plain
 from jobs.errors import InputError
-from orchestrator.atomic import atomic_path, write_text
+from orchestrator.atomic import write_bytes, write_text
 
 CARD, WEIGHTS = "model.json", "model.safetensors"
 
@@ -89,8 +89,7 @@ class Card:
 def save_weights(model: Model, folder: Path) -> None:
     """Writes model.safetensors atomically, float32."""
     tensors: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))  # save_file hides that a disk is full
 
 
 def load_model(folder: Path, *, device: str = "cpu") -> tuple[Model, Card]:

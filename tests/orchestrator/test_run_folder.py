@@ -80,6 +80,15 @@ def test_a_job_that_never_began_leaves_no_folders(tmp_path):
     assert (tmp_path / "runs" / "two").exists()
 
 
+def test_a_checkpoint_that_finds_the_disk_full_says_so_and_leaves_the_one_before(small_disk):
+    with RunFolder(small_disk / "run", SPEC, EXPECTED) as folder:
+        folder.begin(INFO, device="cpu")
+        folder.save_checkpoint(Checkpoint(step=3, tensors={"x": np.arange(4.0)}))
+        with pytest.raises(OutputError, match=r"checkpoint\.safetensors could not be written: the disk is full") as caught:
+            folder.save_checkpoint(Checkpoint(step=4, tensors={"x": np.zeros(2**16)}))
+        assert caught.value.is_disk_full and folder.load_checkpoint().step == 3
+
+
 def test_a_folder_remembers(tmp_path):
     out = tmp_path / "deep" / "run"
     with RunFolder(out, SPEC, EXPECTED) as folder:

@@ -167,6 +167,7 @@ def test_nothing_to_read(url: str):
         ("sqlite:////proc/nowhere/ledger.db", "cannot be opened"),
         ("postgresql://dreamkiln:secret@127.0.0.1:9/none", "cannot be opened"),
         ("postgresql://dreamkiln@127.0.0.1:port/none", "cannot be read"),
+        ("postgresql://127.0.0.1:9", "cannot be opened"),
     ],
 )
 def test_addresses_that_do_not_work(url: str, sentence: str):

@@ -73,18 +73,6 @@ def test_killed_while_it_overwrites_it_ends_with_the_new_files(tmp_path):
         assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root may mount")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_a_full_disk_is_named_and_the_job_goes_on_when_there_is_room(tmp_path, small_disk, output_format):
     table = write_table(tmp_path / "t.jsonl", NUM_ROWS)
