@@ -38,7 +38,6 @@ from orchestrator.scheduling import Capacity, PriorView
 RESULTS = Path(__file__).parent / "results" / "queue.json"
 WEIGHTS = {"ada": 2.0, "bob": 1.0, "cem": 1.0, "dora": 1.0, "eva": 1.0}
 PRIORITIES = (0, 1, 2, 3)
-WISHES = 20
 MOST_SECONDS_TO_OBEY = 2.0
 LONG_SECONDS = 600.0
 
@@ -185,10 +184,10 @@ def unfairness(order: Sequence[Start], weights: Mapping[str, float]) -> float:
     return worst
 
 
-def wishes(client: Client) -> dict[str, dict[str, float]]:
+def wishes(client: Client, num_jobs: int) -> dict[str, dict[str, float]]:
     """Seconds from the call until the ledger says so, for jobs that run; deaf: in the middle of an endless step."""
     taken: dict[str, list[float]] = defaultdict(list)
-    for number in range(WISHES):
+    for number in range(num_jobs):
         kind = "deaf" if number % 2 else "heeding"
         (request,) = requests("zoe", [f"an endless {kind} job {number}"], lambda _: 1000)
         job = client.post("/v1/jobs", {"jobs": [request]})["jobs"][0]["id"]
@@ -204,12 +203,12 @@ def wishes(client: Client) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(num_jobs: int, *, ledger: str | None, num_workers: int, seconds: float) -> dict[str, Any]:
+def measure(num_jobs: int, *, ledger: str | None, num_workers: int, seconds: float, num_wishes: int) -> dict[str, Any]:
     """The whole queue once."""
     with tempfile.TemporaryDirectory(prefix="dreamkiln-queue-") as folder:
         with orchestrator(Path(folder), ledger=ledger, num_workers=num_workers, seconds=seconds) as client:
             submitting = submit(client, num_jobs)
-            obeyed = wishes(client)
+            obeyed = wishes(client, num_wishes)
             running, status = wait_until_all_ended(client)
         order = [start for start in starts(ledger or StateFolder(Path(folder)).default_ledger) if start.priority < 1000]
     return {
@@ -250,6 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.5, help="that a job sleeps")
+    parser.add_argument("--wishes", type=int, default=20, help="jobs that are paused, resumed and cancelled")
     parser.add_argument("--ledger", help="URL of an empty database; a SQLite file by default")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -262,7 +262,13 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 0
     machine = describe_machine()
-    figures = measure(options.jobs, ledger=options.ledger, num_workers=options.workers, seconds=options.seconds)
+    figures = measure(
+        options.jobs,
+        ledger=options.ledger,
+        num_workers=options.workers,
+        seconds=options.seconds,
+        num_wishes=options.wishes,
+    )
     print(one_line(machine))
     for name, value in figures.items():
         print(f"{name:<32} {value}")

@@ -13,7 +13,7 @@ from benchmarks.fault_work import CHECKPOINT_EVERY, Kind, kinds_of_work, run_und
 from tests.fakes import save_tiny_prior
 
 # ray warns in its own modules; that is not ours to mend.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
 Expected = dict[int, dict[str, str]]
 
