@@ -28,6 +28,8 @@ from orchestrator.signals import signals_deferred
 
 __all__ = ["OWN_RAY", "has_token", "living_nodes", "start_ray", "stop_ray"]
 
+log = logging.getLogger("dreamkiln")
+
 # Read by Ray when it is imported and by its processes when they start; what the user has set already wins.
 _EVERYWHERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -148,10 +150,11 @@ def _join(address: str) -> None:
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     import ray
+    from ray.exceptions import RayError
 
     try:
-        ray.init(address="auto" if where is None else "{}:{}".format(*where), **_QUIET)
-    except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
+        ray.init(address="auto" if where is None else _joined(*where), **_QUIET)
+    except (ConnectionError, RuntimeError, ValueError, RayError, SystemExit) as error:
         ray.shutdown()
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         with_token = "this user's token for Ray was given" if has_token() else "this user has no token for Ray"
@@ -159,6 +162,8 @@ def _join(address: str) -> None:
             f"The Ray cluster at {address} cannot be joined ({reason}; {with_token}). This machine must be one of its nodes, "
             "with the same versions of Ray and Python, and ~/.ray/auth_token or RAY_AUTH_TOKEN the same as on its head."
         ) from error
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        log.warning("The Ray cluster at %s asks for no token: whoever reaches it can run code there.", address)
 
 
 def _resolve(address: str) -> tuple[str, int] | None:
@@ -178,6 +183,10 @@ def _resolve(address: str) -> tuple[str, int] | None:
             f"The Ray address is {address!r}; give HOST:PORT of the cluster's head, such as 10.0.0.5:6379, or auto."
         )
     return host.strip("[]"), int(port)
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _announced_address() -> str:

@@ -81,6 +81,8 @@ def test_one_ray_runs_several_attempts_and_listens_on_loopback_only(tiny_prior):
             if connection.status == psutil.CONN_LISTEN
         }
         assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+        servers = [child for child in psutil.Process().children(recursive=True) if child.name() in ("gcs_server", "raylet")]
+        assert {server.environ()["RAY_AUTH_MODE"] for server in servers} == {"token"} and len(servers) == 2
     assert not _ray_children_after(seconds=5)
 
 

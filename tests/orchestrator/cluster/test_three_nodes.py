@@ -98,8 +98,13 @@ def test_a_job_goes_on_at_another_node_when_its_own_dies(nodes, dreamkiln, tiny_
     single = dreamkiln("text-to-3d", *command, "--out", tmp_path / "single", f"runtime.address={nodes.address}")
     assert single.returncode == 0, single.stderr
     assert digest(tmp_path / "single") == digest(tmp_path / "alone")
+    (tmp_path / "prompts.txt").write_text("a red table\na blue table\n")
+    table = ["--prompts", tmp_path / "prompts.txt", "--prior", tiny_prior, "--steps", 2, "--out", tmp_path / "images"]
+    drawn = dreamkiln("images", *table, f"runtime.address={nodes.address}")
+    assert drawn.returncode == 0, drawn.stderr
+    assert len(list((tmp_path / "images" / "00000").glob("*.png"))) == 2
     children = psutil.Process(nodes.process.pid).children(recursive=True)
-    assert not [child for child in children if child.name().startswith(("ray::JobActor", "ray::PriorActor"))]
+    assert not [child for child in children if child.name().startswith(("ray::JobActor", "ray::PriorActor", "ray::ShardActor"))]
 
     # Jobs on the orchestrator: the node with the prior and the job dies, another has been added.
     up = call("up", "--address", nodes.address)
