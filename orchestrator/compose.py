@@ -25,7 +25,7 @@ from nerf3d.fit import PRESETS, FitConfig
 from nerf3d.mesh import MeshConfig
 from orchestrator.settings import ExportSettings, PriorSettings, RuntimeSettings
 
-__all__ = ["Settings", "compose"]
+__all__ = ["Settings", "choices", "compose"]
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
 NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask")
@@ -63,6 +63,20 @@ class Settings:
         fields = {"prompt": prompt, "seed": seed, **prior, **self.images, **pictures}
         return codec.from_plain(ImagesSpec, fields, path="images")
 
+    def tables(self) -> dict[str, tuple[type, dict[str, Any]]]:
+        """Group -> the class whose docstring explains its settings, and their plain values."""
+        fit = codec.to_plain(self.fit)
+        return {
+            "prior": (PriorSettings, codec.to_plain(self.prior)),
+            "field": (FieldConfig, fit.pop("field")),
+            "fit": (FitConfig, fit),
+            "distillation": (DistillationConfig, codec.to_plain(self.distillation)),
+            "mesh": (MeshConfig, codec.to_plain(self.mesh)),
+            "images": (ImagesSpec, dict(self.images)),
+            "export": (ExportSettings, codec.to_plain(self.export)),
+            "runtime": (RuntimeSettings, codec.to_plain(self.runtime)),
+        }
+
 
 def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None = None) -> Settings:
     """The settings after the groups, the preset, the user's overrides and, last, the command's own options.
@@ -83,6 +97,12 @@ def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None 
             group, name = key.split(".", 1)
             tree[group][name] = value
     return _typed(tree)
+
+
+def choices() -> dict[str, list[str]]:
+    """Group -> the names that `group=name` takes."""
+    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIG_FOLDER.iterdir()}
+    return {name: names for name, names in sorted(groups.items()) if names} | {"fit": list(PRESETS)}
 
 
 def _compose_tree(overrides: Sequence[str], *, checked: Sequence[str]) -> dict[str, Any]:
@@ -156,14 +176,16 @@ def _check_override(override: str, reference: Mapping[str, Any]) -> None:
         _check_choice(key, value, reference)
     elif key not in (names := list(_leaves(reference))):
         table = reference.get(key.split(".")[0])
-        where, known = (key.split(".")[0], table) if isinstance(table, Mapping) else ("The configuration", reference)
+        where, known = (key.split(".")[0], table) if isinstance(table, Mapping) else ("the configuration", reference)
         hint = codec.near_matches(key, names)
         raise InputError(f"There is no setting {key!r}{hint}; {where} has: {', '.join(known)}.")
 
 
 def _check_choice(group: str, value: str, reference: Mapping[str, Any]) -> None:
-    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIG_FOLDER.iterdir()}
-    groups = {name: choices for name, choices in groups.items() if choices} | {"fit": list(PRESETS)}
+    groups = choices()
+    if group not in groups and isinstance(reference.get(group), Mapping):
+        known = ", ".join(f"{group}.{name}" for name in reference[group])
+        raise InputError(f"{group} has no variants to choose from, so {group}={value} sets nothing; it has: {known}.")
     if group not in groups:
         known = sorted({*groups, *_leaves(reference)})
         raise InputError(f"There is no setting {group!r}{codec.near_matches(group, known)}; groups: {', '.join(groups)}.")

@@ -21,14 +21,29 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import DreamKilnError, Interrupted, OutputError, UnexpectedError
-from orchestrator.cli import common, doctor, down, evaluate, images, jobs, sample, status, submit, text_to_3d, toybox, train, up
+from orchestrator.cli import (
+    common,
+    doctor,
+    down,
+    evaluate,
+    images,
+    jobs,
+    sample,
+    settings,
+    status,
+    submit,
+    text_to_3d,
+    toybox,
+    train,
+    up,
+)
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="dreamkiln",
     help="Turn sentences into 3D meshes and into sets of images.",
-    epilog="Every verb takes settings at its end, group.key=value, such as fit.num_steps=200 or field=hash_grid.",
+    epilog="Settings stand at a verb's end, group.key=value, such as fit.num_steps=200 or field=hash_grid; see 'settings'.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,7 +67,7 @@ def dreamkiln(
     """What holds for every verb."""
 
 
-for verb in (text_to_3d, images, train, sample, evaluate, doctor, up, down, status):
+for verb in (text_to_3d, images, train, sample, evaluate, settings, doctor, up, down, status):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
 for group in (toybox, submit, jobs):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)

@@ -200,6 +200,26 @@ def test_the_version(capsys):
     assert capsys.readouterr().out.split()[0] == "dreamkiln"
 
 
+def test_what_settings_prints_can_be_given_back(capsys):
+    arguments = ["settings", "--preset", "draft", "field=hash_grid", "fit.sparsity=0.5"]
+    assert main([*arguments, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)["settings"]
+    assert values["fit"]["sparsity"]["start"] == 0.5 and values["field"]["kind"] == "hash_grid"
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert "mesh.resolution=96" in lines and "images.guidance_interval=[0,1000]" in lines
+    assert main(["settings", *lines, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"] == values
+
+
+def test_settings_of_one_group_are_explained(capsys):
+    assert main(["settings", "mesh"]) == 0
+    out = capsys.readouterr().out
+    assert "max_faces: face budget" in out and "fit." not in out
+    assert "no group 'msh' (did you mean mesh?)" in refused(capsys, "settings", "msh")
+    assert "images has no variants to choose from" in refused(capsys, "settings", "images=many")
+
+
 def test_every_verb_explains_itself(capsys):
     for arguments in (["text-to-3d"], ["images"], ["train"], ["toybox", "render"], ["evaluate"], ["doctor"]):
         assert main([*arguments, "--help"]) == 0
