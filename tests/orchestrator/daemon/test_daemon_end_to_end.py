@@ -46,7 +46,7 @@ def orchestrator(dreamkiln, tmp_path):
         call("down")
 
 
-def wait_for(orchestrator, job: int, condition, seconds: float = 300) -> dict:
+def wait_for(orchestrator, job: int, condition, seconds: float = 600) -> dict:
     deadline = time.monotonic() + seconds
     while not condition(shown := orchestrator("jobs", "show", job)):
         assert time.monotonic() < deadline, shown
@@ -57,13 +57,18 @@ def is_fitting(shown: dict) -> bool:
     return shown["job"]["state"] == "running" and shown["job"]["stage"] == "fit" and shown["job"]["step"] > 10
 
 
+def asked_at(shown: dict, state: str) -> float:
+    """When the orchestrator was asked to bring the job there."""
+    return next(event["at"] for event in reversed(shown["events"]) if event["text"] == f"to be {state} at the next step")
+
+
 def has_ended(shown: dict) -> bool:
     return shown["job"]["state"] in ("succeeded", "failed", "cancelled")
 
 
 def test_pause_kill_and_restart_lose_nothing(orchestrator, dreamkiln, tiny_prior, tmp_path):
     command = ["a red table", "--prior", tiny_prior, "--strict", *SETTINGS]
-    undisturbed = dreamkiln("text-to-3d", *command, "--out", tmp_path / "plain", "--runtime", "inline")
+    undisturbed = dreamkiln("text-to-3d", *command, "--out", tmp_path / "plain", "--runtime", "inline", timeout=900)
     assert undisturbed.returncode == 0, undisturbed.stderr
 
     up = orchestrator("up", "--num-workers", 2)
@@ -74,10 +79,9 @@ def test_pause_kill_and_restart_lose_nothing(orchestrator, dreamkiln, tiny_prior
     out = tmp_path / "run"
     job = orchestrator("submit", "text-to-3d", *command, "--out", out)["jobs"][0]["id"]
     wait_for(orchestrator, job, is_fitting)
-    begin = time.time()
     orchestrator("jobs", "pause", job)
-    shown = wait_for(orchestrator, job, lambda shown: shown["job"]["state"] == "paused", seconds=20)
-    assert shown["attempts"][-1]["ended_at"] - begin < 2 + 1.5, "two seconds, and the start of the client's own process"
+    shown = wait_for(orchestrator, job, lambda shown: shown["job"]["state"] == "paused")
+    assert shown["attempts"][-1]["ended_at"] - asked_at(shown, "paused") < 2
     orchestrator("jobs", "resume", job)
 
     # The job's own process dies.
@@ -118,10 +122,9 @@ def test_cancel_and_bad_input_beside_good_work(orchestrator, dreamkiln, tiny_pri
     good = orchestrator("submit", "images", "a red table", "--prior", tiny_prior, "--num-images", 3, "--steps", 2)
     job = long["jobs"][0]["id"]
     wait_for(orchestrator, job, is_fitting)
-    begin = time.time()
     orchestrator("jobs", "cancel", job)
-    shown = wait_for(orchestrator, job, has_ended, seconds=20)
-    assert shown["job"]["state"] == "cancelled" and shown["job"]["ended_at"] - begin < 3.5
+    shown = wait_for(orchestrator, job, has_ended)
+    assert shown["job"]["state"] == "cancelled" and shown["job"]["ended_at"] - asked_at(shown, "cancelled") < 2
 
     shown = wait_for(orchestrator, good["jobs"][0]["id"], has_ended)
     assert shown["job"]["state"] == "succeeded" and "grid.png" in {file["name"] for file in shown["artefacts"]}
