@@ -1,6 +1,7 @@
 """The engine against a bare PyTorch loop, and what company does to a picture.
 
-Three tables. "curve": rows per second of the network by batch size, and the knee that the engine takes as its cap. "overhead":
+Four tables. "curve": rows per second of the network by batch size, and the knee that the engine takes as its cap. "cores": the
+same on a CPU with torch's own threads, and with rows that go their own way on each core (`diffusion.lanes`). "overhead":
 images drawn by the engine, as one request and as one request each, against the same sampler in a bare loop; repeats take
 turns. "company": pictures drawn alone and among strangers, fast and strict, compared, and what strict costs.
 
@@ -14,7 +15,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,24 @@ from orchestrator.prior_service import LocalPrior, Pending
 from orchestrator.runtimes.threads import available_cores, use_threads
 
 RESULTS = Path(__file__).parent / "results" / "engine.json"
+
+
+def cores(prior: Prior, *, repeats: int, sizes: Sequence[int] = (2, 8, 32)) -> dict[int, dict[str, float]]:
+    """Rows -> rows per second with torch's threads and in lanes, in turns; the median repeat counts."""
+    rates: dict[int, dict[str, float]] = {}
+    for size in sizes:
+        x_t = torch.zeros((size, *prior.latent_shape))
+        t, tokens = torch.full((size,), 500), prior.encode_text([""] * size)
+        seconds: dict[str, list[float]] = {"torch's threads": [], "lanes": []}
+        for repeat in range(repeats + 1):
+            for name, network in (("torch's threads", prior.predict_together), ("lanes", prior.predict)):
+                begin = time.perf_counter()
+                with torch.no_grad():
+                    network(x_t, t, tokens)
+                if repeat:
+                    seconds[name].append(time.perf_counter() - begin)
+        rates[size] = {name: size / statistics.median(times) for name, times in seconds.items()}
+    return rates
 
 
 def overhead(prior: Prior, *, num_images: int, num_steps: int, repeats: int) -> dict[str, Any]:
@@ -111,12 +130,17 @@ def _processor_clock(prior: Prior) -> Callable[[], float]:
     return time.process_time if prior.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
-def show(machine: dict[str, Any], curve: dict[int, float], knee: int, above: dict[str, Any], beside: dict[str, Any]) -> None:
+def show(machine: dict[str, Any], figures: dict[str, Any]) -> None:
     """The tables on stdout."""
+    curve, knee, above, beside = (figures[name] for name in ("rows_per_second", "knee", "overhead", "company"))
     print(one_line(machine))
     print("\ncurve     rows   rows/s")
     for size, rate in curve.items():
         print(f"{size:>14}{rate:>9.1f}{'   <- knee' if size == knee else ''}")
+    if figures["cores"]:
+        print("\ncores     rows   torch's threads   lanes")
+        for size, rates in figures["cores"].items():
+            print(f"{size:>14}" + "".join(f"{rate:>14.1f}" for rate in rates.values()))
     print(f"\n{'overhead, ' + str(above['batch_rows']) + ' rows':<32}{'row-steps/s':>12}{'of bare':>10}")
     for name, rate in above["row_steps_per_second"].items():
         print(f"{name:<32}{rate:>12.1f}{above['share_of_bare'][name]:>10.1%}")
@@ -146,9 +170,15 @@ def main(arguments: list[str] | None = None) -> int:
     profile = LocalPrior(prior).measure()
     above = overhead(prior, num_images=options.num_images, num_steps=options.num_steps, repeats=options.repeats)
     beside = company(prior, num_steps=options.num_steps)
-    show(machine, dict(profile.rows_per_second), profile.knee(), above, beside)
     settings = {name: value for name, value in vars(options).items() if name != "out"}
-    figures = {"rows_per_second": profile.rows_per_second, "knee": profile.knee(), "overhead": above, "company": beside}
+    figures = {
+        "rows_per_second": dict(profile.rows_per_second),
+        "knee": profile.knee(),
+        "cores": cores(prior, repeats=options.repeats) if prior.device.type == "cpu" else {},
+        "overhead": above,
+        "company": beside,
+    }
+    show(machine, figures)
     save_run(options.out, machine, {**settings, "num_threads": options.num_threads or available_cores()}, figures)
     return 0
 

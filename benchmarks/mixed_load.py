@@ -27,7 +27,7 @@ import torch
 from benchmarks.bare_prior import BarePrior, images_request, query_request, synchronise
 from benchmarks.machine import describe_machine, one_line
 from benchmarks.saving import save_run
-from diffusion.engine import EngineConfig
+from diffusion.engine import EngineConfig, FairShare
 from diffusion.prior import Prior
 from jobs.prior_client import DistillationQuery, DrawRequest
 from orchestrator.prior_service import LocalPrior, Pending
@@ -39,18 +39,26 @@ NINE, STATIC, ENGINE = "(a) a process and a prior each", "(b) static batch per j
 
 @dataclass
 class Work:
-    """What was done: job -> network rows, wall-clock and processor seconds, and how long each query took."""
+    """What was done.
+
+    Args:
+        rows: job -> network rows. seconds, cpu_seconds: wall-clock and processor time. waits: seconds that each query took.
+        fair: job -> rows that were its max-min fair part of each forward, given what everybody asked for just then.
+    """
 
     rows: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     waits: list[float] = field(default_factory=list)
+    fair: dict[str, float] = field(default_factory=dict)
 
     def __iadd__(self, other: Work) -> Work:
         self.rows.update(other.rows)
         self.seconds += other.seconds
         self.cpu_seconds += other.cpu_seconds
         self.waits += other.waits
+        for job, rows in other.fair.items():
+            self.fair[job] = self.fair.get(job, 0.0) + rows
         return self
 
     @property
@@ -105,11 +113,13 @@ class ThroughTheEngine:
     def __init__(self, prior: Prior, load: Load, *, row_cap: int) -> None:
         self._local = LocalPrior(prior, config=EngineConfig(row_cap=row_cap, max_rows=max(64, row_cap)))
         self._prior, self._load = prior, load
+        self._shares = FairShare()
         self._under_way: dict[str, list[Pending]] = {name: [] for name in load.names}
 
     def work(self, seconds: float) -> Work:
         """Go on for so long."""
         rows: Counter[str] = Counter()
+        fair: dict[str, float] = {}
         waits: list[float] = []
         watch = Stopwatch(seconds, device=self._prior.device.type)
         while watch.is_running:
@@ -123,11 +133,20 @@ class ThroughTheEngine:
                         pending.append(self._local.begin_distill(request, job=job))
             report = self._local.engine.step()
             rows.update(report.rows)
+            for job, part in self._shares.allot(self._demand(), sum(report.rows.values())).items():
+                fair[job] = fair.get(job, 0.0) + part
             waits += [t.finished_at - t.submitted_at for t in report.finished if t.kind == "query" and t.finished_at]
         synchronise(self._prior)
         work = watch.work(rows)
-        work.waits = waits
+        work.waits, work.fair = waits, fair
         return work
+
+    def _demand(self) -> dict[str, int]:
+        """Rows that each job had to offer to the step that has just been taken."""
+        return {
+            job: 2 * sum(len(ticket.prompts) for each in pending for ticket in each.tickets)
+            for job, pending in self._under_way.items()
+        }
 
 
 class StaticBatches:
@@ -279,7 +298,7 @@ def _figures(works: list[Work], engine: list[Work], jobs: tuple[str, ...]) -> di
         "engine_is_per_cpu_second": statistics.median(
             mine.cpu_rate / work.cpu_rate for mine, work in zip(engine, works, strict=True)
         ),
-        "least_share_of_fair": min(total.rows[job] for job in jobs) * len(jobs) / total.rows.total(),
+        "least_share_of_fair": min(total.rows[job] / total.fair[job] for job in jobs) if total.fair else None,
         "query_seconds": statistics.median(total.waits) if total.waits else None,
     }
 
@@ -294,8 +313,8 @@ def show(machine: dict[str, Any], figures: dict[str, Any]) -> None:
     for name, way in figures["ways"].items():
         rate, ratio = way["row_steps_per_second"], way["engine_is"]
         per_cpu, cpu_ratio = way["row_steps_per_cpu_second"], way["engine_is_per_cpu_second"]
-        least, copies = way["least_share_of_fair"], way["priors"]
-        print(f"{name:<32}{rate:>12.1f}{ratio:>9.2f}x{per_cpu:>11.1f}{cpu_ratio:>9.2f}x{least:>13.0%}{copies:>8}")
+        least = "" if way["least_share_of_fair"] is None else f"{way['least_share_of_fair']:.0%}"
+        print(f"{name:<32}{rate:>12.1f}{ratio:>9.2f}x{per_cpu:>11.1f}{cpu_ratio:>9.2f}x{least:>13}{way['priors']:>8}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,8 @@
 
 Two tables, each measured in turns, so that a busy machine slows all rows alike. "transport": the query and an answer of the
 real size through a plain Ray actor and through a Ray Serve handle, nothing computed. "query": the real prior, alone in this
-process, then through the engine, the engine's thread and the actor; the difference to the first is what sharing costs.
+process, then through the engine, the engine's thread and the actor. What sharing costs is each round's time less that of the
+engine's own steps, so that a network that happens to be slower in another process does not count as transport.
 
 Serve is measured where its extra packages are installed (pip install "ray[serve]").
 """
@@ -66,30 +67,46 @@ def example(prior: LocalPrior, *, views: int = 4) -> DistillationQuery:
     )
 
 
-def in_turns(ways: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 5) -> Timings:
-    """Seconds of each way, `rounds` times one after the other."""
+def in_turns(
+    ways: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warm_up: int = 5,
+    inside: Mapping[str, Callable[[], float]] | None = None,
+) -> tuple[Timings, Timings]:
+    """Seconds of each way, `rounds` times one after the other; and those less the seconds spent inside.
+
+    Args:
+        inside: way -> seconds so far that are not to be counted.
+    """
     seconds: Timings = {name: [] for name in ways}
+    added: Timings = {name: [] for name in inside or {}}
     for turn in range(warm_up + rounds):
         for name, way in ways.items():
+            before = inside[name]() if inside and name in inside else 0.0
             begin = time.perf_counter()
             way()
-            if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
+            taken = time.perf_counter() - begin
+            if turn < warm_up:
+                continue
+            seconds[name].append(taken)
+            if inside and name in inside:
+                added[name].append(taken - (inside[name]() - before))
+    return seconds, added
 
 
-def summary(seconds: Timings, *, against: str) -> dict[str, dict[str, float]]:
-    """Milliseconds per way: quantiles, and the median of its differences to the row `against` of the same round."""
+def summary(seconds: Timings, *, added: Timings | None = None) -> dict[str, dict[str, float]]:
+    """Milliseconds per way: quantiles, and the median of what the way added."""
 
     def row(name: str) -> dict[str, float]:
         ordered = sorted(seconds[name])
-        added = statistics.median(mine - base for mine, base in zip(seconds[name], seconds[against], strict=True))
         figures = {
             "p10": ordered[len(ordered) // 10],
             "p50": statistics.median(ordered),
             "p90": ordered[len(ordered) * 9 // 10],
-            "added_p50": added,
         }
+        if added and name in added:
+            figures["added_p50"] = statistics.median(added[name])
         return {key: round(1e3 * value, 3) for key, value in figures.items()}
 
     return {name: row(name) for name in seconds}
@@ -127,7 +144,7 @@ def transport(query: DistillationQuery, *, rounds: int) -> Timings:
         ways["Serve handle"] = lambda: handle.remote(message).result()
     else:
         print('Serve is left out; pip install "ray[serve]" for its row.', file=sys.stderr)
-    seconds = in_turns(ways, rounds=rounds)
+    seconds, _ = in_turns(ways, rounds=rounds)
     if "Serve handle" in ways:
         serve.shutdown()
     ray.kill(actor)
@@ -150,6 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     query = example(local)
     tables: dict[str, dict[str, dict[str, float]]] = {}
     with RayRuntime(load_prior, options.prior, device=options.device, num_threads=options.num_threads) as runtime:
+        runtime.prior_info()  # waits until it is loaded
         actor = runtime.prior()
         ways = {
             "bare": bare(prior, query),
@@ -157,14 +175,25 @@ def main(arguments: list[str] | None = None) -> int:
             "engine's thread": lambda: resident.distill(query),
             "actor": lambda: actor.distill(query),
         }
-        tables["query"] = summary(in_turns(ways, rounds=options.rounds), against="bare")
-        tables["transport"] = summary(transport(query, rounds=options.rounds), against="actor")
+        import ray  # RayRuntime sets what it reads when it is imported
+
+        replica = runtime._replicas[0]
+
+        def in_the_actor() -> float:
+            (figures,) = ray.get(replica.figures.remote()).values()
+            return sum(figures["seconds"].values())
+
+        inside = {"engine's thread": lambda: sum(resident.figures.seconds.values()), "actor": in_the_actor}
+        seconds, added = in_turns(ways, rounds=options.rounds, inside=inside)
+        tables["query"] = summary(seconds, added=added)
+        tables["transport"] = summary(transport(query, rounds=options.rounds))
     resident.close()
     print(one_line(machine))
     for title, rows in tables.items():
         print(f"\n{title:<18}{'p10 ms':>10}{'p50 ms':>10}{'p90 ms':>10}{'added p50 ms':>14}")
         for name, row in rows.items():
-            print(f"{name:<18}{row['p10']:>10.2f}{row['p50']:>10.2f}{row['p90']:>10.2f}{row['added_p50']:>14.2f}")
+            cost = f"{row['added_p50']:.2f}" if "added_p50" in row else ""
+            print(f"{name:<18}{row['p10']:>10.2f}{row['p50']:>10.2f}{row['p90']:>10.2f}{cost:>14}")
     settings = {"rounds": options.rounds, "device": options.device, "num_threads": options.num_threads or available_cores()}
     document = {
         "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -161,9 +161,10 @@ class Prior(Checkpoint):
 
     def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """The network's raw output for (B, C, h, w) latents at timesteps (B,) under `encode_text`'s rows (B, S, D)."""
-        return in_lanes(self._predict, x_t.to(self.device), t.to(self.device), tokens.to(self.device))
+        return in_lanes(self.predict_together, x_t.to(self.device), t.to(self.device), tokens.to(self.device))
 
-    def _predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def predict_together(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """`predict` in a single forward of the network; everything is on the prior's device already."""
         dtype = self.unet.conv_in.weight.dtype
         states, added = unpack(tokens, self.unet.config.added_dim)
         return self.unet(x_t.to(dtype), t, states.to(dtype), added).to(x_t.dtype)
