@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -29,7 +30,29 @@ RESULTS = ROOT / "benchmarks/results/mutations.json"
 OUTPUT = "pytest-output.txt"
 TIMEOUT_SECONDS = 300
 # Loaded once, before the first fork: what takes the tests seconds to import and is not ours.
-PRELOADED = ("torch", "numpy", "pytest", "scipy.integrate", "diffusers.schedulers.scheduling_ddim", "safetensors.torch")
+PRELOADED = (
+    "torch",
+    "numpy",
+    "pytest",
+    "hypothesis",
+    "scipy.integrate",
+    "scipy.stats",
+    "torchvision",
+    "safetensors.torch",
+    *(
+        f"diffusers.schedulers.scheduling_{name}"
+        for name in (
+            "ddim",
+            "ddpm",
+            "pndm",
+            "euler_discrete",
+            "euler_ancestral_discrete",
+            "heun_discrete",
+            "dpmsolver_multistep",
+        )
+    ),
+)
+UNUSED_PLUGINS = ("hydra_pytest", "anyio", "typeguard")
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,8 @@ class Mutation:
 
 
 TESTS: dict[str, tuple[str, ...]] = {
+    "diffusion/analog_bits.py": ("test_bit_diffusion.py",),
+    "diffusion/noise_levels.py": ("test_annealed_langevin.py",),
     "diffusion/samplers/annealed_langevin.py": ("test_annealed_langevin.py",),
     "diffusion/samplers/bit_diffusion.py": ("test_bit_diffusion.py",),
     "diffusion/samplers/chain.py": ("test_samplers.py", "test_samplers_against_diffusers.py"),
@@ -69,10 +94,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "diffusion/models/sliced_score_matching.py": ("test_score_matching.py",),
     "diffusion/models/ncsn.py": ("test_ncsn.py",),
     "diffusion/models/bit_diffusion.py": ("test_bit_diffusion.py",),
-    "diffusion/models/text_to_pixels.py": ("test_glide.py",),
+    "diffusion/models/text_to_pixels.py": ("test_noised_training.py", "test_glide.py"),
     "diffusion/models/glide_inpainting.py": ("test_glide.py",),
     "diffusion/models/glide_upsampler.py": ("test_glide.py",),
-    "diffusion/models/noisy_clip.py": ("test_glide.py",),
+    "diffusion/models/noisy_classifier.py": ("test_noised_training.py", "test_classifier_guidance.py"),
+    "diffusion/models/noisy_clip.py": ("test_noised_training.py", "test_glide.py"),
 }
 """File -> the tests in tests/diffusion that stand for it, those that fail soonest first."""
 
@@ -109,6 +135,7 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/samplers/ddpm.py",
         ("ask(x, here.t,", f"ask(x, {EARLIER},"),
+        ("ask(x, here.t,", f"ask(x, {LATER},"),
         ("kept = (here.alpha / there.alpha) ** 2", "kept = here.alpha / there.alpha"),
         ("g = there.alpha * beta", "g = here.alpha * beta"),
         ("h = kept**0.5 * there.sigma**2", "h = kept * there.sigma**2"),
@@ -123,6 +150,7 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/samplers/dpmpp_2m.py",
         ("ask(x, here.t,", f"ask(x, {EARLIER},"),
+        ("ask(x, here.t,", f"ask(x, {LATER},"),
         ("r = _step(steps[index - 1], here) / _step(here, there)", "r = _step(here, there) / _step(steps[index - 1], here)"),
         ("/ (2 * r)", "/ r"),
         ("x0 + (x0 - previous)", "x0 - (x0 - previous)"),
@@ -134,6 +162,7 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/samplers/euler_ancestral.py",
         ("ask(x, here.t,", f"ask(x, {EARLIER},"),
+        ("ask(x, here.t,", f"ask(x, {LATER},"),
         ("(1 - (there.ratio / here.ratio) ** 2)", "(1 - there.ratio / here.ratio)"),
         ("there.ratio**2 - up**2", "there.ratio**2 + up**2"),
         ("there.alpha * down", "here.alpha * down"),
@@ -142,7 +171,10 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/samplers/heun.py",
         ("prediction = yield ask(x, here.t,", f"prediction = yield ask(x, {EARLIER},"),
+        ("prediction = yield ask(x, here.t,", f"prediction = yield ask(x, {LATER},"),
         ("ahead = yield ask(x, there.t,", "ahead = yield ask(x, here.t,"),
+        ("ahead = yield ask(x, there.t,", "ahead = yield ask(x, there.t + 1,"),
+        (" and mean_slope_pays(here, there)", ""),
         ("ahead.eps) / 2", "ahead.eps) / 3"),
         ("prediction.eps + ahead.eps", "prediction.eps - ahead.eps"),
         ("there.t >= 0", "there.t > 0"),
@@ -150,6 +182,7 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/samplers/pndm.py",
         ("prediction = yield ask(x, here.t,", f"prediction = yield ask(x, {EARLIER},"),
+        ("prediction = yield ask(x, here.t,", f"prediction = yield ask(x, {LATER},"),
         ("3 / 2, -1 / 2", "4 / 3, -1 / 3"),
         ("23 / 12, -16 / 12, 5 / 12", "22 / 12, -15 / 12, 5 / 12"),
         ("37 / 24", "36 / 24"),
@@ -160,6 +193,10 @@ MUTATIONS: list[Mutation] = [
         ("2 * second.eps + 2 * third.eps", "3 * second.eps + third.eps"),
         ("len(history) <= 3", "len(history) <= 2"),
         ("(here.t - there.t) // 2", "(here.t - there.t) // 3"),
+        ("transfer(prediction, here, there), there.t,", "transfer(prediction, here, there), there.t + 1,"),
+        ("third.eps), there.t,", "third.eps), there.t + 1,"),
+        ("return Level(t, abar**0.5, (1 - abar) ** 0.5)", "return Level(t, abar, (1 - abar) ** 0.5)"),
+        ("if not mean_slope_pays(here, there)", "if False"),
         ("transfer(prediction, here, there, third.eps)", "transfer(prediction, here, there, second.eps)"),
         (", final_abar=schedule.final_alphas_cumprod", ""),
     ),
@@ -170,10 +207,13 @@ MUTATIONS: list[Mutation] = [
         ("torch.lerp(answer.x0, known.x0, weight)", "torch.lerp(known.x0, answer.x0, weight)"),
         ("torch.lerp(answer.eps, known.eps, weight)", "answer.eps"),
         ("torch.lerp(edited, reference,", "torch.lerp(reference, edited,"),
+        ('schedule.sigma(request.t), "sample"', 'schedule.sigma(request.t).square(), "sample"'),
+        ("reference, start_noise, kept[0]", "reference, -start_noise, kept[0]"),
     ),
     *_rows(
         "diffusion/samplers/image_to_image.py",
         ("(F.adaptive_max_pool2d(masks, reference.shape[2:]) == 0)", "(F.adaptive_max_pool2d(masks, reference.shape[2:]) > 0)"),
+        ("torch.lerp(images.to(drawn), drawn,", "torch.lerp(drawn, images.to(drawn),"),
     ),
     *_rows(
         "diffusion/samplers/ddim_inversion.py",
@@ -203,6 +243,26 @@ MUTATIONS: list[Mutation] = [
         ("answer.clamp(-scale, scale)", "answer"),
     ),
     *_rows(
+        "diffusion/analog_bits.py",
+        ("(num_symbols - 1).bit_length()", "num_symbols.bit_length()"),
+        ("(2.0 * bits - 1)", "(1 - 2.0 * bits)"),
+        ("(2.0 * bits - 1)", "(bits - 1)"),
+        ("(grouped > 0)", "(grouped < 0)"),
+        ("num_bits_for(num_symbols) - 1, -1, -1", "num_bits_for(num_symbols), 0, -1"),
+        (".argmax(2)", ".argmin(2)"),
+    ),
+    *_rows(
+        "diffusion/noise_levels.py",
+        ("limit = 2 / (2 - k)", "limit = 1 / (2 - k)"),
+        ("** (2 * steps_per_level)", "** steps_per_level"),
+        ("float(sigmas[-1]) ** 2", "float(sigmas[-1])"),
+        ("math.sqrt(2 * dim)", "math.sqrt(dim)"),
+        ("_normal_cdf(apart - 3 * gamma)", "_normal_cdf(apart - 2 * gamma)"),
+        ("_overlap(gamma, dim) > 0.5", "_overlap(gamma, dim) > 0.25"),
+        ("x / math.sqrt(2)", "x"),
+        ("100 ** (1 / 9)", "100 ** (1 / 10)"),
+    ),
+    *_rows(
         "diffusion/schedule.py",
         ("(u + 0.008) / 1.008", "(u + 0.08) / 1.08"),
         ("clamp(max=0.999)", "clamp(max=0.99)"),
@@ -230,6 +290,13 @@ MUTATIONS: list[Mutation] = [
         ("std_cond / std_guided", "std_guided / std_cond"),
         ("1 + weight * (ratio - 1)", "1 - weight * (ratio - 1)"),
         ("t <= guidance.interval[1]", "t < guidance.interval[1]"),
+        ("t >= guidance.interval[0]", "t > guidance.interval[0]"),
+        (
+            "torch.cat([condition.negative[guided], condition.tokens])",
+            "torch.cat([condition.tokens[guided], condition.negative])",
+        ),
+        ("rescale(guided.x0, conditional.x0, phi)", "rescale(conditional.x0, guided.x0, phi)"),
+        ("rescale(output, cond, phi)", "rescale(output, uncond, phi)"),
     ),
     *_rows(
         "diffusion/classifier_guidance.py",
@@ -248,6 +315,8 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/models/text_to_pixels.py",
         ("said[: len(x_t)], said[len(x_t) :], scale", "said[len(x_t) :], said[: len(x_t)], scale"),
+        ("add_noise(x0, eps, t), t, self", "add_noise(x0, eps, t), (t - 1).clamp(min=0), self"),
+        ("training_target(x0, eps,", "training_target(x0, -eps,"),
     ),
     *_rows(
         "diffusion/models/glide_inpainting.py",
@@ -262,6 +331,12 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/models/noisy_clip.py",
         ("self.logit_scale.exp().clamp(max=100) * self.encode_text(captions)", "self.encode_text(captions)"),
+        ("add_noise(batch.x, eps, t), t)", "add_noise(batch.x, eps, t), 0 * t)"),
+    ),
+    *_rows(
+        "diffusion/models/noisy_classifier.py",
+        ("add_noise(batch.x, eps, t), t)", "add_noise(batch.x, eps, t), 0 * t)"),
+        ("add_noise(batch.x, eps, t), t)", "add_noise(batch.x, eps, 0 * t), t)"),
     ),
     *_rows(
         "diffusion/distillation.py",
@@ -270,6 +345,12 @@ MUTATIONS: list[Mutation] = [
         ("return schedule.sigma(t).square()", "return schedule.sigma(t)"),
         ("schedule.alpha(t) * schedule.sigma(t).square()", "schedule.alpha(t) * schedule.sigma(t)"),
         ("done * (config.t_max_end - config.t_max_start)", "done * (config.t_max_start - config.t_max_end)"),
+        ("DenoiseRequest(x_t, t,", "DenoiseRequest(x_t, (t - 1).clamp(min=0),"),
+        ("add_noise(latents, noise, t)", "add_noise(latents, -noise, t)"),
+        ("per_row(weight, images) * (images", "(images"),
+        ("per_row(weight, latents) * (prediction", "(prediction"),
+        ("low + place.double() * (high - low)", "low + place.double() * high"),
+        ("(order + uniform((num_views,), generator)) / num_views", "uniform((num_views,), generator)"),
     ),
     *_rows(
         "diffusion/variational_bound.py",
@@ -297,6 +378,7 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "diffusion/training/denoiser.py",
         ("alpha * eps - sigma * x0", "alpha * eps + sigma * x0"),
+        ("alpha * eps - sigma * x0", "sigma * eps - alpha * x0"),
         ("alpha * x0 + sigma * eps", "alpha * x0 - sigma * eps"),
         ("LOGIT_MEAN + LOGIT_SPREAD", "LOGIT_MEAN - LOGIT_SPREAD"),
     ),
@@ -400,10 +482,18 @@ def _test_and_exit(root: Path, tests: Sequence[str]) -> None:
 
         # What is preloaded brings a plugin of pytest's with it, too late to be instrumented.
         options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        options += [f"-pno:{plugin}" for plugin in UNUSED_PLUGINS]
         os._exit(int(pytest.main([*options, *(f"tests/diffusion/{test}" for test in tests)])))
     except BaseException:
         traceback.print_exc()
         os._exit(70)
+
+
+def failed_test(root: Path) -> str | None:
+    """The test that the last run in a copy stopped at; None where it did not come so far (it hung, or did not import)."""
+    said = (root / OUTPUT).read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^FAILED tests/diffusion/(\S+)", said, flags=re.MULTILINE)
+    return found[1] if found else None
 
 
 def run(mutations: Sequence[Mutation]) -> list[dict[str, object]]:
@@ -412,8 +502,7 @@ def run(mutations: Sequence[Mutation]) -> list[dict[str, object]]:
     Raises:
         RuntimeError: the tests of a file fail without any mutation.
     """
-    for module in PRELOADED:
-        importlib.import_module(module)
+    _preload()
     report: list[dict[str, object]] = []
     with copy_of_repository() as root:
         for tests in sorted({TESTS[mutation.file] for mutation in mutations}):
@@ -427,10 +516,21 @@ def run(mutations: Sequence[Mutation]) -> list[dict[str, object]]:
             started = time.monotonic()
             caught = not passes(root, TESTS[mutation.file])
             path.write_text(text, encoding="utf-8")
-            report.append({**asdict(mutation), "caught": caught})
+            report.append({**asdict(mutation), "caught": caught, "caught_by": failed_test(root) if caught else None})
             word = "caught  " if caught else "SURVIVED"
             print(f"{word} {time.monotonic() - started:5.1f} s  {mutation.file}: {mutation.original} -> {mutation.mutated}")
     return report
+
+
+def _preload() -> None:
+    from diffusion.torchvision_shim import ensure_torchvision_imports
+
+    ensure_torchvision_imports()
+    for module in PRELOADED:
+        importlib.import_module(module)
+    # The tests have to import the copy's.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffusion"]:
+        del sys.modules[name]
 
 
 def main() -> int:

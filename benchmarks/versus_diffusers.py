@@ -1,0 +1,256 @@
+"""Ours against diffusers' and transformers' on the same weights, steps and inputs: seconds of each, in pairs that take turns.
+
+    python -m benchmarks.versus_diffusers                      every pair
+    python -m benchmarks.versus_diffusers --only toybox        those with "toybox" in their name
+
+The toybox prior is read from its folder by both sides; Stable Diffusion 1.5's networks have their published shape and random
+weights. Before a pair is timed its two answers are compared. A ratio below 1 says that ours is faster; it is the median over
+pairs of neighbouring runs, with the quartiles beside it. On the CPU one thread is used and its processor time counts, which
+other programs on the machine disturb least; on CUDA it is the clock, after synchronising.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import describe_machine, one_line
+from diffusion.checkpoints.autoencoder_keys import folder_autoencoder_kl
+from diffusion.checkpoints.folder import build_tower
+from diffusion.checkpoints.keymap import identity
+from diffusion.checkpoints.text_keys import folder_text
+from diffusion.checkpoints.weights import fill, skeleton
+from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from diffusion.networks.layout import channels_last
+from diffusion.networks.unet import UNet2DCondition, UNetConfig
+from diffusion.prior import TOYBOX, Prior
+from diffusion.requests import DecodeRequest, Guidance, run
+from diffusion.samplers import SAMPLERS
+from diffusion.seeding import normal, normal_rows, stream
+from diffusion.text.clip import TextConfig
+from orchestrator.runtimes.threads import use_threads
+from tests.diffusion.checkpoints.published import PUBLISHED
+
+RESULTS = Path(__file__).parent / "results/versus_diffusers.json"
+RANDOM = Path("random weights")
+PROMPTS = ["a red mushroom with a white stem", "a blue chair", "a green teapot", "a yellow duck"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same work twice; `tolerance` bounds the largest difference of the answers, scaled to a largest value of one."""
+
+    ours: Callable[[], Tensor]
+    theirs: Callable[[], Tensor]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each side, medians, and the quartiles of ours / theirs."""
+
+    name: str
+    ours: float
+    theirs: float
+    ratio: tuple[float, float, float]
+    difference: float
+
+
+# -- the toybox prior ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def toybox(device: torch.device) -> tuple[Prior, Any]:
+    """The prior in this package, and diffusers' pipeline of the same folder."""
+    import diffusers
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(str(TOYBOX), torch_dtype=torch.float32).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return Prior.load("toybox", device=device), pipeline
+
+
+def toybox_unet(device: torch.device) -> Pair:
+    """One forward of eight rows."""
+    prior, pipeline = toybox(device)
+    x, t = normal((8, *prior.latent_shape), stream(0, "x"), device=device), torch.full((8,), 600, device=device)
+    tokens = prior.condition(PROMPTS).tokens.repeat(2, 1, 1)
+    return Pair(lambda: prior.predict(x, t, tokens), lambda: pipeline.unet(x, t, tokens).sample, 1e-5)
+
+
+def toybox_decoder(device: torch.device) -> Pair:
+    """Eight pictures of 64x64."""
+    prior, pipeline = toybox(device)
+    x = normal((8, *prior.latent_shape), stream(0, "x"), device=device)
+    factor = pipeline.vae.config.scaling_factor
+    return Pair(lambda: prior.autoencoder.decode(x), lambda: pipeline.vae.decode(x / factor).sample / 2 + 0.5, 1e-5)
+
+
+def toybox_text(device: torch.device) -> Pair:
+    """Four prompts in one batch."""
+    prior, pipeline = toybox(device)
+    ids = prior.tokenizer(PROMPTS).to(device)
+    return Pair(lambda: prior.text_encoder(ids), lambda: pipeline.text_encoder(ids)[0], 1e-5)
+
+
+def toybox_pictures(device: torch.device) -> Pair:
+    """From four sentences, none encoded before, to four pictures in 20 steps of DDIM with guidance."""
+    prior, pipeline = toybox(device)
+    start = normal_rows(prior.latent_shape, [stream(seed, "image") for seed in range(len(PROMPTS))], device=device)
+    size = {"height": prior.image_size, "width": prior.image_size}
+
+    def ours() -> Tensor:
+        prior.text_cache.clear()
+        sampling = SAMPLERS["ddim"](
+            start,
+            schedule=prior.schedule,
+            timesteps=prior.schedule.timesteps(20),
+            condition=prior.condition(PROMPTS),
+            guidance=Guidance(scale=4),
+        )
+        return prior.answer(DecodeRequest(run(sampling, prior.answer)))
+
+    def theirs() -> Tensor:
+        return pipeline(PROMPTS, latents=start, num_inference_steps=20, guidance_scale=4.0, output_type="pt", **size).images
+
+    return Pair(ours, theirs, 1e-4)
+
+
+# -- Stable Diffusion 1.5's networks, random weights ---------------------------------------------------------------------
+
+
+def unet(device: torch.device, dtype: torch.dtype) -> Pair:
+    """One forward of two rows of 64x64 latents, the halves of one guided picture of 512x512."""
+    import diffusers
+
+    config = PUBLISHED["sd15"]["unet"]
+    theirs = _random(lambda: diffusers.UNet2DConditionModel.from_config(config), device, dtype)
+    empty = skeleton(lambda: UNet2DCondition(UNetConfig.from_dict(config)))
+    ours = channels_last(fill(empty, identity, theirs.state_dict(), RANDOM, dtype=dtype))
+    x, t = normal((2, 4, 64, 64), stream(0, "x"), device=device).to(dtype), torch.tensor([700, 700], device=device)
+    states = normal((2, 77, 768), stream(0, "states"), device=device).to(dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    return Pair(lambda: ours(x, t, states), lambda: theirs(x, t, states).sample, tolerance)
+
+
+def decoder(device: torch.device) -> Pair:
+    """One picture of 256x256."""
+    import diffusers
+
+    config = PUBLISHED["sd15"]["vae"]
+    theirs = _random(lambda: diffusers.AutoencoderKL.from_config(config), device)
+    empty = skeleton(lambda: AutoencoderKL(AutoencoderKLConfig.from_dict(config)))
+    ours = channels_last(fill(empty, folder_autoencoder_kl, theirs.state_dict(), RANDOM))
+    x, factor = normal((1, 4, 32, 32), stream(0, "x"), device=device), theirs.config.scaling_factor
+    return Pair(lambda: ours.decode(x), lambda: theirs.decode(x / factor).sample / 2 + 0.5, 1e-5)
+
+
+def text(device: torch.device) -> Pair:
+    """Four prompts in one batch."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = PUBLISHED["sd15"]["text_encoder"]
+    theirs = _random(lambda: CLIPTextModel(CLIPTextConfig(**config)), device)
+    ours = build_tower(TextConfig.from_published(config), folder_text, theirs.state_dict(), RANDOM).to(device)
+    ids = torch.randint(49406, (4, 77), generator=stream(0, "ids")).to(device)
+    ids[:, 0], ids[:, -1] = 49406, 49407
+    return Pair(lambda: ours(ids), lambda: theirs(ids)[0], 1e-5)
+
+
+def _random(build: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    return build().eval().requires_grad_(False).to(device, dtype)
+
+
+PAIRS: dict[str, Callable[[torch.device], Pair]] = {
+    "toybox UNet, 8 rows": toybox_unet,
+    "toybox decoder, 8 pictures": toybox_decoder,
+    "toybox text tower, 4 prompts": toybox_text,
+    "toybox text to image, 4 pictures, 20 steps": toybox_pictures,
+    "SD 1.5 UNet, 2 rows of 64x64, bfloat16": functools.partial(unet, dtype=torch.bfloat16),
+    "SD 1.5 UNet, 2 rows of 64x64, float32": functools.partial(unet, dtype=torch.float32),
+    "SD 1.5 decoder, a picture of 256x256, float32": decoder,
+    "SD 1.5 text tower, 4 prompts, float32": text,
+}
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure(name: str, pair: Pair, *, repeats: int, device: torch.device) -> Timing:
+    """`repeats` neighbouring runs of both sides, the first of a pair in turn.
+
+    Raises:
+        RuntimeError: the two answers differ by more than the pair's tolerance.
+    """
+    ours, theirs = pair.ours(), pair.theirs()
+    difference = float((ours - theirs).abs().max() / theirs.abs().max())
+    if not difference <= pair.tolerance:
+        raise RuntimeError(f"{name}: the answers differ by {difference:.1e}; expected at most {pair.tolerance:g}")
+    seconds: dict[Callable[[], Tensor], list[float]] = {pair.ours: [], pair.theirs: []}
+    for repeat in range(repeats):
+        for work in (pair.ours, pair.theirs) if repeat % 2 else (pair.theirs, pair.ours):
+            seconds[work].append(_seconds(work, device))
+    ratios = [a / b for a, b in zip(seconds[pair.ours], seconds[pair.theirs], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    mine, other = (statistics.median(seconds[work]) for work in (pair.ours, pair.theirs))
+    return Timing(name, mine, other, (low, middle, high), difference)
+
+
+def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
+    if device.type == "cpu":
+        begin = time.process_time()
+        work()
+        return time.process_time() - begin
+    begin = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, save; exit code 1 if ours was slower beyond noise, that is in three of four pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="pairs with this in their name")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=15, help="runs of each side")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    device, machine = torch.device(options.device), describe_machine()
+    use_threads(1)
+    print(f"{one_line(machine)}\n\n{'':<52}{'ours':>10}{'theirs':>10}   ratio (quartiles)     largest difference")
+    timings: list[Timing] = []
+    for name in (name for name in PAIRS if options.only in name):
+        timing = measure(name, PAIRS[name](device), repeats=options.repeats, device=device)
+        low, middle, high = timing.ratio
+        times = f"{1e3 * timing.ours:>7.1f} ms{1e3 * timing.theirs:>7.1f} ms"
+        print(f"{timing.name:<52}{times}   {middle:.3f} ({low:.3f} to {high:.3f})  {timing.difference:.0e}", flush=True)
+        timings.append(timing)
+    settings = {"device": options.device, "repeats": options.repeats, "threads": 1}
+    document = {
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": machine,
+        "settings": settings,
+        "pairs": [vars(timing) for timing in timings],
+    }
+    if not options.only:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return int(any(timing.ratio[0] > 1 for timing in timings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
