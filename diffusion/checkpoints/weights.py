@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,12 +138,16 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         # ParameterDict is how the first textual inversion code stored its vectors.
-        with torch.serialization.safe_globals([nn.ParameterDict]):
+        with torch.serialization.safe_globals([nn.ParameterDict]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = str(error).partition("\n")[0]
+        # What was found is a paragraph between torch's advice to read the file all the same.
+        paragraphs = [text.strip() for text in str(error).split("\n\n")[1:] if not text.startswith("Check the documentation")]
+        found = " ".join(" ".join(paragraphs).split()).rstrip(".") or type(error).__name__
+        damaged = "damaged, or " if "Unsupported operand" in found else ""
         raise PriorError(
-            f"{path} is a pickle with more than tensors in it, and reading that could run code ({found[:200]}); "
+            f"{path} is {damaged}a pickle with more than tensors in it, and reading that could run code ({found[:200]}); "
             "use the safetensors file of the same model"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:

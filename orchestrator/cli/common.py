@@ -25,7 +25,9 @@ current_run_folder: Path | None = None
 """Where an unexpected error leaves its log; set by the verb that knows."""
 
 Prompt = Annotated[str, typer.Argument(help="What to make, in quotes.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="GROUP.KEY=VALUE", help="Settings, such as fit.num_steps=200.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="GROUP.KEY=VALUE", help="See 'dreamkiln settings'.", show_default=False)
+]
 
 
 def folder(text: str) -> Path:

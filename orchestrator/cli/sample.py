@@ -12,7 +12,7 @@ from diffusion.models import MODELS
 from orchestrator.cli import common
 
 NAME = "sample"
-HELP = "Draw pictures or points from a trained model of the diffusion family."
+HELP = "Draw pictures or points from a trained model of the diffusion family: dreamkiln sample model=FOLDER …"
 EPILOG = (
     f"Models: {', '.join(sorted(MODELS))}. Settings: model=FOLDER, sampler=NAME, num_steps=N, guidance_scale=S, "
     "labels=KIND,… or prompt=SENTENCE, num_samples=N, seed=N (sample i has seed + i), and options.NAME=VALUE for what a "
@@ -22,9 +22,7 @@ EPILOG = (
 
 
 def command(
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="model=FOLDER [KEY=VALUE]...", help="See below.", show_default=False)
-    ] = None,
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="See below.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="The PNG to write; for points also .csv.")] = Path("samples.png"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:

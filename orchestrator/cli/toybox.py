@@ -25,7 +25,6 @@ def toybox() -> None:
 
 @app.command(help="Render captioned items as training shards, or with --preview as one picture.")
 def render(
-    overrides: common.Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the shards.")] = Path("training/shards"),
     num_items: Annotated[int, typer.Option(help="How many items, 1 to 1,000,000,000.")] = 4096,
     start: Annotated[int, typer.Option(help="Index of the first one, from 0.")] = 0,
@@ -36,8 +35,6 @@ def render(
     preview: Annotated[bool, typer.Option("--preview", help=f"Only OUT/preview.png with {PREVIEW_ITEMS} items.")] = False,
 ) -> None:
     """Finished shards are kept, so a repeated command goes on."""
-    if overrides:
-        raise InputError(f"'toybox render' has no settings such as {overrides[0]!r}; use its options, see --help.")
     bounds = {
         "--num-items": (num_items, 1, 10**9),
         "--start": (start, 0, 10**12),

@@ -26,9 +26,16 @@ SHARDS, PRIOR_OUT = Path("training/shards"), Path("training/toybox")
 
 def command(
     part: Annotated[
-        str, typer.Argument(metavar="[PART|objective=NAME]", help=f"One of {', '.join(PARTS)}, 'all', or an objective (below).")
+        str, typer.Argument(metavar="PART|objective=NAME", help=f"One of {', '.join(PARTS)}, 'all', or an objective (below).")
     ] = "all",
-    overrides: common.Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Of an objective: below. Of a part: PART.KEY, such as denoiser.num_steps=200.",
+            show_default=False,
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help=f"Shards of 'dreamkiln toybox render'; by default {SHARDS}.")] = None,
     out: Annotated[
         Path | None, typer.Option(help=f"Where everything goes; by default {PRIOR_OUT}, or training/OBJECTIVE.")

@@ -77,7 +77,7 @@ def test_bad_prompts(capsys, verb, prompt, sentence):
         (["toybox", "render", "--start", "-1"], "--start is -1; give 0 to"),
         (["toybox", "render", "--size", "100000", "--preview"], "--size is 100,000; give 8 to 1,024"),
         (["toybox", "render", "--workers", "-1"], "--workers is -1"),
-        (["toybox", "render", "kind=mug"], "has no settings"),
+        (["toybox", "render", "kind=mug"], "unexpected extra argument"),
     ],
 )
 def test_bad_usage(capsys, arguments, sentence):
