@@ -17,6 +17,8 @@ import contextlib
 import logging
 import os
 import socket
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,7 @@ def has_token() -> bool:
 
 
 def _start(metrics_port: int) -> None:
-    for name, value in OWN_RAY.items():
-        os.environ.setdefault(name, value)
+    _prepare(OWN_RAY)
     import ray
 
     if metrics_port and _answers("127.0.0.1", metrics_port):
@@ -147,8 +148,7 @@ def _join(address: str) -> None:
             )
         if _is_loopback(host) and not _answers(_outer_address(), port):
             environment |= _LOOPBACK
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
+    _prepare(environment)
     import ray
     from ray.exceptions import RayError
 
@@ -164,6 +164,20 @@ def _join(address: str) -> None:
         ) from error
     if os.environ.get("RAY_AUTH_MODE") != "token":
         log.warning("The Ray cluster at %s asks for no token: whoever reaches it can run code there.", address)
+
+
+def _prepare(environment: Mapping[str, str]) -> None:
+    """Set what the user has not, also where somebody has imported Ray before us, as a notebook does."""
+    is_late = "ray" in sys.modules
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    if is_late:
+        from ray._private import ray_constants
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        # What Ray has read as it was imported: it would listen to all the world, and hold its own token to be a foreign one.
+        ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
+        Config.initialize("")
 
 
 def _resolve(address: str) -> tuple[str, int] | None:

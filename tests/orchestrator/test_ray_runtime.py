@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from orchestrator.runtimes.inline import InlineRuntime
 from orchestrator.runtimes.ray_runtime import PriorActor, Raised, RayRuntime
 from orchestrator.settings import ExportSettings, RuntimeSettings
 from tests.fakes import FAST_FIT, FAST_MESH
+from tests.orchestrator.conftest import command_environment
 
 # ray opens files at interpreter exit and warns in its own modules; that is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -84,6 +87,26 @@ def test_one_ray_runs_several_attempts_and_listens_on_loopback_only(tiny_prior):
         servers = [child for child in psutil.Process().children(recursive=True) if child.name() in ("gcs_server", "raylet")]
         assert {server.environ()["RAY_AUTH_MODE"] for server in servers} == {"token"} and len(servers) == 2
     assert not _ray_children_after(seconds=5)
+
+
+LATE = """
+import psutil, ray
+from orchestrator.runtimes.ray_start import start_ray, stop_ray
+
+start_ray()
+family = psutil.Process().children(recursive=True)
+print(*{c.laddr.ip for p in family for c in p.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN})
+print(ray.get(ray.remote(num_cpus=0.1)(lambda: 42).remote()))
+stop_ray()
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_has_imported_ray_first_gets_the_same_ray():
+    done = subprocess.run([sys.executable, "-c", LATE], env=command_environment(), capture_output=True, text=True, timeout=300)
+    listening, answer = done.stdout.strip().splitlines()
+    assert {ip.removeprefix("::ffff:") for ip in listening.split()} == {"127.0.0.1"}, done.stderr
+    assert answer == "42"
 
 
 def test_errors_keep_their_words(tmp_path):
