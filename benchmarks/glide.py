@@ -1,8 +1,8 @@
 """GLIDE trained small: what each guidance is worth to the judge, the upsampler against bicubic, what inpainting fills in.
 
-dreamkiln train objective=glide --out BASE …                    (and noisy_clip, glide_upsampler,
-dreamkiln train objective=glide_inpainting start_from=BASE …     all with the same data.kinds and data.num_pictures)
-python -m benchmarks.glide --data SHARDS --base BASE --clip CLIP --upsampler UPSAMPLER --inpainting INPAINTING
+dreamkiln train objective=glide preset=small --out BASE …                    (and noisy_clip, glide_upsampler,
+dreamkiln train objective=glide_inpainting start_from=BASE preset=small …     all with the same data.… settings)
+python -m benchmarks.glide --base BASE --clip CLIP --upsampler UPSAMPLER --inpainting INPAINTING
 
 All pictures and captions are ones that training did not see; nothing is picked.
 """
@@ -52,10 +52,14 @@ class Unseen:
     captions: tuple[str, ...]
 
     @classmethod
-    def read(cls, folder: Path, card: Card, count: int) -> Unseen:
-        """`count` pictures of the card's kinds and size. Raises what `ToyboxPictures.load` does."""
-        seen, size = int(card.data["num_items"]), int(card.data["shape"][-1])
-        settings = DataSettings(folder=str(folder), num_pictures=seen + count, kinds=",".join(card.classes))
+    def read(cls, folder: Path | None, card: Card, count: int) -> Unseen:
+        """`count` pictures of the card's kinds, look and size, rendered where there is no folder of shards.
+
+        Raises what `ToyboxPictures.load` does.
+        """
+        seen, size, look = int(card.data["num_items"]), int(card.data["shape"][-1]), card.data.get("look", "scene")
+        given = None if folder is None else str(folder)
+        settings = DataSettings(folder=given, num_pictures=seen + count, kinds=",".join(card.classes), look=look)
         batch = ToyboxPictures.load(settings, size=size, say=print).batch(torch.arange(seen, seen + count))
         return cls(batch.x, tuple(map(without_view_words, batch.captions or ())))
 
@@ -160,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("base", "clip", "upsampler", "inpainting"):
         parser.add_argument(f"--{name}", type=Path, required=name == "base", help="folder of its training")
-    parser.add_argument("--data", type=Path, required=True, help="the shards that they were trained on")
+    parser.add_argument("--data", type=Path, help="the shards that they were trained on; rendered where it is not given")
     parser.add_argument("--num-pictures", type=int, default=64)
     parser.add_argument("--num-steps", type=int, default=50, help="of the base and the inpainting model")
     parser.add_argument("--results", type=Path, default=RESULTS)

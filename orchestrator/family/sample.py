@@ -40,7 +40,7 @@ def sample_family(settings: Mapping[str, str], out: Path, *, device: str, displa
         JobFailed: the samples are not finite.
         OutputError: `out` cannot be written.
     """
-    _check_names(settings)
+    check_names(settings)
     if out.suffix.lower() not in (".png", ".csv"):
         raise InputError(f"--out is {str(out)!r}; give a file that ends in .png, or for points in .csv.")
     folder = Path(settings["model"])
@@ -121,7 +121,8 @@ def _picture(path: Path, mode: str) -> torch.Tensor:
     return pixels if mode == "L" else 2 * pixels - 1
 
 
-def _check_names(settings: Mapping[str, str]) -> None:
+def check_names(settings: Mapping[str, str]) -> None:
+    """Raises InputError for a setting that is not there, or no model."""
     for name in settings:
         if name not in SETTINGS and not (name.startswith("options.") and len(name) > len("options.")):
             raise InputError(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import family_pictures
 from diffusion.models import MODELS
 from nerf3d.toybox.shards import write_shards
 from nerf3d.toybox.studio import PART_COLOURS
@@ -223,6 +224,17 @@ def test_labels_by_name_and_guidance(pictures: Path, tmp_path: Path) -> None:
     assert main(["sample", f"model={pictures}", *arguments, "--out", "grid.png"]) == 0
     with Image.open(tmp_path / "grid.png") as image:
         assert image.size == (2 * 20 + 4, 2 * 20 + 4)
+
+
+def test_the_sheet_of_a_model_has_whole_pixels_and_the_names_of_labels(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(pictures), "labels=car,chair", "num_steps=2", "num_samples=3", "--out", str(tmp_path / "sheet.webp")]
+    assert family_pictures.main(arguments) == 0
+    with Image.open(tmp_path / "sheet.webp") as image:
+        assert image.width > 3 * 96 and image.height > 96
+    assert family_pictures.main([*arguments, "colour=red"]) == 2
+    assert "There is no setting 'colour'" in capsys.readouterr().err
 
 
 # -- refusals --------------------------------------------------------------------------------------
