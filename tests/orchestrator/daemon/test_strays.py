@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import OutputError
-from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.daemon.state_folder import Endpoint, StateFolder
 from orchestrator.daemon.strays import MARK, end_strays, mark_descendants
 
 
@@ -45,6 +47,22 @@ def test_only_marked_processes_that_are_not_ours_are_ended(tmp_path, monkeypatch
         assert end_strays(others) == 1
         child.kill()
         child.wait()
+
+
+def test_what_hides_its_environment_is_known_by_the_dead_orchestrators_session(tmp_path):
+    """Ray's agents and workers do: their titles stand where their environment was."""
+    folder = StateFolder(tmp_path / "state")
+    folder.create()
+    start = "import os, subprocess as s; kwargs = dict(stdout=s.DEVNULL, stderr=s.DEVNULL); print(os.getpid());"
+    start += "[print(s.Popen([name, '60'], executable='/bin/sleep', **kwargs).pid) for name in ('ray::Agent', 'neighbour')]"
+    done = subprocess.run([sys.executable, "-c", start], start_new_session=True, capture_output=True, check=True)
+    leader, stray, neighbour = map(int, done.stdout.split())
+    folder.announce(Endpoint(url="http://127.0.0.1:9", pid=leader, ledger="x"))
+    try:
+        assert is_running(stray) and end_strays(folder) == 1
+        assert not is_running(stray) and is_running(neighbour)
+    finally:
+        os.kill(neighbour, signal.SIGKILL)
 
 
 def test_two_orchestrators_do_not_share_a_folder(tmp_path):
