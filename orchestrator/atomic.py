@@ -55,13 +55,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def clear_output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an OSError of the block into an OutputError that names `path`, the reason and the fix."""
+def clear_output_errors(path: str | os.PathLike[str], *, option: str = "--out") -> Iterator[None]:
+    """Turn an OSError of the block into an OutputError that names `path`, the reason and the fix.
+
+    option: of the command line, that says where to write.
+    """
     try:
         yield
     except OSError as error:
         reason, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), "choose another --out"))
-        refusal = OutputError(f"{os.fspath(path)} could not be written: {reason}; {fix}.")
+        refusal = OutputError(f"{os.fspath(path)} could not be written: {reason}; {fix.replace('--out', option)}.")
         refusal.is_disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise refusal from error
 

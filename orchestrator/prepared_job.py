@@ -96,7 +96,7 @@ class PreparedJob:
         if self.pictures is not None:
             names = "-".join(name[:16] for name in self.pictures.hashes.values() if name)
             folder = state / "pictures" / names
-            with clear_output_errors(folder):
+            with clear_output_errors(folder, option="--state"):
                 folder.mkdir(parents=True, exist_ok=True)
             self.pictures.write(folder)
             settings = replace(settings, pictures=str(folder))

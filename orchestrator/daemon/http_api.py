@@ -26,10 +26,9 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Qu
 from fastapi.responses import JSONResponse
 
 from jobs import codec
-from jobs.errors import DreamKilnError, InputError
+from jobs.errors import DreamKilnError, InputError, OutputError
 from jobs.ledger import Ledger, LedgerError
 from jobs.states import IllegalTransition, State
-from orchestrator.atomic import clear_output_errors
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
 from orchestrator.daemon.state_folder import StateFolder
@@ -166,11 +165,11 @@ class ApiServer:
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            with clear_output_errors(f"The orchestrator's address {host}:{port}"):
-                self._socket.bind((host, port))
-        except BaseException:
+            self._socket.bind((host, port))
+        except (OSError, OverflowError) as error:
             self._socket.close()
-            raise
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OutputError(f"Nothing can listen at {host}:{port} ({reason}); choose another --port or --host.") from error
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)

@@ -41,7 +41,7 @@ def launch(options: DaemonOptions) -> Launched:
         return Launched(running, is_new=False)
     folder.create()
     errors = folder.path / "daemon.err"
-    with clear_output_errors(errors), errors.open("wb") as stream:
+    with clear_output_errors(errors, option="--state"), errors.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.daemon.daemon", json.dumps(dataclasses.asdict(options))],
             stdin=subprocess.DEVNULL,

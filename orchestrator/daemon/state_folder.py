@@ -50,7 +50,7 @@ class StateFolder:
 
     def create(self) -> None:
         """Make it and the token. Raises OutputError."""
-        with clear_output_errors(self.path):
+        with clear_output_errors(self.path, option="--state"):
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
             if not self.token_file.exists():
                 with contextlib.suppress(FileExistsError):

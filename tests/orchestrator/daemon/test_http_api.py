@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from jobs.errors import InputError
+from jobs.errors import InputError, OutputError
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.states import State
 from orchestrator.cli.main import main
@@ -234,3 +235,19 @@ def test_without_an_orchestrator(capsys, tmp_path):
     folder.announce(Endpoint(url="http://127.0.0.1:9", pid=1, ledger="x"))
     with pytest.raises(NotRunningError, match=r"does not answer .*'dreamkiln up' starts it again"):
         Client(folder).get("/health")
+
+
+@pytest.mark.parametrize("port", [99_999, None])
+def test_an_address_that_cannot_be_listened_at_is_named(rig: Rig, port: int | None):
+    app = make_app(rig.ledger, rig.controller, rig.folder, rig.controller.close)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OutputError, match=r"Nothing can listen at 127\.0\.0\.1:\d+ .*choose another --port"):
+            ApiServer(app, host="127.0.0.1", port=port or taken.getsockname()[1])
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="a part of the path is a file, not a folder; choose another --state"):
+        StateFolder(tmp_path / "file" / "state").create()
