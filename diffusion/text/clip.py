@@ -105,7 +105,7 @@ class TextEncoder(nn.Module):
             act_layer=QuickGELU if config.hidden_act == "quick_gelu" else nn.GELU,
             output_tokens=True,
         )
-        # `layers` makes its own mask, for a tower without values on the meta device too.
+        # A buffer would have no values on a tower from the meta device; `layers` attends causally without it.
         self.tower.attn_mask = None
         if not config.projection_dim:
             self.tower.text_projection = None
@@ -138,10 +138,22 @@ class TextEncoder(nn.Module):
     def layers(self, ids_BS: Tensor) -> Iterator[Tensor]:
         """(B, S, width) after each layer."""
         x = self.tower.token_embedding(ids_BS) + self.tower.positional_embedding[: ids_BS.shape[1]]
-        causal = torch.full((ids_BS.shape[1],) * 2, float("-inf"), dtype=x.dtype, device=x.device).triu(1)
         for block in self.tower.transformer.resblocks:
-            x = block(x, attn_mask=causal)
+            x = x + causal_attention(block.attn, block.ln_1(x))
+            x = x + block.mlp(block.ln_2(x))
             yield x
+
+
+def causal_attention(layer: nn.MultiheadAttention, x_BSW: Tensor) -> Tensor:
+    """(B, S, width) -> (B, S, width): each token attends to itself and those before.
+
+    What calling the layer gives, to the last bit, in half the time: on the CPU torch multiplies the layer's transposed
+    input at half the speed.
+    """
+    qkv = F.linear(x_BSW, layer.in_proj_weight, layer.in_proj_bias)
+    query, key, value = (part.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return layer.out_proj(out.transpose(1, 2).flatten(2))
 
 
 def end_of_text(states_BSW: Tensor, ids_BS: Tensor) -> Tensor:
