@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from jobs.errors import DreamKilnError, InputError
@@ -99,13 +99,15 @@ class Database:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """What the database's driver raises in the block becomes a LedgerError."""
+        """What goes wrong with the database in the block becomes a LedgerError.
+
+        SQLAlchemy wraps what its drivers call an error; that the server went away while pg8000 connected or closed is not.
+        """
         try:
             yield
-        except DBAPIError as error:
-            raise LedgerError(f"The ledger {self.where} cannot be used: {_first_line(error.orig)}.") from error
-        except SQLAlchemyError as error:
-            raise LedgerError(f"The ledger {self.where} cannot be used: {_first_line(error)}.") from error
+        except (SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error, OSError) as error:
+            cause = getattr(error, "orig", None) or error
+            raise LedgerError(f"The ledger {self.where} cannot be used: {_first_line(cause)}.") from error
 
 
 def open_database(url: str, clock: Clock) -> Database:

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, text, update
-from sqlalchemy.exc import DBAPIError
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
@@ -44,7 +43,8 @@ class Ownership:
         if database.is_sqlite:
             self._lock_file()
         else:
-            self._lock_advisory()
+            with database.explained():
+                self._lock_advisory()
 
     def begin(self, name: str) -> int:
         """Write the owner's row and return the new epoch; from here on this process may write.
@@ -111,7 +111,7 @@ class Ownership:
         if self._connection is not None:
             try:
                 self._connection.execute(text("SELECT 1"))
-            except DBAPIError:
+            except Exception:
                 with contextlib.suppress(Exception):
                     self._connection.close()
                 self._connection = None

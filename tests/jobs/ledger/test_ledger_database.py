@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,41 @@ def test_a_restart_of_the_server_loses_nothing(postgresql: PostgreSQL, clock: Cl
         ledger.attempts.succeed(lease)
         assert ledger.jobs.get(submitted.id).state == State.SUCCEEDED
     gc.collect()  # the driver leaves the sockets of broken connections to the collector, which warns
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whatever_the_server_is_doing_when_it_ends_the_owner_hears_of_it_in_one_way(postgresql: PostgreSQL):
+    """Connecting, closing and in the middle of a transaction; anything but a LedgerError would end the orchestrator."""
+    moments, ends = random.Random(0), threading.Event()
+
+    def restart() -> None:
+        for _ in range(6):
+            time.sleep(moments.uniform(0.1, 0.6))
+            postgresql.stop()
+            time.sleep(moments.uniform(0, 0.3))
+            postgresql.start()
+        ends.set()
+
+    with Ledger.own(postgresql.new_database()) as ledger:
+        (submitted,) = ledger.jobs.submit([submission()])
+        lease = ledger.attempts.start(submitted.id, "w", seconds=1e6)
+        thread = threading.Thread(target=restart)
+        thread.start()
+        num_errors = 0
+        while not ends.is_set():
+            try:
+                ledger.heartbeat()
+                lease, _ = ledger.attempts.renew(lease, seconds=1e6)
+                ledger.attempts.expire()
+                ledger.jobs.waiting()
+            except LedgerError:
+                num_errors += 1
+        thread.join()
+        ledger.heartbeat()
+        ledger.attempts.succeed(lease)
+        assert num_errors > 0 and ledger.jobs.get(submitted.id).state == State.SUCCEEDED
+    gc.collect()
 
 
 def add_note(connection: Connection) -> None:
