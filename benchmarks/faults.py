@@ -328,7 +328,8 @@ def disturb(
         night.drain()
         wrong += night.judge(expected)
     except StuckError as error:
-        wrong.append(str(error))
+        log = scene.state.daemon_log.read_text().splitlines()[-20:]
+        return {"fault": name, "moments": num_struck, "most_steps_redone": 0, "wrong": [str(error), *log]}
     redone = night.steps_redone()
     jobs = [Client(scene.state).get(f"/v1/jobs/{number}")["job"] for number in night.jobs]
     return {

@@ -115,14 +115,24 @@ def requests(user: str, prompts: Sequence[str], priority: Callable[[int], int]) 
     ]
 
 
-def submit(client: Client, num_jobs: int) -> float:
-    """All jobs of a user at once, user after user, so that first come first served would be unfair; seconds."""
+def submit(client: Client, num_jobs: int, *, num_workers: int) -> float:
+    """All jobs of a user at once, user after user, so that first come first served would be unfair; seconds.
+
+    Until the last is there every worker is busy: who comes first has no start.
+    """
+    endless = requests("zoe", [f"an endless heeding job {number} in the way" for number in range(num_workers)], lambda _: 1000)
+    in_the_way = [job["id"] for job in client.post("/v1/jobs", {"jobs": endless})["jobs"]]
+    for job in in_the_way:
+        _until(client, job, "running")
     begin, share = time.monotonic(), num_jobs // len(WEIGHTS)
     for user, weight in WEIGHTS.items():
         client.put(f"/v1/users/{user}", weight=weight)
         jobs = requests(user, [f"job {number} of {user}" for number in range(share)], lambda n: PRIORITIES[n % len(PRIORITIES)])
         client.post("/v1/jobs", {"jobs": jobs})
-    return time.monotonic() - begin
+    taken = time.monotonic() - begin
+    for job in in_the_way:
+        client.post(f"/v1/jobs/{job}/cancel")
+    return taken
 
 
 def wait_until_all_ended(client: Client) -> tuple[float, list[float]]:
@@ -166,21 +176,20 @@ def inversions(order: Sequence[Start]) -> int:
 
 
 def unfairness(order: Sequence[Start], weights: Mapping[str, float]) -> float:
-    """The most jobs that a user was ahead of or behind their share, while all of them had jobs of that priority waiting."""
-    worst, begin = 0.0, max(start.submitted_at for start in order)
-    by_priority: dict[int, list[Start]] = defaultdict(list)
-    for start in order:
-        if start.started_at > begin:
-            by_priority[start.priority].append(start)
-    for level in by_priority.values():
-        left, served = Counter(start.user for start in level), Counter[str]()
-        total = sum(weights[user] for user in left)
-        for start in level:
-            if min(left.values()) <= 0:
-                break
-            left[start.user] -= 1
-            served[start.user] += 1
-            worst = max(worst, *(abs(served[user] - served.total() * weights[user] / total) for user in left))
+    """The most jobs that a user was ahead of or behind their share, while all of them had jobs of the highest priority.
+
+    Of that one alone: what a user got less there, because their jobs ran out first, is made good at the next.
+    """
+    worst, highest = 0.0, max(start.priority for start in order)
+    level = [start for start in order if start.priority == highest]
+    left, served = Counter(start.user for start in level), Counter[str]()
+    total = sum(weights[user] for user in left)
+    for start in level:
+        if min(left.values()) <= 0:
+            break
+        left[start.user] -= 1
+        served[start.user] += 1
+        worst = max(worst, *(abs(served[user] - served.total() * weights[user] / total) for user in left))
     return worst
 
 
@@ -207,7 +216,7 @@ def measure(num_jobs: int, *, ledger: str | None, num_workers: int, seconds: flo
     """The whole queue once."""
     with tempfile.TemporaryDirectory(prefix="dreamkiln-queue-") as folder:
         with orchestrator(Path(folder), ledger=ledger, num_workers=num_workers, seconds=seconds) as client:
-            submitting = submit(client, num_jobs)
+            submitting = submit(client, num_jobs, num_workers=num_workers)
             obeyed = wishes(client, num_wishes)
             running, status = wait_until_all_ended(client)
         order = [start for start in starts(ledger or StateFolder(Path(folder)).default_ledger) if start.priority < 1000]
