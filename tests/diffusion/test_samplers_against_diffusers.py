@@ -119,8 +119,10 @@ def test_ddim_with_noise(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     compare("ddim", NoiseSchedule(), 20, monkeypatch, eta=eta)
 
 
-def test_pndm_with_runge_kutta_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
-    compare("pndm", NoiseSchedule(), 20, monkeypatch, skip_prk=False)
+@pytest.mark.parametrize("num_steps", [7, 20])
+def test_pndm_with_runge_kutta_warmup(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long steps tell the four slopes of one apart."""
+    compare("pndm", NoiseSchedule(), num_steps, monkeypatch, skip_prk=False)
 
 
 def test_ddpm_with_the_large_variance(monkeypatch: pytest.MonkeyPatch) -> None:
