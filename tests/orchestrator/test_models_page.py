@@ -6,12 +6,21 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+import torch
 from PIL import Image
 
 from benchmarks import model_pictures
+from benchmarks.model_pictures import strokes, upper_half
 from diffusion.models import MODELS
 from diffusion.samplers import SAMPLERS
+from nerf3d.toybox.kinds import KINDS
 from orchestrator import prior_service
+from orchestrator.cli.main import main
+from orchestrator.exports import write_png
+from orchestrator.family.data import MixturePoints, ToyboxPictures
+from orchestrator.family.sample import check_names
+from orchestrator.family.train import Plan
 from tests.fakes import load_fake_prior
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
@@ -35,6 +44,44 @@ def test_every_model_and_sampler_of_the_commands_exists():
     samplers = {word.partition("=")[2] for word in words if word.startswith("sampler=")}
     assert len(objectives) >= 7 and objectives <= set(MODELS)
     assert samplers <= set(SAMPLERS) and set(model_pictures.SAMPLERS) == set(SAMPLERS)
+
+
+def settings_of(verb: str) -> list[dict[str, str]]:
+    """KEY=VALUE of every `dreamkiln VERB` of the page."""
+    mine = [command[2:] for command in commands() if command[:2] == ["dreamkiln", verb]]
+    return [dict(word.split("=", 1) for word in words if "=" in word) for words in mine]
+
+
+@pytest.mark.parametrize("settings", [s for s in settings_of("train") if "objective" in s], ids=lambda s: s["objective"])
+def test_every_training_of_the_page_is_one_that_the_verb_takes(settings):
+    plan = Plan.parse(settings)
+    if plan.data_name == "mixture2d":
+        data = MixturePoints.draw(10)
+    else:
+        kinds = tuple(KINDS) if plan.data.kinds is None else tuple(plan.data.kinds.split(","))
+        images = torch.zeros(2, 3, plan.size, plan.size, dtype=torch.uint8)
+        data = ToyboxPictures(images, torch.zeros(2, dtype=torch.long), ("", ""), kinds, plan.data.look)
+    assert plan.loop_config(data).num_steps >= 1
+    assert plan.build(data).name == settings["objective"]
+
+
+def test_every_sampling_of_the_page_has_a_training_on_it():
+    trained = [command[-1] for command in commands() if command[:2] == ["dreamkiln", "train"]]
+    for settings in settings_of("sample"):
+        check_names(settings)
+        folders = [text for name, text in settings.items() if name in ("model", "options.upsampler", "options.clip")]
+        assert folders and set(folders) <= set(trained), settings
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c[:2] == ["dreamkiln", "images"]], ids=" ".join)
+def test_every_drawing_of_the_page_runs_as_written(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(prior_service, "load_prior", load_fake_prior)
+    monkeypatch.chdir(tmp_path)
+    for name, pixels in {"strokes": strokes(16), "picture": strokes(16), "mask": upper_half(16)}.items():
+        write_png(pixels, tmp_path / f"{name}.png")
+    # The page's steps cost too much for pictures of noise.
+    assert main([*command[1:], "--out", "run", "--runtime", "inline", "runtime.num_threads=1", "images.num_steps=4"]) == 0
+    assert (tmp_path / "run/manifest.json").exists()
 
 
 def test_the_script_draws_what_the_commands_draw(tmp_path, monkeypatch, capsys):
