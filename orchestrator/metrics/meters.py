@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from diffusion.engine import StepReport
 from jobs.states import State
 from orchestrator.metrics import catalogue
 
-__all__ = ["FitMeter", "PriorMeter", "QueueMeter", "meter_shard"]
+__all__ = ["FitMeter", "PriorMeter", "QueueMeter", "keep_metering_weights", "meter_shard"]
 
 _OUTCOMES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
@@ -51,9 +52,8 @@ class FitMeter:
 class PriorMeter:
     """Of one loaded prior. A few calls per forward and per request, about 2 µs each; never per row."""
 
-    def __init__(self, prior: str, *, weights_bytes: int) -> None:
+    def __init__(self, prior: str) -> None:
         self._prior = prior
-        catalogue.PRIOR_WEIGHTS_BYTES.set(weights_bytes, prior=prior)
 
     def step(self, report: StepReport) -> None:
         """The engine made one more step."""
@@ -75,6 +75,24 @@ class PriorMeter:
             catalogue.PRIOR_REQUEST_FAILURES.add(prior=self._prior)
             raise
         catalogue.PRIOR_REQUEST_SECONDS.observe(time.perf_counter() - begin, prior=self._prior, request=name)
+
+
+def keep_metering_weights(loaded: Callable[[], Mapping[str, int]], *, every_seconds: float = 5.0) -> None:
+    """On a thread that ends with its process, say again and again how large each loaded prior is.
+
+    A gauge that is set once is exported once: Ray forgets values that nobody repeats.
+
+    Args:
+        loaded: prior -> bytes of its weights.
+    """
+
+    def repeat() -> None:
+        while True:
+            for prior, num_bytes in loaded().items():
+                catalogue.PRIOR_WEIGHTS_BYTES.set(num_bytes, prior=prior)
+            time.sleep(every_seconds)
+
+    threading.Thread(target=repeat, name="metrics", daemon=True).start()
 
 
 def meter_shard(marker: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jobs.errors import DreamKilnError, PriorFailed, UnexpectedError
 from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
-from orchestrator.metrics.meters import PriorMeter
+from orchestrator.metrics.meters import PriorMeter, keep_metering_weights
 from orchestrator.prior_engine import ResidentPrior
 from orchestrator.prior_service import LocalPrior
 from orchestrator.prior_shelf import PriorShelf
@@ -87,12 +87,13 @@ class PriorActor:
             prior = load_prior(source, device)
             if not isinstance(prior, LocalPrior):
                 raise TypeError(f"the loader gave a {type(prior).__name__}; expected a LocalPrior, whose engine can be shared")
-            meter = self._meters[source] = PriorMeter(source, weights_bytes=prior.num_bytes)
+            meter = self._meters[source] = PriorMeter(source)
             return ResidentPrior(prior, num_threads=num_threads, measure=measure, on_step=meter.step)
 
         self._source = source
         self._meters: dict[str, PriorMeter] = {}
         self._shelf: PriorShelf[ResidentPrior] = PriorShelf(load, memory_bytes=memory_bytes)
+        keep_metering_weights(lambda: {source: prior.num_bytes for source, prior in self._shelf.loaded.items()})
 
     def call(self, method: str, *arguments: Any, source: str = "", job: str = "") -> Any:
         """Answer a method of `PriorClient` for a job; errors are returned, not raised. The first call loads the prior."""

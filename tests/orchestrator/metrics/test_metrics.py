@@ -125,13 +125,14 @@ def test_a_real_scrape_holds_every_series_of_the_dashboard(tiny_prior, monkeypat
         queue.update(counts(succeeded=2), longest_wait_seconds=0.0)
         FitMeter().see([fit(0), fit(10)])
         meter_shard({"seconds": 12.0, "num_succeeded": 99, "num_failed": 1})
-        rare = PriorMeter("rare", weights_bytes=1000)
+        rare = PriorMeter("rare")
         rare.step(StepReport(out_of_memory=True))
         with pytest.raises(ZeroDivisionError), rare.request("distill"):
             1 / 0  # noqa: B018
         found = scrape(asked, seconds=60)
     assert asked <= {name for name, _ in found}
     prior = ("prior", str(tiny_prior))
+    assert total(found, "ray_dreamkiln_prior_weights_bytes", prior) > 10_000
     assert total(found, "ray_dreamkiln_prior_rows_total", prior) == 2 * 2 * 3, "two pictures, guided, three steps"
     assert total(found, "ray_dreamkiln_prior_batch_rows_count", prior) == 3
     assert total(found, "ray_dreamkiln_prior_request_seconds_count", prior) == 1
@@ -145,16 +146,17 @@ def total(found: dict, name: str, *labels: tuple[str, str]) -> float:
 
 
 def scrape(wanted: set[str], *, seconds: float) -> dict:
-    """(series, labels) -> value as Ray's agent exports it, once all that is wanted is there."""
+    """(series, labels) -> value as Ray's agent exports it, until all that is wanted was there: a gauge is exported once."""
     import ray
 
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + seconds
+    found = {}
     while True:
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
-        found = {
+        found |= {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in families
             for sample in family.samples
