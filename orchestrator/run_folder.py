@@ -17,10 +17,8 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,15 +29,13 @@ from jobs.events import Checkpoint, Progress
 from jobs.prior_client import PriorInfo
 from jobs.specs import JobSpec
 from orchestrator.atomic import atomic_path, clear_output_errors, remove_half_written, write_bytes, write_text
+from orchestrator.manifest import MANIFEST, begun, end_attempt, first_difference
 
 __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
 
-MANIFEST = "manifest.json"
 PROGRESS = "progress.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 SHARDS = "_shards"
-MANIFEST_VERSION = 1
-PACKAGES = ("dreamkiln", "torch", "numpy", "ray", "nerfacc", "scikit-image", "trimesh")
 
 Action = Literal["start", "resume", "nothing to do"]
 
@@ -147,29 +143,11 @@ class RunFolder:
         Raises:
             InputError: an earlier attempt used other weights, so that its checkpoint and files do not belong together.
         """
-        before = self.manifest.get("prior", {}).get("weights_hash", info.weights_hash)
-        if before != info.weights_hash:
-            raise InputError(
-                f"{self.path} was begun with other weights of the prior ({before[:12]}, now {info.weights_hash[:12]}); "
-                "choose another --out, or give --prior with the first one."
-            )
-        now = _now()
+        kept = {name: dict(self.manifest.get(name, {})) for name in ("timings", "metrics", "artefacts")}
         self.manifest = {
-            "manifest_version": MANIFEST_VERSION,
-            "kind": self.spec.kind,
-            "state": "running",
-            "spec": self.spec.to_json(),
-            "fingerprint": self.spec.fingerprint(),
+            **begun(self.manifest, self.spec, info, device=device, settings=settings or {}, where=str(self.path)),
             "seed": self.spec.seed,
-            "prior": {"name": info.name, "source": self.spec.prior, "weights_hash": info.weights_hash},
-            "device": device,
-            "settings": dict(settings or {}),
-            "versions": versions(),
-            "started": self.manifest.get("started", now),
-            "attempts": [*self.manifest.get("attempts", ()), {"started": now}],
-            "timings": dict(self.manifest.get("timings", {})),
-            "metrics": dict(self.manifest.get("metrics", {})),
-            "artefacts": dict(self.manifest.get("artefacts", {})),
+            **kept,
         }
         self._write_manifest()
 
@@ -244,11 +222,7 @@ class RunFolder:
                 folder.rmdir()
 
     def _end(self, state: str, reason: str | None = None) -> None:
-        attempt = self.manifest["attempts"][-1]
-        attempt |= {"ended": _now(), "seconds": round(time.monotonic() - self._begin, 3), "state": state}
-        if reason:
-            attempt["reason"] = reason
-        self.manifest["state"] = state
+        end_attempt(self.manifest, state, seconds=time.monotonic() - self._begin, reason=reason)
         self._write_manifest()
 
     def _add_timings(self, seconds: Mapping[str, float]) -> None:
@@ -272,15 +246,6 @@ class RunFolder:
 
     def _present(self) -> dict[str, int]:
         return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in self.path.rglob("*") if p.is_file()}
-
-
-def versions() -> dict[str, str]:
-    """Python, platform and the packages that shape a result."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def hold_folder(path: Path) -> int:
@@ -317,24 +282,3 @@ def _open_for_append(path: Path) -> TextIO:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
     return path.open("a", encoding="utf-8")
-
-
-def first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> str:
-    """The first settings that differ, as "seed 0, not 1"."""
-    for key in dict.fromkeys([*theirs, *ours]):
-        a, b = theirs.get(key), ours.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            if inner := first_difference(a, b, f"{prefix}{key}."):
-                return inner
-        elif a != b and key != "formats":
-            return f"{prefix}{key} {_short(a)}, not {_short(b)}"
-    return ""
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -31,12 +31,10 @@ from orchestrator.batch.shard import ShardTask
 from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.stores import Store
 from orchestrator.batch.tables import TableSource
-from orchestrator.run_folder import first_difference, versions
+from orchestrator.manifest import MANIFEST, begun, end_attempt, first_difference
 
 __all__ = ["MANIFEST", "JobFolder", "Mode"]
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
 SHARDS_PER_REMOVAL = 16
 
 Mode = Literal["resume", "overwrite", "retry-failed"]
@@ -108,27 +106,9 @@ class JobFolder:
         Raises:
             InputError: an earlier attempt drew with other weights.
         """
-        before = self.manifest.get("prior", {}).get("weights_hash", info.weights_hash)
-        if before != info.weights_hash:
-            raise InputError(
-                f"{self._store.location} was begun with other weights of the prior ({before[:12]}, now "
-                f"{info.weights_hash[:12]}); choose another --out, give --prior with the first one, or --overwrite."
-            )
-        now = _now()
-        self.manifest = {
-            "manifest_version": MANIFEST_VERSION,
-            "kind": self.spec.kind,
-            "state": "running",
-            "spec": self.spec.to_json(),
-            "fingerprint": self.spec.fingerprint(),
-            "prior": {"name": info.name, "source": self.spec.prior, "weights_hash": info.weights_hash},
-            "device": device,
-            "settings": dict(settings),
-            "versions": versions(),
-            "started": self.manifest.get("started", now),
-            "attempts": [*self.manifest.get("attempts", ()), {"started": now}],
-            "report": self.report,
-        }
+        where, or_else = self._store.location, ", or --overwrite"
+        manifest = begun(self.manifest, self.spec, info, device=device, settings=settings, where=where, or_else=or_else)
+        self.manifest = {**manifest, "report": self.report}
         self._write_manifest()
 
     def tasks(self, source: TableSource) -> Iterator[ShardTask | int]:
@@ -243,12 +223,8 @@ class JobFolder:
         self._store.remove([GRID, PAGE, FAILURES, MANIFEST])
 
     def _end(self, state: str, report: Mapping[str, Any], reason: str | None = None) -> None:
-        attempt = self.manifest["attempts"][-1]
-        attempt |= {"ended": _now(), "seconds": round(self.seconds, 3), "state": state}
-        attempt |= {name: report[name] for name in ("num_drawn_by_last_attempt", "cpu_seconds") if name in report}
-        if reason:
-            attempt["reason"] = reason
-        self.manifest["state"] = state
+        figures = {name: report[name] for name in ("num_drawn_by_last_attempt", "cpu_seconds") if name in report}
+        end_attempt(self.manifest, state, seconds=self.seconds, reason=reason, **figures)
         self._write_manifest()
 
     def _write_manifest(self) -> None:
@@ -270,7 +246,3 @@ class JobFolder:
 
 def _spec_of(manifest: Mapping[str, Any]) -> BatchImagesSpec:
     return from_plain(BatchImagesSpec, {name: value for name, value in manifest["spec"].items() if name != "kind"})
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

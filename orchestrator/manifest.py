@@ -1,0 +1,99 @@
+"""manifest.json, which a job writes before its first result: one form for run folders and for tables of prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.errors import InputError
+from jobs.prior_client import PriorInfo
+
+__all__ = ["MANIFEST", "begun", "end_attempt", "first_difference", "versions"]
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+PACKAGES = ("dreamkiln", "torch", "numpy", "ray", "nerfacc", "scikit-image", "trimesh")
+
+
+def begun(
+    before: Mapping[str, Any],
+    spec: Any,
+    info: PriorInfo,
+    *,
+    device: str,
+    settings: Mapping[str, Any],
+    where: str,
+    or_else: str = "",
+) -> dict[str, Any]:
+    """The manifest of a job at work, with one more attempt; the caller adds what its kind of job keeps.
+
+    Args:
+        before: the manifest that an earlier attempt left, or an empty one.
+        spec: one of `jobs.kinds`. info: the prior that draws.
+        where: the folder, for messages. or_else: what else helps against other weights, such as ", or --overwrite".
+
+    Raises:
+        InputError: an earlier attempt used other weights, so that its files and the new ones do not belong together.
+    """
+    theirs = before.get("prior", {}).get("weights_hash", info.weights_hash)
+    if theirs != info.weights_hash:
+        raise InputError(
+            f"{where} was begun with other weights of the prior ({theirs[:12]}, now {info.weights_hash[:12]}); "
+            f"choose another --out, or give --prior with the first one{or_else}."
+        )
+    now = _now()
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "kind": spec.kind,
+        "state": "running",
+        "spec": spec.to_json(),
+        "fingerprint": spec.fingerprint(),
+        "prior": {"name": info.name, "source": spec.prior, "weights_hash": info.weights_hash},
+        "device": device,
+        "settings": dict(settings),
+        "versions": versions(),
+        "started": before.get("started", now),
+        "attempts": [*before.get("attempts", ()), {"started": now}],
+    }
+
+
+def end_attempt(manifest: dict[str, Any], state: str, *, seconds: float, reason: str | None = None, **figures: Any) -> None:
+    """Note in place how the last attempt ended, and with it the job."""
+    ended = {"ended": _now(), "seconds": round(seconds, 3), "state": state, **figures}
+    manifest["attempts"][-1] |= ended | ({"reason": reason} if reason else {})
+    manifest["state"] = state
+
+
+def versions() -> dict[str, str]:
+    """Python, platform and the packages that shape a result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> str:
+    """The first settings that differ, as "seed 0, not 1"."""
+    for key in dict.fromkeys([*theirs, *ours]):
+        a, b = theirs.get(key), ours.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if inner := first_difference(a, b, f"{prefix}{key}."):
+                return inner
+        elif a != b and key != "formats":
+            return f"{prefix}{key} {_short(a)}, not {_short(b)}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
