@@ -40,6 +40,7 @@ from diffusion.requests import DecodeRequest, Guidance, run
 from diffusion.samplers import SAMPLERS
 from diffusion.seeding import normal, normal_rows, stream
 from diffusion.text.clip import TextConfig
+from diffusion.torchvision_shim import ensure_torchvision_imports
 from orchestrator.runtimes.threads import use_threads
 from tests.diffusion.checkpoints.published import PUBLISHED
 
@@ -229,6 +230,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # transformers and diffusers import torchvision as they load.
+    ensure_torchvision_imports()
     device, machine = torch.device(options.device), describe_machine()
     use_threads(1)
     print(f"{one_line(machine)}\n\n{'':<52}{'ours':>10}{'theirs':>10}   ratio (quartiles)     largest difference")
