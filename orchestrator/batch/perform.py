@@ -22,6 +22,7 @@ from orchestrator.batch.settings import FAILURES
 from orchestrator.batch.shard import ShardJob, ShardTask
 from orchestrator.batch.stores import Store, open_store
 from orchestrator.batch.tables import TableSource
+from orchestrator.batch.urls import absolute
 from orchestrator.batch.workers import run_here, run_in_actors
 from orchestrator.perform import make_runtime
 from orchestrator.progress_display import Display, SilentDisplay
@@ -94,7 +95,7 @@ def perform_batch(
         try:
             with contextlib.ExitStack() as stack:
                 if shared_prior is None:
-                    device = resolve_device(runtime.device)
+                    device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
                     made = make_runtime(spec, runtime, device, load_prior)  # type: ignore[arg-type]
                     running = stack.enter_context(made)
                     return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)
@@ -141,7 +142,7 @@ class _Attempt:
         self.folder.begin(info, device=info.device, settings=settings)
         self.num_gpus = int(info.device.startswith("cuda"))
         self.display.event(Progress(stage="start", step=1, total=1))
-        job = ShardJob(self.spec, self.source, self.store.location, info)
+        job = ShardJob(self.spec, self.source, absolute(self.store.location), info)  # workers have other working folders
         tasks = self._until_stopped(self._with_warning(self.folder.tasks(self.source), prior))
         num_workers = min(num_workers, self.spec.num_shards)
         if num_workers == 1 and (self.runtime.kind == "inline" or self.is_prior_shared):
