@@ -66,9 +66,9 @@ def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask |
     """
     import ray
 
-    # The actors wait for the prior most of the time; asking for whole cores they could not all be placed beside it.
-    # A dead one is replaced here, not by Ray: while Ray restarts an actor, every call to it fails.
-    kind = ray.remote(ShardActor).options(num_cpus=0.01)
+    # The actors wait for the prior most of the time, and must find a place on a cluster whose cores are all taken by priors and
+    # jobs, their own among them. A dead one is replaced here, not by Ray: while Ray restarts an actor, every call to it fails.
+    kind = ray.remote(ShardActor).options(num_cpus=0)
 
     def make() -> Any:
         return kind.remote(job, prior)
