@@ -259,7 +259,6 @@ MUTATIONS: list[Mutation] = [
         ("math.sqrt(2 * dim)", "math.sqrt(dim)"),
         ("_normal_cdf(apart - 3 * gamma)", "_normal_cdf(apart - 2 * gamma)"),
         ("_overlap(gamma, dim) > 0.5", "_overlap(gamma, dim) > 0.25"),
-        ("x / math.sqrt(2)", "x"),
         ("100 ** (1 / 9)", "100 ** (1 / 10)"),
     ),
     *_rows(
