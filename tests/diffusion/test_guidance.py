@@ -93,6 +93,7 @@ def test_rows_outside_the_interval_are_conditional_and_cost_no_second_forward() 
     x_t, t = normal((4, 3, 4, 4), stream(1)), torch.tensor([50, 300, 600, 900])
     guidance = Guidance(scale=5.0, rescale=0.5, interval=(200, 700))
     assert row_scales(guidance, t).tolist() == [1, 5, 5, 1]
+    assert row_scales(guidance, torch.tensor([199, 200, 700, 701])).tolist() == [1, 5, 5, 1]
     answer = guided_prediction(network, DenoiseRequest(x_t, t, condition(4), guidance), SCHEDULE)
     plain = guided_prediction(network, DenoiseRequest(x_t, t, Condition(torch.ones(4, 1, 1)), Guidance(1.0)), SCHEDULE)
     assert sizes == [6, 4]
