@@ -184,8 +184,8 @@ def _check_override(override: str, reference: Mapping[str, Any]) -> None:
 def _check_choice(group: str, value: str, reference: Mapping[str, Any]) -> None:
     groups = choices()
     if group not in groups and isinstance(reference.get(group), Mapping):
-        known = ", ".join(f"{group}.{name}" for name in reference[group])
-        raise InputError(f"{group} has no variants to choose from, so {group}={value} sets nothing; it has: {known}.")
+        settings = ", ".join(f"{group}.{name}" for name in reference[group])
+        raise InputError(f"{group} has no variants to choose from, so {group}={value} sets nothing; it has: {settings}.")
     if group not in groups:
         known = sorted({*groups, *_leaves(reference)})
         raise InputError(f"There is no setting {group!r}{codec.near_matches(group, known)}; groups: {', '.join(groups)}.")
