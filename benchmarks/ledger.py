@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,18 +27,19 @@ NUM_OTHERS = 10_000
 USERS = ("ada", "bob", "cem", "dora", "eva")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Fill a ledger, then ask it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--num-rows", type=int, default=NUM_ROWS)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        url = arguments.url or f"sqlite:///{folder}/ledger.db"
-        report = measure(url, num_rows=arguments.num_rows)
+        url = options.url or f"sqlite:///{folder}/ledger.db"
+        report = measure(url, num_rows=options.num_rows)
         if url.startswith("sqlite"):
             report["megabytes"] = round(sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6, 2)
     print(json.dumps({"machine": describe_machine(), **report}, indent=2))
+    return 0
 
 
 def measure(url: str, *, num_rows: int, num_others: int = NUM_OTHERS, shard_size: int = SHARD_SIZE) -> dict[str, Any]:
@@ -100,4 +102,4 @@ def _milliseconds(call: Callable[[], object], *, num: int = 50) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -533,11 +533,11 @@ def _preload() -> None:
         del sys.modules[name]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the table, or a part of it; writes benchmarks/results/mutations.json when all of it ran."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows of files with this in their path")
-    only = parser.parse_args().only
+    only = parser.parse_args(arguments).only
     report = run([mutation for mutation in MUTATIONS if only in mutation.file])
     survived = sum(not row["caught"] for row in report)
     print(f"{len(report) - survived} of {len(report)} mutations were caught")

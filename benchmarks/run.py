@@ -18,6 +18,10 @@ QUICK: dict[str, tuple[str, ...]] = {
     "service_latency": ("--rounds", "30", "--out", "runs/benchmarks/service_latency.json"),
     "queue": ("--jobs", "100", "--wishes", "2", "--out", "runs/benchmarks/queue.json"),
     "faults": ("--moments", "1", "--faults", "job", "--out", "runs/benchmarks/faults.json"),
+    "ledger": ("--num-rows", "100000"),
+    "versus_diffusers": ("--only", "toybox", "--repeats", "3", "--out", "runs/benchmarks/versus_diffusers.json"),
+    "cross_attention": ("--repeats", "4"),
+    "mutations": ("--only", "analog_bits"),
     "gallery": ("--preset", "draft", "--first", "2", "--docs", "runs/benchmarks/gallery"),
 }
 """Short name -> the arguments of its short version; none of them touches docs/."""
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.names or QUICK:
         module = importlib.import_module(f"benchmarks.{name}")
         if options.list:
-            print(f"{name:<14} {(module.__doc__ or '').splitlines()[0]}")
+            print(f"{name:<16} {(module.__doc__ or '').splitlines()[0]}")
             continue
         print(f"== python -m benchmarks.{name} {' '.join(QUICK[name])}", flush=True)
         worst = max(worst, module.main(list(QUICK[name])))
