@@ -22,6 +22,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DREAMKILN_STATE"] = os.path.join(tempfile.gettempdir(), f"dreamkiln-tests-{os.getpid()}")
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """Networks that a test builds start with the same weights, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a CUDA device where there is none."""
     if torch.cuda.is_available():
