@@ -22,7 +22,7 @@ from diffusion.samplers import ddpm
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal_rows, step_noise, stream
 from diffusion.training.importance import HISTORY, LossSecondMoment
-from diffusion.variational_bound import normal_nll, pixel_nll, variational_bound
+from diffusion.variational_bound import normal_nll, pixel_nll, posterior, prior_term, variational_bound
 from tests.diffusion.exact_gaussian import ExactNoise, best_shares, quadrature
 from tests.oracles import condition
 
@@ -277,6 +277,29 @@ def exact_bound(schedule: NoiseSchedule, timesteps: Tensor) -> float:
     return 0.5 * math.log(2 * math.pi * math.e * VARIANCE) + gap
 
 
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_the_posterior_is_bayes_rule(step: int) -> None:
+    """Precisions add up: of x' given x0, N(a' x0, s'^2), and of x_t given x', N(r x', beta)."""
+    timesteps = torch.tensor([900, 400, 150, 20])
+    here, there = LINEAR.abar(timesteps[step]), LINEAR.abar(timesteps[step + 1])
+    ratio = (here / there).sqrt()
+    beta = 1 - ratio**2
+    precision = 1 / (1 - there) + ratio**2 / beta
+    x0, x_t = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[-1.1]], dtype=torch.float64)
+    q = posterior(LINEAR, timesteps, torch.tensor([step]))
+    expected = (there.sqrt() * x0 / (1 - there) + ratio * x_t / beta) / precision
+    torch.testing.assert_close(q.mean(x0, x_t), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(q.small, (1 / precision).reshape(1), rtol=1e-12, atol=0)
+
+
+def test_the_prior_term_of_a_chain_that_begins_in_the_middle() -> None:
+    """KL(N(a x0, s^2) || N(0, 1)) = (s^2 + a^2 x0^2 - 1 - log s^2) / 2."""
+    x0 = torch.tensor([[0.3], [-1.0]], dtype=torch.float64)
+    abar = LINEAR.abar(torch.tensor(300))
+    expected = 0.5 * ((1 - abar) + abar * x0.square() - 1 - (1 - abar).log()).squeeze(1) / math.log(2)
+    torch.testing.assert_close(prior_term(LINEAR, torch.tensor([300, 100]), x0), expected, rtol=1e-9, atol=0)
+
+
 def test_the_bounds_of_the_fixed_variances_are_the_recorded_ones() -> None:
     """.72579135 nats, .456 more with the small variance and 1.1e-3 more with the large one.
 
@@ -351,12 +374,13 @@ def test_the_masses_of_all_pixel_values_add_up_to_one(mean: float, deviation: fl
     assert float((-nll).exp().sum()) == pytest.approx(1.0, abs=3e-10)
 
 
-def test_a_pixel_mass_is_the_density_times_its_width() -> None:
+@pytest.mark.parametrize("deviation", [0.8, 1.0, 1.3])
+def test_a_pixel_mass_is_the_density_times_its_width(deviation: float) -> None:
     x = torch.tensor([-0.5, 0.0, 0.5], dtype=torch.float64).mul(127.5).round() / 127.5
-    mean, log_variance = torch.zeros_like(x), torch.zeros_like(x)
+    mean, log_variance = torch.zeros_like(x), torch.full_like(x, 2 * math.log(deviation))
     # The middle rule is off by width^2 / 24 of the second derivative.
     torch.testing.assert_close(
-        pixel_nll(x, mean, log_variance), normal_nll(x, mean, log_variance) - math.log(2 / 255), rtol=0, atol=3e-6
+        pixel_nll(x, mean, log_variance), normal_nll(x, mean, log_variance) - math.log(2 / 255), rtol=0, atol=5e-6
     )
 
 
@@ -380,6 +404,13 @@ def test_importance_is_uniform_until_all_timesteps_were_seen_and_then_by_the_sec
     assert float(((counts - p).abs() / (p * (1 - p) / 20_000).sqrt()).max()) < 4
     # Unbiased: sum_t p_t L_t / (T p_t) is the mean loss.
     assert float((weights * size.double()[drawn]).mean()) == pytest.approx(2.5, rel=0.02)
+    # All of the last ten count: a timestep whose losses were 0 but for one 10 is as likely as one of sqrt(10) each time.
+    one = torch.zeros(HISTORY)
+    one[3] = 10.0
+    sampler.record(torch.zeros(HISTORY, dtype=torch.long), one)
+    sampler.record(torch.ones(HISTORY, dtype=torch.long), torch.full((HISTORY,), 10**0.5))
+    p = sampler.probabilities()
+    assert float(p[0]) == pytest.approx(float(p[1]), rel=1e-6)
     copy = LossSecondMoment(4)
     copy.load_state_dict(sampler.state_dict())
     assert torch.equal(copy.probabilities(), p)
@@ -393,7 +424,8 @@ def test_the_importance_sampler_learns_from_the_loss() -> None:
     assert float(p.std()) > 0 and float(p.sum()) == pytest.approx(1)
     generator = stream(99)
     t, weights = model.importance.draw(64, stream(99))
-    value, _ = model.loss(Batch(torch.full((64, 1), MEAN, dtype=torch.float64)), generator)
+    value, figures = model.loss(Batch(torch.full((64, 1), MEAN, dtype=torch.float64)), generator)
+    assert value.item() == pytest.approx(figures["bits_per_dim"], rel=1e-12)
     assert (torch.tensor(model.network.seen[-1]) / 50).round().long().tolist() == t.tolist()
     assert math.isfinite(value.item()) and float((1 / weights - 20 * p[t]).abs().max()) < 1e-12
 
