@@ -16,12 +16,19 @@ from jobs.errors import InputError
 
 __all__ = ["lay_witness", "lift_witness", "require_witness"]
 
+_PREFIX = ".seen-"
+
 
 def lay_witness(folder: str) -> str:
-    """Put a hidden file there, to be found by a worker; "" where it cannot be, which the worker will find out too."""
-    witness = Path(folder) / f".seen-{secrets.token_hex(8)}"
+    """Put a hidden file there, to be found by a worker; "" where it cannot be, which the worker will find out too.
+
+    A folder has one job and a job one worker, so what an orchestrator that was killed has left there goes.
+    """
+    witness = Path(folder) / f"{_PREFIX}{secrets.token_hex(8)}"
     try:
         witness.parent.mkdir(parents=True, exist_ok=True)
+        for left in witness.parent.glob(f"{_PREFIX}*"):
+            lift_witness(str(left))
         witness.touch()
     except OSError:
         return ""

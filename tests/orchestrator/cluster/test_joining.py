@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,14 @@ def test_a_worker_that_sees_another_folder_makes_no_file(tmp_path):
         and "every node of the cluster mounts" in report.reason
     )
     assert list(out.iterdir()) == []
+
+
+def test_a_witness_left_by_a_killed_orchestrator_goes_with_the_next(tmp_path):
+    left = Path(lay_witness(str(tmp_path)))
+    (tmp_path / "mesh.glb").touch()
+    assert left.exists()
+    lift_witness(lay_witness(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["mesh.glb"]
 
 
 def test_a_folder_that_cannot_be_written_is_left_for_the_worker_to_name(tmp_path):
