@@ -3,9 +3,10 @@
 A file of this folder is one model of one paper. Training, files and the command line know this class alone.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -156,16 +157,25 @@ class Model(nn.Module, ABC):
         self.take_weights(trained, trained.state_dict())
 
     def take_weights(self, trained: "Model", weights: Mapping[str, Tensor]) -> None:
-        """Loads weights that come from `trained`. Raises DiffusionError where they do not fit."""
+        """Loads weights that come from `trained`.
+
+        Raises:
+            DiffusionError: they do not fit; it names the settings in which the two networks differ.
+        """
         ours, theirs = ({name: tuple(value.shape) for name, value in w.items()} for w in (self.state_dict(), weights))
-        for name in {**ours, **theirs}:
-            if ours.get(name) != theirs.get(name):
-                raise DiffusionError.explained(
-                    f"the weights of the {trained.name} do not fit: its {name} is {theirs.get(name, 'missing')}",
-                    expected=f"{ours.get(name, 'none')}, as in this {self.name}",
-                    fix="give both the same network.… settings",
-                )
-        self.load_state_dict(weights)
+        misfits = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        if not misfits:
+            self.load_state_dict(weights)
+            return
+        networks = (getattr(model.config, "network", None) for model in (trained, self))
+        found, expected = _differing_settings(*networks)
+        if not found:
+            found, expected = f"{misfits[0]} is {theirs.get(misfits[0], 'missing')}", f"{ours.get(misfits[0], 'none')}"
+        raise DiffusionError.explained(
+            f"the weights of the {trained.name} do not fit: its {found}",
+            expected=f"{expected}, as in this {self.name}",
+            fix="give both the same network.… settings",
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,6 +191,16 @@ class Model(nn.Module, ABC):
 def described(value: Any) -> str:
     """What was given for an option that should be a model: a text as it is, else its type."""
     return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _differing_settings(theirs: Any, ours: Any) -> tuple[str, str]:
+    """The settings "network.NAME=VALUE" in which the weights of two networks of one kind differ, of each; else nothing."""
+    if theirs is None or type(theirs) is not type(ours):
+        return "", ""
+    names = [field.name for field in fields(theirs) if field.name != "sample_size"]
+    differing = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
+    written = [", ".join(f"network.{name}={json.dumps(getattr(one, name))}" for name in differing) for one in (theirs, ours)]
+    return written[0], written[1]
 
 
 def _one_of(names: Mapping[str, Any], none: str) -> str:

@@ -31,7 +31,9 @@ class GlideInpainting(TextToPixels):
         weights = trained.state_dict()
         if isinstance(trained, Glide):
             entrance = weights["network.conv_in.weight"]
-            told = entrance.new_zeros(len(entrance), self.num_extra_channels, *entrance.shape[2:])
+            # Each extra channel enters as one for every pixel of a patch, behind those of the picture.
+            num_told = self.num_extra_channels * self.config.network.patch_size**2
+            told = entrance.new_zeros(len(entrance), num_told, *entrance.shape[2:])
             weights["network.conv_in.weight"] = torch.cat([entrance, told], dim=1)
         self.take_weights(trained, weights)
 

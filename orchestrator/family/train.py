@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from diffusion.errors import DiffusionError
 from diffusion.models import MODELS, model_class
 from diffusion.models.base import Model, SampleRequest
 from diffusion.networks.pixel_unet import PixelUNetConfig
@@ -165,8 +166,7 @@ def train_family(settings: Mapping[str, str], out: Path, *, device: str, display
         torch.manual_seed(loop.seed)
         model = plan.build(data).to(device)
         if plan.start_from is not None:
-            with diffusion_errors_are_input():
-                model.start_from(load_model(Path(plan.start_from), device=device)[0])
+            _start(model, Path(plan.start_from), device)
         with clear_output_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         _claim(out, Card.of(model, data.describe()))
@@ -185,6 +185,15 @@ def train_family(settings: Mapping[str, str], out: Path, *, device: str, display
         display.message(f"drawing {out / SAMPLES}")
         _draw_samples(model, data, out, display)
     return out
+
+
+def _start(model: Model, folder: Path, device: str) -> None:
+    """Gives a model the weights of a trained one."""
+    trained, _ = load_model(folder, device=device)
+    try:
+        model.start_from(trained)
+    except DiffusionError as error:
+        raise InputError(f"start_from={folder} cannot be used: {error}.") from error
 
 
 def _claim(out: Path, card: Card) -> None:
@@ -290,8 +299,6 @@ def _cut_log(path: Path, step: int) -> None:
 
 def _draw_samples(model: Model, data: Data, out: Path, display: Display) -> None:
     """samples.png, drawn with the averaged weights in the folder; a model that draws nothing by itself has none."""
-    from diffusion.errors import DiffusionError
-
     trained, _ = load_model(out, device=str(model.device))
     seeds = tuple(range(NUM_SAMPLES if len(data.shape) == 3 else 1000))
     first = data.batch(torch.arange(len(seeds)) % len(data))

@@ -1,5 +1,6 @@
 """GLIDE against laws whose conditional denoiser is known: guidance, inpainting, upsampling, the cascade, CLIP."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -86,7 +87,7 @@ COVARIANCE = 0.03 * (0.3 * torch.eye(4) + 0.7).double() + torch.diag(torch.tenso
 def test_the_tower_reads_as_the_prior_does_and_each_caption_alone() -> None:
     captions = [*PROMPTS, "", PROMPTS[0]]
     states = FrozenTower()(captions)
-    torch.testing.assert_close(states.tokens, Prior.load().encode_text(captions), rtol=0, atol=1e-5)
+    torch.testing.assert_close(states.tokens, Prior.load().encode_text(captions)[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(FrozenTower()([PROMPTS[1]]).pooled[0], states.pooled[1], rtol=0, atol=1e-5)
     ends = [(states.tokens[row] - states.pooled[row]).abs().sum(dim=-1).argmin().item() for row in range(5)]
     # Start, words, end.
@@ -247,15 +248,29 @@ def test_the_inpainting_model_is_told_the_known_pixels_and_no_others() -> None:
     assert not heard[2].any()
 
 
-def test_the_inpainting_model_begins_where_the_base_model_ended() -> None:
-    base = glide()
-    told = inpainting()
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_the_inpainting_model_begins_where_the_base_model_ended(patch_size: int) -> None:
+    network = replace(SMALL, patch_size=patch_size)
+    base, told = glide(network), inpainting(network)
     told.start_from(base)
     x_t, t, tokens = normal((2, 3, 8, 8), stream(3)), torch.tensor([100, 900]), base.text(PROMPTS[:2]).tokens
     extra = normal((2, 4, 8, 8), stream(4))
     torch.testing.assert_close(told.output(x_t, t, tokens, extra), base.output(x_t, t, tokens, x_t[:, :0]), rtol=0, atol=1e-6)
-    with pytest.raises(DiffusionError, match=r"weights of the glide do not fit: its network.* as in this glide_inp"):
-        inpainting(replace(SMALL, block_out_channels=(32, 16))).start_from(base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "happened", "expected"),
+    [
+        ({"patch_size": 2}, "its network.patch_size=2", "network.patch_size=1"),
+        ({"block_out_channels": (32, 16)}, "its network.block_out_channels=[32, 16]", "network.block_out_channels=[16, 16]"),
+    ],
+)
+def test_a_beginning_of_another_network_is_refused_by_its_settings(
+    settings: dict[str, Any], happened: str, expected: str
+) -> None:
+    sentence = f"the weights of the glide do not fit: {happened}; expected {expected}, as in this glide_inpainting"
+    with pytest.raises(DiffusionError, match=re.escape(sentence)):
+        inpainting().start_from(glide(replace(SMALL, **settings)))
 
 
 def test_random_masks_are_rectangles_erased_or_kept() -> None:

@@ -115,11 +115,20 @@ def test_wrong_options_are_one_sentence(
     assert sentence in capsys.readouterr().err
 
 
-def test_start_from_refuses_a_model_of_other_sizes(family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", "objective=glide", f"start_from={family / 'glide_upsampler'}", f"data.folder={family / 'shards'}"]
-    settings = [f"{key}={value}" for key, value in (LOOP | SMALL).items()]
-    assert main([*command, *settings, "--out", str(tmp_path / "model")]) == 2
-    assert (
-        "weights of the glide_upsampler do not fit: its network.conv_in.weight is (8, 7, 3, 3); expected (8, 3, 3, 3)"
-        in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("glide_upsampler", (), "its network.conv_in.weight is (8, 7, 3, 3); expected (8, 3, 3, 3), as in this glide"),
+        ("glide", ("network.patch_size=2",), "its network.patch_size=1; expected network.patch_size=2, as in this glide"),
+    ],
+)
+def test_start_from_refuses_a_model_of_other_sizes(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, settings: tuple[str, ...], sentence: str
+) -> None:
+    folder = family / name
+    command = ["train", "objective=glide", f"start_from={folder}", f"data.folder={family / 'shards'}", *settings]
+    command += [f"{key}={value}" for key, value in (LOOP | SMALL).items()]
+    assert main([*command, "--out", str(tmp_path / "model")]) == 2
+    assert f"start_from={folder} cannot be used: the weights of the {name} do not fit: {sentence}" in " ".join(
+        capsys.readouterr().err.split()
     )
