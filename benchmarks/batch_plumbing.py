@@ -50,6 +50,10 @@ class NullModel:
         """Never asked."""
         raise AssertionError
 
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool:
+        """Never asked."""
+        raise AssertionError
+
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> Any:
         """Never asked."""
         raise AssertionError

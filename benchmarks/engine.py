@@ -38,7 +38,7 @@ def cores(prior: Prior, *, repeats: int, sizes: Sequence[int] = (2, 8, 32)) -> d
     rates: dict[int, dict[str, float]] = {}
     for size in sizes:
         x_t = torch.zeros((size, *prior.latent_shape))
-        t, tokens = torch.full((size,), 500), prior.encode_text([""] * size)
+        t, tokens = torch.full((size,), 500), prior.condition([""] * size).tokens
         seconds: dict[str, list[float]] = {"torch's threads": [], "lanes": []}
         for repeat in range(repeats + 1):
             for name, network in (("torch's threads", prior.predict_together), ("lanes", prior.predict)):

@@ -127,7 +127,8 @@ def network_inputs(request: DenoiseRequest) -> NetworkInputs:
             expected="the encoded negative (or empty) prompts",
             fix="give Condition(tokens, negative), or use scale 1",
         )
-    tokens = torch.cat([condition.negative[guided], condition.tokens])
+    negative = condition.negative if len(guided) == len(t) else condition.negative[guided]
+    tokens = torch.cat([negative, condition.tokens])
     return NetworkInputs(torch.cat([x_t[guided], x_t]), torch.cat([t[guided], t]), tokens, guided)
 
 

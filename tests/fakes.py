@@ -82,6 +82,9 @@ class FakePrior:
         # It has no unconditional side, so guidance changes nothing.
         return requests.Condition(tokens, tokens)
 
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool:
+        return True
+
     def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         return self._denoise(x_t, t, requests.Condition(tokens)).as_kind(self.schedule.prediction_type)
 

@@ -30,6 +30,7 @@ class Model(Protocol):
     schedule: NoiseSchedule
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition: ...
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool: ...
     def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
     def answer(self, request: Any) -> Any: ...
 
@@ -44,7 +45,7 @@ class EngineConfig:
             job that is alone is computed in the same batches, and to the same bits, each time.
         strict_rows: rows of every forward with strict rows in it. Strict results hold for one value of it.
         autoencoder_rows: pictures of one encode, decode or encode-with-gradient call.
-        text_prompts: new prompts encoded in a step. text_cache: encoded prompts that are kept, each with its negative.
+        text_prompts: new prompts encoded in a step.
         max_jobs: jobs whose trajectories are under way at once. admitted_row_caps: how many row caps' worth of samples they
             have under way. Both bound the memory, and let what came first finish first.
     """
@@ -54,7 +55,6 @@ class EngineConfig:
     strict_rows: int = 16
     autoencoder_rows: int = 8
     text_prompts: int = 8
-    text_cache: int = 256
     max_jobs: int = 32
     admitted_row_caps: int = 4
 
@@ -99,7 +99,7 @@ class Engine:
         self._model = model
         self._clock = clock
         self._fair = FairShare()
-        self._text = TextStage(model, per_step=self.config.text_prompts, kept=self.config.text_cache)
+        self._text = TextStage(model, per_step=self.config.text_prompts)
         self._autoencoder = AutoencoderStage(model, rows=self.config.autoencoder_rows)
         self._row_cap, self._max_rows = self.config.row_cap, self.config.max_rows
         self._numbers = 0

@@ -1,29 +1,26 @@
-"""Encoding prompts: each pair once, alone, so that neighbours never matter; the latest used ones are kept."""
+"""Encoding prompts, a few new ones a step, so that a request with many of them does not hold up the others."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
 from diffusion.engine.ticket import Ticket
 from diffusion.requests import Condition
+from diffusion.text.row_cache import side_by_side
 
 
 class EncodesText(Protocol):
-    """See `diffusion.prior.Prior.condition`."""
+    """See `diffusion.prior.Prior`, which keeps what it has encoded."""
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition: ...
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool: ...
 
 
 class TextStage:
-    """At most `per_step` new pairs (prompt, negative prompt) a step; `kept` of them stay, the least recently used goes."""
+    """At most `per_step` new pairs (prompt, negative prompt) a step."""
 
-    def __init__(self, model: EncodesText, *, per_step: int, kept: int) -> None:
+    def __init__(self, model: EncodesText, *, per_step: int) -> None:
         self._model = model
         self._per_step = self._left = per_step
-        self._kept = kept
-        self._cache: OrderedDict[tuple[str, str], Condition] = OrderedDict()
 
     def new_step(self) -> None:
         """Prompts may be encoded again."""
@@ -35,16 +32,12 @@ class TextStage:
         for pair in dict.fromkeys(pairs):
             if pair in ticket.texts:
                 continue
-            if pair in self._cache:
-                self._cache.move_to_end(pair)
-            elif self._left > 0:
+            if not self._model.has_condition(*pair):
+                if self._left == 0:
+                    return None
                 self._left -= 1
-                self._cache[pair] = self._model.condition([pair[0]], [pair[1]])
-            else:
-                return None
-            ticket.texts[pair] = self._cache[pair]
-            if len(self._cache) > self._kept:
-                self._cache.popitem(last=False)
+            ticket.texts[pair] = self._model.condition([pair[0]], [pair[1]])
         rows = [ticket.texts[pair] for pair in pairs]
-        negatives = [row.negative for row in rows if row.negative is not None]
-        return Condition(torch.cat([row.tokens for row in rows]), torch.cat(negatives) if negatives else None)
+        ticket.texts = {}
+        negatives = [row.negative[0] for row in rows if row.negative is not None]
+        return Condition(side_by_side([row.tokens[0] for row in rows]), side_by_side(negatives) if negatives else None)

@@ -1,8 +1,13 @@
 """Attention and the spatial transformer block of latent diffusion (Rombach et al. 2022, arXiv:2112.10752, section 3.3)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+KeyValue = tuple[Tensor, Tensor]
+"""What a layer attends to, (B, S, D) each, its heads side by side."""
 
 # softmax(QK^T)V written out beats the fused kernel on CPU while the score matrix is small.
 WRITTEN_OUT_TOKENS = 256
@@ -17,7 +22,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention; `context` of width `context_dim` gives keys and values (the tokens themselves if None)."""
+    """Multi-head attention over the tokens themselves, or over a context of width `context_dim`."""
 
     def __init__(self, dim: int, num_heads: int, context_dim: int | None = None) -> None:
         super().__init__()
@@ -33,10 +38,14 @@ class Attention(nn.Module):
         """(B, L, N*d) -> (B, N, L, d)."""
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, tokens_BLD: Tensor, context_BSD: Tensor | None = None) -> Tensor:
-        """(B, L, D) and optionally (B, S, context_dim) -> (B, L, D)."""
-        context = tokens_BLD if context_BSD is None else context_BSD
-        out = attention(self.split(self.to_q(tokens_BLD)), self.split(self.to_k(context)), self.split(self.to_v(context)))
+    def key_value(self, context_BSC: Tensor) -> KeyValue:
+        """(B, S, context_dim) -> keys and values (B, S, D); of a text they are the same at every step of a sampler."""
+        return self.to_k(context_BSC), self.to_v(context_BSC)
+
+    def forward(self, tokens_BLD: Tensor, key_value: KeyValue | None = None) -> Tensor:
+        """(B, L, D) and, unless the tokens attend to themselves, keys and values (B, S, D) -> (B, L, D)."""
+        key, value = self.key_value(tokens_BLD) if key_value is None else key_value
+        out = attention(self.split(self.to_q(tokens_BLD)), self.split(key), self.split(value))
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
 
@@ -75,10 +84,10 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(dim, num_heads, context_dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, tokens_BLD: Tensor, context_BSD: Tensor) -> Tensor:
-        """(B, L, D), (B, S, context_dim) -> (B, L, D)."""
+    def forward(self, tokens_BLD: Tensor, text: KeyValue) -> Tensor:
+        """(B, L, D), `attn2`'s keys and values (B, S, D) -> (B, L, D)."""
         tokens = tokens_BLD + self.attn1(self.norm1(tokens_BLD))
-        tokens = tokens + self.attn2(self.norm2(tokens), context_BSD)
+        tokens = tokens + self.attn2(self.norm2(tokens), text)
         return tokens + self.ff(self.norm3(tokens))
 
 
@@ -98,8 +107,8 @@ class SpatialTransformer(nn.Module):
         self.proj_in, self.proj_out = project(), project()
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, num_heads, context_dim) for _ in range(depth))
 
-    def forward(self, x_BCHW: Tensor, context_BSD: Tensor) -> Tensor:
-        """(B, C, H, W), (B, S, context_dim) -> (B, C, H, W)."""
+    def forward(self, x_BCHW: Tensor, text: Iterator[KeyValue]) -> Tensor:
+        """(B, C, H, W), of which each block takes the next keys and values (B, S, C) -> (B, C, H, W)."""
         height, width = x_BCHW.shape[-2:]
         h = self.norm(x_BCHW)
         if self.use_linear_projection:
@@ -107,7 +116,7 @@ class SpatialTransformer(nn.Module):
         else:
             h = self.proj_in(h).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
-            h = block(h, context_BSD)
+            h = block(h, next(text))
         if self.use_linear_projection:
             h = self.proj_out(h).transpose(1, 2).unflatten(-1, (height, width))
         else:

@@ -66,6 +66,6 @@ class NoisyEncoder(nn.Module):
         temb = F.silu(self.time_embedding(sinusoids.to(x_BCHW.dtype)))
         x = self.conv_in(x_BCHW)
         for block in self.down:
-            x = block(x, temb, None) if isinstance(block, Layer) else block(x)
+            x = block(x, temb) if isinstance(block, Layer) else block(x)
         tokens_BLD = F.silu(self.norm_out(x)).flatten(2).transpose(1, 2)
         return self.proj(self.pool(tokens_BLD))

@@ -6,13 +6,15 @@ timestep as in GLIDE (2112.10741 section 3.1).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.networks.attention import Attention, SpatialTransformer
+from diffusion.networks.attention import Attention, KeyValue, SpatialTransformer
+from diffusion.networks.projected_context import cross_attentions
 from diffusion.networks.unet import Resampler, ResnetBlock, TextTimeEmbedding, TimestepEmbedding, timestep_embedding
 
 NORM_GROUPS = 32
@@ -73,7 +75,7 @@ class SelfAttentionBlock(nn.Module):
         self.norm = nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-6)
         self.attention = Attention(channels, _num_heads(channels))
 
-    def forward(self, x_BCHW: Tensor, context_BSD: Tensor | None) -> Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         tokens = self.norm(x_BCHW).flatten(2).transpose(1, 2)
         return x_BCHW + self.attention(tokens).transpose(1, 2).unflatten(-1, x_BCHW.shape[-2:])
@@ -86,7 +88,7 @@ class Layer(nn.Module):
         super().__init__()
         groups = math.gcd(NORM_GROUPS, in_channels, out_channels)
         self.resnet = ResnetBlock(in_channels, out_channels, temb_dim=temb_dim, groups=groups, eps=1e-5)
-        self.attention: nn.Module | None = None
+        self.attention: SelfAttentionBlock | SpatialTransformer | None = None
         if attends and context_dim is None:
             self.attention = SelfAttentionBlock(out_channels)
         elif attends and context_dim is not None:
@@ -99,10 +101,12 @@ class Layer(nn.Module):
                 use_linear_projection=True,
             )
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor | None) -> Tensor:
-        """(B, Cin, H, W) -> (B, Cout, H, W)."""
+    def forward(self, x: Tensor, temb: Tensor, text: Iterator[KeyValue] = iter(())) -> Tensor:
+        """(B, Cin, H, W) -> (B, Cout, H, W); attention to a text takes the next of its keys and values."""
         x = self.resnet(x, temb)
-        return x if self.attention is None else self.attention(x, context)
+        if isinstance(self.attention, SpatialTransformer):
+            return self.attention(x, text)
+        return x if self.attention is None else self.attention(x)
 
 
 class PixelUNet(nn.Module):
@@ -148,6 +152,7 @@ class PixelUNet(nn.Module):
 
         self.norm_out = nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-5)
         self.conv_out = nn.Conv2d(channels, patch * config.out_channels, 3, padding=1)
+        self._cross_attentions = cross_attentions(self)
 
     def forward(self, x_BCHW: Tensor, t: Tensor, *, labels: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Predicts for noisy pictures.
@@ -174,19 +179,21 @@ class PixelUNet(nn.Module):
         if config.num_classes is not None:
             none = torch.full((len(x_BCHW),), config.num_classes, dtype=torch.long, device=x_BCHW.device)
             temb = temb + self.class_embedding(none if labels is None else labels)
+        text: Iterator[KeyValue] = iter(())
         if context is not None:
             temb = temb + self.pooled_text(context)
+            text = (layer.key_value(context) for layer in self._cross_attentions)
         temb = F.silu(temb)
 
         x = self.conv_in(F.pixel_unshuffle(x_BCHW, config.patch_size))
         skips = [x]
         for block in self.down:
-            x = block(x, temb, context) if isinstance(block, Layer) else block(x)
+            x = block(x, temb, text) if isinstance(block, Layer) else block(x)
             skips.append(x)
         for block in self.middle:
-            x = block(x, temb, context)
+            x = block(x, temb, text)
         for block in self.up:
-            x = block(torch.cat([x, skips.pop()], dim=1), temb, context) if isinstance(block, Layer) else block(x)
+            x = block(torch.cat([x, skips.pop()], dim=1), temb, text) if isinstance(block, Layer) else block(x)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), config.patch_size)
 
 

@@ -5,6 +5,7 @@ One class holds the toybox prior, Stable Diffusion 1.x and 2.x, and SDXL (2307.0
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, cast
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.networks.attention import AttentionPooling, SpatialTransformer
+from diffusion.networks.attention import AttentionPooling, KeyValue, SpatialTransformer
+from diffusion.networks.projected_context import ProjectedContext, cross_attentions
 
 # SDXL's original height and width, crop top and left, target height and width (2307.01952 section 2.2).
 NUM_SIZES = 6
@@ -175,7 +177,8 @@ class TextSizeEmbedding(TimestepEmbedding):
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        return self(torch.cat([pooled, sinusoids.reshape(len(pooled), -1).to(pooled.dtype)], dim=-1))
+        inputs = torch.cat([pooled, sinusoids.reshape(len(pooled), -1).to(pooled.dtype)], dim=-1)
+        return self(inputs.to(self.linear_1.weight.dtype))
 
 
 class ResnetBlock(nn.Module):
@@ -235,10 +238,10 @@ class UNetBlock(nn.Module):
         elif resample == "up":
             self.upsamplers = nn.ModuleList([Resampler(out_channels, up=True)])
 
-    def step(self, index: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+    def step(self, index: int, x: Tensor, temb: Tensor, text: Iterator[KeyValue]) -> Tensor:
         """Residual block `index` and, where there is one, its transformer."""
         x = self.resnets[index](x, temb)
-        return self.attentions[index](x, context) if hasattr(self, "attentions") else x
+        return self.attentions[index](x, text) if hasattr(self, "attentions") else x
 
 
 class MidBlock(UNetBlock):
@@ -248,9 +251,9 @@ class MidBlock(UNetBlock):
         super().__init__([channels, channels], channels, None, **resnet)
         self.attentions = nn.ModuleList([SpatialTransformer(channels, **transformer)])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, text: Iterator[KeyValue]) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), context), temb)
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), text), temb)
 
 
 class UNet2DCondition(nn.Module):
@@ -306,15 +309,35 @@ class UNet2DCondition(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        self._cross_attentions = cross_attentions(self)
 
-    def forward(self, x_BCHW: Tensor, t: Tensor, context_BSD: Tensor, added_BA: Tensor | None = None) -> Tensor:
+    def embed_context(self, context_BSD: Tensor, added_BA: Tensor | None) -> Tensor | None:
+        """What the text adds to the timestep's embedding, (B, temb_dim), where the configuration has such a thing."""
+        match self.add_embedding:
+            case TextSizeEmbedding():
+                return self.add_embedding.embed(cast(Tensor, added_BA))
+            case TextTimeEmbedding():
+                return self.add_embedding(context_BSD)
+        return None
+
+    def project_context(self, context_BSD: Tensor, added_BA: Tensor | None = None) -> ProjectedContext:
+        """All that the network computes from the text alone, for any number of `forward`s; arguments as there."""
+        return ProjectedContext.of(self._cross_attentions, context_BSD, self.embed_context(context_BSD, added_BA))
+
+    @property
+    def context_embedding_dim(self) -> int:
+        """Width of a `ProjectedContext`'s embedding; 0 where it has none."""
+        return 0 if self.add_embedding is None else self.time_embedding.linear_2.out_features
+
+    def forward(self, x_BCHW: Tensor, t: Tensor, context: Tensor | ProjectedContext, added_BA: Tensor | None = None) -> Tensor:
         """Predicts for noisy latents.
 
         Args:
             x_BCHW: noisy latents x_t (B, in_channels, H, W); H and W divisible by 2^(levels - 1).
             t: timesteps (B,), each row its own, in the units of the training schedule (0..999).
-            context_BSD: text states (B, S, cross_attention_dim).
-            added_BA: (B, added_dim), pooled text and sizes in pixels, where the configuration has "text_time".
+            context: text states (B, S, cross_attention_dim), or what `project_context` made of them.
+            added_BA: (B, added_dim), pooled text and sizes in pixels, where the configuration has "text_time"; unused with
+                a `ProjectedContext`, which holds what became of it.
 
         Returns:
             (B, out_channels, H, W).
@@ -323,26 +346,28 @@ class UNet2DCondition(nn.Module):
         sinusoids = timestep_embedding(
             t, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
         )
+        text: Iterator[KeyValue]
+        if isinstance(context, ProjectedContext):
+            embedding, text = context.embedding, context.layer_by_layer(self._cross_attentions)
+        else:
+            embedding = self.embed_context(context, added_BA)
+            text = (layer.key_value(context) for layer in self._cross_attentions)
         temb = self.time_embedding(sinusoids.to(x_BCHW.dtype))
-        if isinstance(self.add_embedding, TextSizeEmbedding):
-            temb = temb + self.add_embedding.embed(cast(Tensor, added_BA))
-        elif self.add_embedding is not None:
-            temb = temb + self.add_embedding(context_BSD)
-        temb = F.silu(temb)
+        temb = F.silu(temb if embedding is None else temb + embedding)
 
         x = self.conv_in(x_BCHW)
         skips = [x]
         for block in cast(list[UNetBlock], self.down_blocks):
             for index in range(len(block.resnets)):
-                x = block.step(index, x, temb, context_BSD)
+                x = block.step(index, x, temb, text)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block(x, temb, context_BSD)
+        x = self.mid_block(x, temb, text)
         for block in cast(list[UNetBlock], self.up_blocks):
             for index in range(len(block.resnets)):
-                x = block.step(index, torch.cat([x, skips.pop()], dim=1), temb, context_BSD)
+                x = block.step(index, torch.cat([x, skips.pop()], dim=1), temb, text)
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -29,11 +29,14 @@ class OracleModel:
         origin = GaussianMixture.gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
         self.oracle = Oracle(SCHEDULE, FIVE_MODES, origin)
         self.forwards: list[int] = []
-        self.texts: list[str] = []
+        self.texts: list[str] = []  # in the order in which they were new
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
-        self.texts += prompts
+        self.texts += [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.texts]
         return Condition(torch.ones(len(prompts), 1, 1), torch.zeros(len(prompts), 1, 1))
+
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool:
+        return prompt in self.texts
 
     def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         self.forwards.append(len(x_t))
@@ -322,13 +325,15 @@ def test_previews_approach_the_picture() -> None:
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.1
 
 
-def test_each_prompt_is_encoded_once_and_few_a_step() -> None:
+def test_few_new_prompts_are_encoded_a_step_and_known_ones_do_not_wait() -> None:
     model = OracleModel()
     engine = Engine(model, config=EngineConfig(text_prompts=3))
-    ticket = engine.submit(sampling(range(7)), prompts=[f"cup {i}" for i in range(7)])
+    many = engine.submit(sampling(range(7)), prompts=[f"cup {i}" for i in range(7)])
     engine.step()
-    assert ticket.state == "queued" and len(model.texts) == 3
-    engine.submit(sampling([1]), prompts=["cup 1"])
+    assert many.state == "queued" and model.texts == ["cup 0", "cup 1", "cup 2"]
+    known = engine.submit(sampling([1]), prompts=["cup 1"])
+    engine.step()
+    assert many.state == "queued" and known.state == "running"
     until_idle(engine)
     assert model.texts == [f"cup {i}" for i in range(7)]
 

@@ -102,7 +102,7 @@ def test_fast_results_are_nearly_the_same_alone_and_in_a_crowd(prior: Prior) -> 
 
 
 def test_the_profile_measures_this_network(prior: Prior) -> None:
-    tokens = prior.encode_text([""])
+    tokens = prior.condition([""]).tokens
     profile = profile_batches(prior.predict, latent_shape=prior.latent_shape, tokens=tokens, sizes=(1, 2, 4), repeats=1)
     assert set(profile.rows_per_second) <= {1, 2, 4} and profile.rows_per_second[1] > 0
     assert profile.knee() in profile.rows_per_second

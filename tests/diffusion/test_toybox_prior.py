@@ -76,9 +76,9 @@ def test_half_precision_is_an_option_of_the_name_and_shows_little(prior):
     half = Prior.load("toybox?dtype=bfloat16")
     assert half.name == prior.name and half.weights_hash != prior.weights_hash
     x_t = normal_rows(prior.latent_shape, [stream(0, "x_t", row) for row in range(2)])
-    t, tokens = torch.tensor([300, 900]), prior.encode_text(["a red cup", ""])
+    t, prompts = torch.tensor([300, 900]), ["a red cup", ""]
     with torch.no_grad():
-        exact, rounded = prior.predict(x_t, t, tokens), half.predict(x_t, t, tokens)
+        exact, rounded = (model.predict(x_t, t, model.condition(prompts).tokens) for model in (prior, half))
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
     assert float((rounded - exact).square().mean() / exact.square().mean()) < 1e-4
 

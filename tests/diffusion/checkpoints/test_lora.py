@@ -84,7 +84,7 @@ def dotted(made: dict[str, Any]) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def outputs(prior: Prior) -> torch.Tensor:
     """One network call under one prompt."""
-    tokens = prior.encode_text(PROMPT)
+    tokens = prior.condition(PROMPT).tokens
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     return prior.predict(x, torch.tensor([400]), tokens)
 

@@ -40,17 +40,18 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
 @torch.no_grad()
 def test_text_equals_diffusers(pair: tuple[str, Any, Prior]) -> None:
     model, pipeline, prior = pair
-    ours = prior.condition(PROMPTS)
+    states, added = prior.encode_text(PROMPTS)
     if model == "sdxl":
-        states, negative, pooled, negative_pooled = pipeline.encode_prompt(PROMPTS, device="cpu")
-        for rows, their_states, their_pooled in ((ours.tokens, states, pooled), (ours.negative, negative, negative_pooled)):
-            torch.testing.assert_close(rows[:, :-1], their_states, rtol=0, atol=3e-6)
-            sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(2, -1)
-            torch.testing.assert_close(rows[:, -1, :54], torch.cat([their_pooled, sizes], dim=1), rtol=0, atol=3e-6)
+        their_states, negative, pooled, negative_pooled = pipeline.encode_prompt(PROMPTS, device="cpu")
+        sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(2, -1)
+        their_added, negative_added = (torch.cat([part, sizes], dim=1) for part in (pooled, negative_pooled))
+        torch.testing.assert_close(added, their_added, rtol=0, atol=3e-6)
     else:
-        states, negative = pipeline.encode_prompt(PROMPTS, "cpu", 1, True)
-        torch.testing.assert_close(ours.tokens, states, rtol=0, atol=3e-6)
-        torch.testing.assert_close(ours.negative, negative, rtol=0, atol=3e-6)
+        their_states, negative = pipeline.encode_prompt(PROMPTS, "cpu", 1, True)
+        negative_added = None
+    torch.testing.assert_close(states, their_states, rtol=0, atol=3e-6)
+    expected = prior.unet.project_context(negative, negative_added).packed()
+    torch.testing.assert_close(prior.condition(PROMPTS).negative, expected, rtol=0, atol=3e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.float64, 1e-10)], ids=["float32", "float64"])
@@ -64,8 +65,9 @@ def test_networks_equal_diffusers(pair: tuple[str, Any, Prior], dtype: torch.dty
     if model == "sdxl":
         added = torch.cat([torch.randn(2, 48), torch.tensor([[64.0, 96, 0, 16, 64, 64]]).expand(2, -1)], dim=1).to(dtype)
         conditions = {"text_embeds": added[:, :-6], "time_ids": added[:, -6:]}
-    ours, theirs = prior.unet(x, t, states, added), pipeline.unet(x, t, states, added_cond_kwargs=conditions).sample
-    close(ours, theirs, tolerance)
+    theirs = pipeline.unet(x, t, states, added_cond_kwargs=conditions).sample
+    close(prior.unet(x, t, states, added), theirs, tolerance)
+    close(prior.unet(x, t, prior.unet.project_context(states, added)), theirs, tolerance)
 
     images = torch.rand(1, 3, 32, 48, dtype=dtype)
     factor = pipeline.vae.config.scaling_factor

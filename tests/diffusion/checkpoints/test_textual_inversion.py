@@ -62,7 +62,7 @@ def test_diffusers_reads_the_same_prompt(tmp_path: Path) -> None:
     pipeline.load_textual_inversion(str(path))
     prompt = ["a painting of <cat>, oil"]
     theirs = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
-    ours = Prior.load(f"{tmp_path / 'sd15'}?embedding={path}").encode_text(prompt)
+    ours = Prior.load(f"{tmp_path / 'sd15'}?embedding={path}").encode_text(prompt)[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-6)
 
 
