@@ -6,13 +6,14 @@ import getpass
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from jobs.errors import InputError
+from jobs.prompts import check_prompt
 
 if TYPE_CHECKING:
     from orchestrator.daemon.client import Client
@@ -25,23 +26,12 @@ current_run_folder: Path | None = None
 """Where an unexpected error leaves its log; set by the verb that knows."""
 
 Prompt = Annotated[str, typer.Argument(help="What to make, in quotes.", show_default=False)]
+OptionalPrompt = Annotated[str | None, typer.Argument(help="What to make, in quotes.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="GROUP.KEY=VALUE", help="See 'dreamkiln settings'.", show_default=False)
 ]
-
-
-def folder(text: str) -> Path:
-    """What --out says. Raises InputError for nothing at all, as an unset variable of the shell leaves it."""
-    if not text.strip():
-        raise InputError("--out is empty; name a folder, or leave the option out for runs/<name>-<hash>.")
-    return Path(text)
-
-
 Out = Annotated[
-    Path | None,
-    typer.Option(
-        parser=folder, metavar="<path>", help="Run folder. By default runs/<slug>-<hash>, so that a repeated command continues."
-    ),
+    Path | None, typer.Option(help="Run folder. By default runs/<slug>-<hash>, so that a repeated command continues.")
 ]
 Seed = Annotated[int, typer.Option(help="Where all randomness comes from; 0 to 2^63 - 1.")]
 PriorName = Annotated[
@@ -80,11 +70,26 @@ def split_overrides(overrides: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
+def needed_prompt(prompt: str | None) -> str:
+    """The prompt of a verb that also takes --prompts. Raises InputError for none, or one that cannot be drawn."""
+    if prompt is None:
+        raise InputError('There is no prompt; give one in quotes, such as "a red mushroom", or a table of them: --prompts.')
+    return check_prompt(prompt)
+
+
+def settings_beside_table(prompts: str, prompt: str | None, overrides: Sequence[str] | None) -> list[str]:
+    """The overrides of a command with --prompts, where what stands in the prompt's place is one too. Raises InputError."""
+    if prompt is not None and "=" not in prompt:
+        raise InputError(f"There is a prompt ({prompt!r}) and a table of them ({prompts}); give one of the two.")
+    return [*([prompt] if prompt is not None else []), *(overrides or ())]
+
+
 def refuse(given: Mapping[str, Any], *, because: str) -> None:
-    """Raises InputError for the first option that has a value."""
+    """Raises InputError for the first option that has a value; a flag that was given is True."""
     for option, value in given.items():
         if value is not None:
-            raise InputError(f"{option} {value} does not go with the rest of the command: {because}.")
+            given_as = option if value is True else f"{option} {value}"
+            raise InputError(f"{given_as} does not go with the rest of the command: {because}.")
 
 
 def with_options_of(prepare: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

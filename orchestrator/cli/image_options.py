@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,57 +16,71 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare"]
 
+NumImages = Annotated[int | None, typer.Option(help="How many; image i is drawn from seed + i.")]
+Out = Annotated[
+    str | None,
+    typer.Option(help="Run folder, or with --prompts a URL such as s3://…. By default runs/<name>-<hash>: repeat to continue."),
+]
+Steps = Annotated[int | None, typer.Option(help="Sampler steps.")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m.")]
+GuidanceScale = Annotated[float | None, typer.Option(help="s of uncond + s (cond - uncond).")]
+GuidanceRescale = Annotated[float | None, typer.Option(help="0 (off) to 1: tames the colours of high scales.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What the pictures should keep away from.")]
+InitImage = Annotated[
+    Path | None, typer.Option(help="A picture or coloured strokes to start from; its centred square is used.")
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="How far from --init-image: 0 returns it, 1 ignores it. 0.6, or 1 with a mask, unless told."),
+]
+Mask = Annotated[
+    Path | None, typer.Option(help="White where --init-image is repainted; its black pixels stay exactly as they are.")
+]
+Prompts = Annotated[
+    str | None, typer.Option(help="Table of prompts: txt, csv, jsonl or parquet; a folder, a glob or a URL of them.")
+]
+PromptColumn = Annotated[str | None, typer.Option(help="With --prompts: the column that holds them.")]
+ShardSize = Annotated[int | None, typer.Option(help="With --prompts: rows per shard; 1000.")]
+OutputFormat = Annotated[str | None, typer.Option(help="With --prompts: png, webdataset or parquet.")]
+Resume = Annotated[bool, typer.Option("--resume", help="With --prompts: draw what is missing, as is the default.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="With --prompts: delete the job's files, start anew.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="With --prompts: also draw rows that failed, or were added.")]
+NumWorkers = Annotated[int | None, typer.Option(help="With --prompts: shards in flight at once; 4.")]
+PricePerHour = Annotated[float | None, typer.Option(help="With --prompts: of this machine, to report the cost.")]
+
 
 def prepare(
-    prompt: Annotated[str | None, typer.Argument(help="What to make, in quotes.", show_default=False)] = None,
+    prompt: common.OptionalPrompt = None,
     overrides: common.Overrides = None,
-    num_images: Annotated[int | None, typer.Option(help="How many; image i is drawn from seed + i.")] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="Run folder, or with --prompts a URL such as s3://…. By default runs/<name>-<hash>: repeat to continue."
-        ),
-    ] = None,
+    num_images: NumImages = None,
+    out: Out = None,
     seed: common.Seed = 0,
-    steps: Annotated[int | None, typer.Option(help="Sampler steps.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="s of uncond + s (cond - uncond).")] = None,
-    guidance_rescale: Annotated[float | None, typer.Option(help="0 (off) to 1: tames the colours of high scales.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the pictures should keep away from.")] = None,
-    init_image: Annotated[
-        Path | None, typer.Option(help="A picture or coloured strokes to start from; its centred square is used.")
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(help="How far from --init-image: 0 returns it, 1 ignores it. 0.6, or 1 with a mask, unless told."),
-    ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="White where --init-image is repainted; its black pixels stay exactly as they are.")
-    ] = None,
+    steps: Steps = None,
+    sampler: Sampler = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_rescale: GuidanceRescale = None,
+    negative_prompt: NegativePrompt = None,
+    init_image: InitImage = None,
+    strength: Strength = None,
+    mask: Mask = None,
     prior: common.PriorName = None,
     strict: common.Strict = False,
     preset: common.Preset = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="Table of prompts: txt, csv, jsonl or parquet; a folder, a glob or a URL of them.")
-    ] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="With --prompts: the column that holds them.")] = None,
-    shard_size: Annotated[int | None, typer.Option(help="With --prompts: rows per shard; 1000.")] = None,
-    output_format: Annotated[str | None, typer.Option(help="With --prompts: png, webdataset or parquet.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With --prompts: draw what is missing, as is the default.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --prompts: delete the job's files, start anew.")] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --prompts: also draw rows that failed, or were added.")
-    ] = False,
-    num_workers: Annotated[int | None, typer.Option(help="With --prompts: shards in flight at once; 4.")] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="With --prompts: of this machine, to report the cost.")] = None,
+    prompts: Prompts = None,
+    prompt_column: PromptColumn = None,
+    shard_size: ShardSize = None,
+    output_format: OutputFormat = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    retry_failed: RetryFailed = False,
+    num_workers: NumWorkers = None,
+    price_per_hour: PricePerHour = None,
 ) -> PreparedJob:
     """Check that the options go together, then compose the job.
 
     Raises:
         InputError: what does not, or is not allowed.
     """
-    if out is not None:
-        common.folder(out)
     options = {
         "preset": preset,
         "prior.source": prior,
@@ -86,45 +101,48 @@ def prepare(
             {"--num-images": num_images, "--init-image": init_image, "--mask": mask},
             because="--prompts draws one picture a row; say it in the table's columns",
         )
-        if not prompts.strip():
-            raise InputError("--prompts is empty; name a table, or leave the option out for a prompt in quotes.")
-        if prompt is not None and "=" not in prompt:
-            raise InputError(f"There is a prompt ({prompt!r}) and a table of them ({prompts}); give one of the two.")
-        words = [*([prompt] if prompt is not None else []), *(overrides or ())]
-        return _table(prompts, words, options, seed=seed, out=out, shaping=shaping, how=how, working=working)
+        words = common.settings_beside_table(prompts, prompt, overrides)
+        return _of_table(prompts, words, options, seed=seed, out=out, shaping=shaping, how=how, working=working)
     common.refuse(
-        {f"--{name.replace('_', '-')}": value or None for name, value in {**shaping, **how}.items()}
-        | {f"--{name.replace('_', '-')}": value for name, value in working.items()},
+        {f"--{name.replace('_', '-')}": value for name, value in {**shaping, **how, **working}.items() if value is not False},
         because="it belongs to a table of prompts; give --prompts too",
     )
-    if prompt is None:
-        raise InputError('There is no prompt; give one in quotes, such as "a red mushroom", or a table of them: --prompts.')
+    for option, value in {"--mask": mask, "--strength": strength}.items():
+        if value is not None and init_image is None:
+            raise InputError(f"{option} {value} says how to change a picture, but there is none; give --init-image too.")
+    prompt = common.needed_prompt(prompt)  # before anything slow is imported
+    return _of_prompt(prompt, overrides or [], options, seed=seed, out=out, init_image=init_image, mask=mask)
+
+
+def _of_prompt(
+    prompt: str,
+    overrides: list[str],
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    out: str | None,
+    init_image: Path | None,
+    mask: Path | None,
+) -> PreparedJob:
     if out is not None and "://" in out:
         raise InputError(f"--out {out} is a URL, which only --prompts writes to; give a folder.")
-    if init_image is None:
-        for option, value in {"--mask": mask, "--strength": strength}.items():
-            if value is not None:
-                raise InputError(f"{option} {value} says how to change a picture, but there is none; give --init-image too.")
-    from jobs.prompts import check_prompt
-
-    check_prompt(prompt)  # before anything slow is imported
     from orchestrator.prepared_job import compose_here, prepare_images
 
-    settings = compose_here(overrides or (), options)
+    settings = compose_here(overrides, options)
     folder = None if out is None else Path(out)
     return prepare_images(prompt, settings, seed=seed, out=folder, init_image=init_image, mask=mask)
 
 
-def _table(
+def _of_table(
     prompts: str,
     overrides: list[str],
-    options: dict[str, Any],
+    options: Mapping[str, Any],
     *,
     seed: int,
     out: str | None,
-    shaping: dict[str, Any],
-    how: dict[str, bool],
-    working: dict[str, Any],
+    shaping: Mapping[str, Any],
+    how: Mapping[str, bool],
+    working: Mapping[str, Any],
 ) -> PreparedJob:
     from orchestrator.batch.command import choose_mode
     from orchestrator.batch.settings import BatchSettings

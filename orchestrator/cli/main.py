@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.errors import DreamKilnError, Interrupted, OutputError, UnexpectedError
+from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError, UnexpectedError
 from orchestrator.cli import (
     common,
     doctor,
@@ -72,6 +72,8 @@ for verb in (text_to_3d, images, train, sample, evaluate, settings, doctor, up, 
 for group in (toybox, submit, jobs):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)
 
+MAY_BE_EMPTY = {"--negative-prompt"}
+
 UsageError: Any = typer.BadParameter.__bases__[0]
 """click's; typer brings its own copy of click in some versions."""
 
@@ -80,21 +82,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never a traceback unless asked for."""
     if arguments is None:
         _print_whatever_the_terminal_can_show()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        print(end="", flush=True)
+        return code
+    except (BrokenPipeError, SystemExit) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):  # click makes one of the other
+            raise
+        # The reader of our output has gone (`dreamkiln … | head`): nothing left to say.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        return 0
+
+
+def _run(given: list[str]) -> int:
+    """The command's exit code; what it raised has been said."""
     debug = bool(os.environ.get("DREAMKILN_DEBUG")) or "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     as_json = "--json" in given
     common.set_run_folder(None)
     try:
+        _refuse_empty_options(given)
         result = typer.main.get_command(app).main(given, prog_name="dreamkiln", standalone_mode=False)
-        print(end="", flush=True)
         if result == Interrupted.exit_code:  # what newer versions of typer make of Ctrl-C
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
-        # The reader of our output has gone (`dreamkiln … | head`): nothing left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return _report(Interrupted("Stopped."), as_json=as_json)
     except typer.Exit as exit_:
@@ -132,12 +147,28 @@ def _usage(error: Any, given: Sequence[str]) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
     if hasattr(error.__cause__, "errors"):  # pydantic's, which calls every value "Input"
         message = message.replace("Input", repr(error.__cause__.errors()[0]["input"]), 1)
+    path, _ = _verb(given)
+    return f"{message}{' See' if message.endswith('?') else '; see'} '{' '.join(path)} --help'."
+
+
+def _verb(given: Sequence[str]) -> tuple[list[str], Any]:
+    """The words that name a verb or a group of them, "dreamkiln" before them, and click's command."""
     path, command = ["dreamkiln"], typer.main.get_command(app)
     for argument in given:
         if argument not in (verbs := getattr(command, "commands", {})):
             break
         path, command = [*path, argument], verbs[argument]
-    return f"{message}{' See' if message.endswith('?') else '; see'} '{' '.join(path)} --help'."
+    return path, command
+
+
+def _refuse_empty_options(given: Sequence[str]) -> None:
+    """An unset variable of the shell leaves `--prior ""`, which must not mean the default. Raises InputError."""
+    _, command = _verb(given)
+    with_value = {name for option in command.params if not getattr(option, "is_flag", True) for name in option.opts}
+    for argument, following in zip(given, [*given[1:], "nothing"], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in with_value - MAY_BE_EMPTY and not (value if equals else following).strip():
+            raise InputError(f"{name} is empty, perhaps from an unset variable of the shell; give it a value, or leave it out.")
 
 
 def _report(error: DreamKilnError, *, as_json: bool) -> int:

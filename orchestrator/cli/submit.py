@@ -34,17 +34,12 @@ def submit() -> None:
 
 @app.command(name="text-to-3d", help="Queue a mesh from a sentence, or with --prompts a table of them.")
 def text_to_3d(
-    prompt: Annotated[str | None, typer.Argument(help="What to make, in quotes.", show_default=False)] = None,
+    prompt: common.OptionalPrompt = None,
     overrides: common.Overrides = None,
     prompts: Annotated[
         str | None, typer.Option(help="Table with a column 'prompt'; also seed, out, priority, key, and settings by name.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=common.folder, metavar="<path>", help="Run folder; with --prompts or --best-of the folder of run folders."
-        ),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; with --prompts or --best-of the folder of run folders.")] = None,
     seed: common.Seed = 0,
     best_of: Annotated[int, typer.Option(help="So many jobs with seeds from --seed on; see --metric.")] = 1,
     metric: Annotated[str | None, typer.Option(help="With --best-of: largest wins; without it the first to finish.")] = None,
@@ -68,33 +63,22 @@ def text_to_3d(
         "export.formats": common.chosen_formats(formats),
     }
     fields = {"user": user or getpass.getuser(), "is_paused": paused, "priority": priority}
-    folder = client.folder.path
     if prompts is not None:
         if best_of != 1 or metric is not None or key is not None:
             raise InputError("--best-of, --metric and --key go with one prompt; a table says seeds and keys row by row.")
-        words = [*([prompt] if prompt is not None else []), *(overrides or ())]
-        _send(client, _from_table(prompts, words, options, seed=seed, out=out, state=folder, fields=fields), None, as_json=json)
+        words = common.settings_beside_table(prompts, prompt, overrides)
+        jobs = _of_table(prompts, words, options, seed=seed, out=out, state=client.folder.path, fields=fields)
+        _send(client, jobs, None, as_json=json)
         return
-    if prompt is None:
-        raise InputError('There is no prompt; give one in quotes, such as "a red mushroom", or a table: --prompts.')
+    prompt = common.needed_prompt(prompt)
     if best_of < 1:
         raise InputError(f"--best-of is {best_of}; give at least 1.")
     if best_of == 1 and metric is not None:
         raise InputError("--metric chooses among the jobs of --best-of; give that too.")
-    from orchestrator.prepared_job import compose_here, prepare_text_to_3d
-
-    settings = compose_here(overrides or (), options)
-    jobs = [prepare_text_to_3d(prompt, settings, seed=seed + number, out=out) for number in range(best_of)]
-    if best_of == 1:
-        _send(client, [jobs[0].request(state=folder, **fields, idempotency_key=key)], None, as_json=json)
-        return
-    requests = []
-    for job in jobs:
-        if out is not None:
-            job = replace(job, out=str(out / job.spec.name))
-        own = None if key is None else f"{key} seed {job.spec.seed}"
-        requests.append(job.request(state=folder, **fields, idempotency_key=own))
-    _send(client, requests, {"name": f"{prompt}, best of {best_of}", "metric": metric}, as_json=json)
+    seeds = range(seed, seed + best_of)
+    jobs = _of_seeds(prompt, overrides or [], options, seeds=seeds, out=out, key=key, state=client.folder.path, fields=fields)
+    group = {"name": f"{prompt}, best of {best_of}", "metric": metric} if best_of > 1 else None
+    _send(client, jobs, group, as_json=json)
 
 
 @app.command(name="images", help="Queue images from a sentence or from a picture, or with --prompts from a table of prompts.")
@@ -127,9 +111,34 @@ def _client(state: Path | None) -> Any:
     return client
 
 
-def _from_table(
+def _of_seeds(
+    prompt: str,
+    overrides: list[str],
+    options: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    out: Path | None,
+    key: str | None,
+    state: Path,
+    fields: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """A request per seed; of several each has its own folder and key."""
+    from orchestrator.prepared_job import compose_here, prepare_text_to_3d
+
+    settings = compose_here(overrides, options)
+    requests = []
+    for seed in seeds:
+        job, own = prepare_text_to_3d(prompt, settings, seed=seed, out=out), key
+        if len(seeds) > 1:
+            job = _inside(out, job)
+            own = None if key is None else f"{key} seed {seed}"
+        requests.append(job.request(state=state, **fields, idempotency_key=own))
+    return requests
+
+
+def _of_table(
     prompts: str,
-    overrides: Sequence[str],
+    overrides: list[str],
     options: Mapping[str, Any],
     *,
     seed: int,
@@ -137,17 +146,23 @@ def _from_table(
     state: Path,
     fields: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
+    """A request per row."""
     from orchestrator.daemon.prompt_table import read_jobs
     from orchestrator.prepared_job import compose_here, prepare_text_to_3d
 
     requests = []
     for row in read_jobs(prompts, lambda own: compose_here([*overrides, *own], options), seed=seed):
         job = prepare_text_to_3d(row.prompt, row.settings, seed=row.seed, out=row.out)
-        if row.out is None and out is not None:
-            job = replace(job, out=str(out / job.spec.name))
+        if row.out is None:
+            job = _inside(out, job)
         own = {"idempotency_key": row.key, **({} if row.priority is None else {"priority": row.priority})}
         requests.append(job.request(state=state, **{**fields, **own}))
     return requests
+
+
+def _inside(out: Path | None, job: PreparedJob) -> PreparedJob:
+    """The job in a folder of its own below --out, where that was given."""
+    return job if out is None else replace(job, out=str(out / job.spec.name))
 
 
 def _send(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | None, *, as_json: bool) -> None:

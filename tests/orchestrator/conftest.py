@@ -13,7 +13,7 @@ import pytest
 from tests.fakes import save_tiny_prior
 
 ROOT = Path(__file__).parents[2]
-COMMAND = (sys.executable, "-m", "orchestrator.cli.main")
+COMMAND = (sys.executable, "-m", "orchestrator.cli")
 
 
 def command_environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from jobs.errors import DreamKilnError, UnexpectedError
 from orchestrator.cli import common
 from orchestrator.cli.main import main
 from tests.fakes import FAST_OVERRIDES
-from tests.orchestrator.conftest import command_environment
+from tests.orchestrator.conftest import COMMAND, command_environment
 
 INLINE = ("--runtime", "inline", "runtime.num_threads=1")
 SENTENCE = "dreamkiln: "
@@ -170,9 +171,54 @@ def test_ctrl_c_before_the_job_has_begun(capsys, monkeypatch):
     "settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
 )
 def test_a_terminal_without_unicode(settings):
-    command = [sys.executable, "-m", "orchestrator.cli.main", "images", "--help"]
-    result = subprocess.run(command, env=command_environment() | settings, capture_output=True, timeout=60)
+    result = subprocess.run(
+        [*COMMAND, "images", "--help"], env=command_environment() | settings, capture_output=True, timeout=60
+    )
     assert result.returncode == 0 and b"--num-images" in result.stdout and result.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["images", "a chair", "--prior", ""],
+        ["images", "--prompts", " "],
+        ["images", "a chair", "--out="],
+        ["text-to-3d", "a chair", "--out", ""],
+        ["submit", "text-to-3d", "--prompts", ""],
+        ["jobs", "list", "--state", ""],
+        ["up", "--address", ""],
+        ["doctor", "--prior", ""],
+        ["evaluate", "images", "--judge", ""],
+    ],
+)
+def test_an_unset_variable_of_the_shell_is_not_the_default(capsys, arguments):
+    option = next(argument for argument in arguments if argument.startswith("--")).rstrip("=")
+    assert f"{option} is empty, perhaps from an unset variable of the shell" in refused(capsys, *arguments)
+
+
+def test_a_negative_prompt_may_be_empty(capsys):
+    assert "num_images is 0" in refused(capsys, "images", "a chair", "--negative-prompt", "", "--num-images", "0")
+
+
+@pytest.mark.parametrize("pipe", ["settings | head -1", "settings --json | true", "--help | head -1"])
+def test_a_reader_that_leaves_is_no_failure(pipe):
+    script = f"set -o pipefail; '{sys.executable}' -m orchestrator.cli {pipe}"
+    done = subprocess.run(["bash", "-c", script], env=command_environment(), capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_it_in_silence(tmp_path):
+    """A module of typer's is replaced by one that says that it is being imported and takes its time."""
+    (tmp_path / "typer.py").write_text("import sys, time\nprint('importing', flush=True)\ntime.sleep(30)\n")
+    environment = command_environment()
+    environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
+    process = subprocess.Popen(
+        [*COMMAND, "settings"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output, errors) == (130, "", "")
 
 
 def test_the_installed_command_answers_bad_input_with_one_sentence(dreamkiln):

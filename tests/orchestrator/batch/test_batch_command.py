@@ -70,7 +70,7 @@ def test_the_default_folder_is_found_again(capsys, table, tiny_prior):
         ([], "There is no prompt; give one in quotes"),
         (["--prompts", ""], "--prompts is empty"),
         (["a chair", "--prompts", "prompts.csv"], "There is a prompt ('a chair') and a table of them"),
-        (["a chair", "--out", ""], "--out is empty; name a folder"),
+        (["a chair", "--out", ""], "--out is empty"),
         (["a chair", "--prior", ""], "--prior is empty"),
         (["a chair", "--out", "s3://bucket/x"], "--out s3://bucket/x is a URL, which only --prompts writes to"),
     ],
