@@ -36,16 +36,8 @@ def check_prompt(prompt: str, *, name: str = "prompt", allow_empty: bool = False
             f"The {name} has {len(text):,} characters, but at most {MAX_PROMPT_CHARACTERS:,} are allowed; shorten it "
             "(a text tower reads only the first few dozen words anyway)."
         )
-    for position, character in enumerate(text):
-        # Either would break file names and JSON. The command line hands over undecodable bytes as lone surrogates.
-        if "\udc80" <= character <= "\udcff":
-            raise InputError(
-                f"The {name} is no valid UTF-8: byte 0x{ord(character) - 0xDC00:02X} at position {position}; write it in UTF-8."
-            )
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n":
-            raise InputError(
-                f"The {name} holds the control character U+{ord(character):04X} at position {position}; remove it."
-            )
+    if not text.isprintable():
+        _refuse_characters(text, name)
     if not any(character.isalnum() for character in text):
         raise InputError(
             f"The {name} {_short(text)} holds no letter or digit (only emoji or signs), so the text tower would read "
@@ -62,6 +54,20 @@ def slug(prompt: str, *, num_characters: int = 40) -> str:
     ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = "".join(c if c.isalnum() else " " for c in ascii_text).split()
     return "-".join(words)[:num_characters].strip("-") or hashlib.sha256(prompt.encode()).hexdigest()[:8]
+
+
+def _refuse_characters(text: str, name: str) -> None:
+    """Raises InputError for a character that would break file names and JSON."""
+    for position, character in enumerate(text):
+        # The command line hands over undecodable bytes as lone surrogates.
+        if "\udc80" <= character <= "\udcff":
+            raise InputError(
+                f"The {name} is no valid UTF-8: byte 0x{ord(character) - 0xDC00:02X} at position {position}; write it in UTF-8."
+            )
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n":
+            raise InputError(
+                f"The {name} holds the control character U+{ord(character):04X} at position {position}; remove it."
+            )
 
 
 def _short(text: str) -> str:

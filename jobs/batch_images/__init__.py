@@ -1,0 +1,38 @@
+"""The recipe of a batch image job: one picture per row of a prompt table, in shards that never change.
+
+Row r of the table (counted over all its files) is picture r. Unless the row says otherwise it is drawn from seed + r with
+the job's settings. Rows r = k N ... k N + N - 1 are shard k, the unit that is written, resumed and repeated; which rows
+share a forward pass follows from the shard alone, so a shard drawn again has the same bytes.
+
+A row that cannot be drawn is an answer too (`Failed`): it never stops the others.
+
+`table` is what there is to draw, `spec` how, `cells` what one row asks for, `drawing` the way from rows to pictures.
+"""
+
+from __future__ import annotations
+
+from jobs.batch_images.cells import SETTINGS, Failed, Picture, extra_columns, extra_values, read_row
+from jobs.batch_images.drawing import Drawn, LoadSource, draw_rows
+from jobs.batch_images.spec import OUTPUT_FORMATS, BatchImagesSpec, shard_range
+from jobs.batch_images.table import COLUMN_TYPES, Row, Table, TableFile, batched, row_digest
+
+__all__ = [
+    "COLUMN_TYPES",
+    "OUTPUT_FORMATS",
+    "SETTINGS",
+    "BatchImagesSpec",
+    "Drawn",
+    "Failed",
+    "LoadSource",
+    "Picture",
+    "Row",
+    "Table",
+    "TableFile",
+    "batched",
+    "draw_rows",
+    "extra_columns",
+    "extra_values",
+    "read_row",
+    "row_digest",
+    "shard_range",
+]

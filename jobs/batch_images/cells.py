@@ -1,0 +1,162 @@
+"""What one row asks for: its cells, read as settings of its picture, or the reason why they cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jobs.batch_images.spec import BatchImagesSpec
+from jobs.batch_images.table import Row
+from jobs.errors import InputError
+from jobs.prior_client import PriorInfo
+from jobs.prompts import check_prompt
+from jobs.specs import ImagesSpec
+
+__all__ = ["SETTINGS", "Cause", "Failed", "Picture", "extra_columns", "extra_values", "failed", "read_row"]
+
+SETTINGS = (
+    "seed",
+    "negative_prompt",
+    "num_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "sampler",
+    "size",
+    "init_image",
+    "mask",
+    "strength",
+)
+"""Columns that set something for their row; an empty cell leaves the job's own value. The others are kept as they are."""
+ALIASES = {"steps": "num_steps"}
+
+Cause = Literal["unreadable", "prompt", "setting", "initial image", "prior"]
+"""Why a row has no picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What a row asks for.
+
+    Args:
+        row: where it comes from.
+        image: prompt, seed and settings. Its init_image and mask are paths or URLs, as the cells say.
+    """
+
+    row: Row
+    image: ImagesSpec
+
+    @property
+    def together(self) -> tuple[Any, ...]:
+        """Pictures for which this is equal can share a forward pass."""
+        image = self.image
+        settings = (image.num_steps, image.sampler, image.guidance_scale, image.guidance_rescale, image.negative_prompt)
+        return settings if image.init_image is None else (*settings, image.strength, image.mask is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A row without a picture. message: one sentence that names file and row."""
+
+    row: Row
+    cause: Cause
+    message: str
+
+
+def failed(row: Row, cause: Cause, words: str) -> Failed:
+    """The row's failure, its place put before the words."""
+    return Failed(row=row, cause=cause, message=f"{row.place}: {words.rstrip('.')}.")
+
+
+def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo) -> Picture | Failed:
+    """What the row asks for, or why that cannot be drawn.
+
+    Args:
+        info: the prior's, which draws pictures of one size.
+    """
+    if row.problem is not None:
+        return failed(row, "unreadable", row.problem)
+    cells = {ALIASES.get(name, name): value for name, value in row.values.items() if not _is_empty(value)}
+    try:
+        prompt = check_prompt(cells.get(spec.prompt_column, ""))
+    except InputError as error:
+        return failed(row, "prompt", str(error))
+    try:
+        changes = {name: convert(name, cells[name]) for name, convert in _CONVERTERS.items() if name in cells}
+        if "mask" in changes and "init_image" not in changes:
+            raise InputError("There is a mask but no init_image; give the picture that the mask belongs to.")
+        _check_size(cells.get("size"), info)
+        return Picture(row=row, image=spec.image(prompt, **{"seed": spec.seed + row.index, **changes}))
+    except InputError as error:
+        return failed(row, "setting", str(error))
+
+
+def extra_values(spec: BatchImagesSpec, row: Row) -> dict[str, Any]:
+    """The cells that mean nothing to us and are kept, by column, as JSON values."""
+    return {name: row.values.get(name) for name in extra_columns(spec)}
+
+
+def extra_columns(spec: BatchImagesSpec) -> list[str]:
+    """The table's columns that are kept as they are."""
+    return [name for name in spec.table.columns if name != spec.prompt_column and ALIASES.get(name, name) not in SETTINGS]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}, but a number was expected.")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+        return int(value)  # not through a float, which would round a large seed
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = _number(name, value)
+    if not float(number).is_integer():
+        raise InputError(f"{name} is {value!r}, but a whole number was expected.")
+    return int(number)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name} is {value!r}, but text was expected.")
+    return value.strip()
+
+
+_CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
+    "seed": _whole,
+    "num_steps": _whole,
+    "guidance_scale": _number,
+    "guidance_rescale": _number,
+    "sampler": _text,
+    "negative_prompt": _text,
+    "init_image": _text,
+    "mask": _text,
+    "strength": _number,
+}
+
+
+def _check_size(value: Any, info: PriorInfo) -> None:
+    """The prior draws one size; a row may say it, as 64 or 64x64."""
+    if value is None:
+        return
+    sides = value.lower().replace(" ", "").split("x") if isinstance(value, str) else [value]
+    try:
+        wanted = {_whole("size", side) for side in sides}
+    except InputError:
+        wanted = set()
+    if wanted != {info.image_size} or len(sides) > 2:
+        raise InputError(
+            f"size is {value!r}, but the prior {info.name!r} draws {info.image_size}x{info.image_size}; leave the cell empty "
+            "or use a prior of that size."
+        )
