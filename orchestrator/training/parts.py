@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.layout import channels_last
@@ -20,6 +20,7 @@ from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss
 from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, load_average, train
 from jobs.errors import InputError
 from orchestrator.training import recipe
+from orchestrator.training.latents import all_latents
 from orchestrator.training.pictures import Pictures
 
 CHECKPOINT = "checkpoint.pt"
@@ -97,7 +98,7 @@ def denoiser(data: Pictures, root: Path, config: LoopConfig, device: str) -> Par
     module = joint_denoiser()
     if not (root / "denoiser" / CHECKPOINT).exists():
         module.clip.load_state_dict(load_averaged(Clip(recipe.clip_config(tokenizer)), root / "clip").state_dict())
-    latents = all_latents(data, root, device)
+    latents = all_latents(data, trained_autoencoder(root), root, device=device)
     ids = tokenizer(data.captions).to(torch.int16)
     state = started(module.to(device), root / "denoiser", config)
     loss = denoising_loss(
@@ -120,8 +121,15 @@ PARTS: dict[str, Callable[[Pictures, Path, LoopConfig, str], Part]] = {
 
 
 def trained_autoencoder(root: Path) -> AutoencoderTiny:
-    """The autoencoder with its latents scaled to unit variance."""
-    scaling = json.loads((root / "autoencoder/scaling.json").read_text())["scaling_factor"]
+    """The autoencoder with its latents scaled to unit variance.
+
+    Raises:
+        InputError: it has not been trained to its end.
+    """
+    path = root / "autoencoder/scaling.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist; train the autoencoder first ('dreamkiln train autoencoder').")
+    scaling = json.loads(path.read_text(encoding="utf-8"))["scaling_factor"]
     return load_averaged(AutoencoderTiny(replace(recipe.AUTOENCODER, scaling_factor=scaling)), root / "autoencoder")
 
 
@@ -134,20 +142,3 @@ def measure_scaling(data: Pictures, root: Path) -> float:
     scaling = 1 / latents.std().item()
     (root / "autoencoder/scaling.json").write_text(json.dumps({"scaling_factor": scaling}))
     return scaling
-
-
-def all_latents(data: Pictures, root: Path, device: str) -> Tensor:
-    """Latents (N, C, h, w) fp16 of the whole set, kept in a file until the autoencoder or the data changes."""
-    path = root / "latents.pt"
-    source = {"num_images": len(data), "autoencoder": (root / "autoencoder" / CHECKPOINT).stat().st_mtime_ns}
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-        if kept["source"] == source:
-            return kept["latents"]
-    module = trained_autoencoder(root).to(device)
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-        chunks = torch.arange(len(data)).split(256)
-        encoded = [module.encode(data.batch(rows).to(device)).half().cpu() for rows in chunks]
-    latents = torch.cat(encoded)
-    torch.save({"source": source, "latents": latents}, path)
-    return latents

@@ -1,5 +1,7 @@
 """The rendered data set in memory."""
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,13 @@ class Pictures:
     def batch(self, rows: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1], channels last."""
         return (self.images[rows].float() / 255).contiguous(memory_format=torch.channels_last)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of all pixels (hex)."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -14,7 +14,8 @@ from jobs.events import Progress
 from orchestrator.progress_display import Display
 from orchestrator.training import recipe
 from orchestrator.training.assemble import assemble
-from orchestrator.training.parts import CHECKPOINT, PARTS, measure_scaling
+from orchestrator.training.latents import encode
+from orchestrator.training.parts import CHECKPOINT, PARTS, measure_scaling, trained_autoencoder
 from orchestrator.training.pictures import Pictures
 
 CHECKPOINT_SECONDS = 120
@@ -114,6 +115,9 @@ def train_parts(
                 continue
             pictures = pictures or Pictures.load(data)
             display.message(f"{name}: {len(pictures)} pictures; checkpoints, log and plots in {root / name}")
+            if name == "denoiser":
+                for encoded in encode(pictures, trained_autoencoder(root), root, device=device):
+                    display.event(encoded)
             for progress in train_part(name, pictures, root, config=loops[name], device=device):
                 display.event(
                     Progress(

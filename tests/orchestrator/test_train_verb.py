@@ -1,16 +1,24 @@
 """`dreamkiln train`: every part from rendered shards to a prior that draws, in a few steps each."""
 
 import json
+import shutil
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.prior import Prior
 from diffusion.text.clip import load_clip
 from jobs.errors import InputError
 from nerf3d.toybox.shards import write_shards
 from orchestrator.progress_display import SilentDisplay
+from orchestrator.training import latents, recipe
 from orchestrator.training.assemble import assemble, unpack
+from orchestrator.training.parts import trained_autoencoder
+from orchestrator.training.pictures import Pictures
 from orchestrator.training.run import loop_configs, train_parts
 
 SHORT = {
@@ -63,14 +71,58 @@ def test_training_goes_on_from_the_checkpoint(trained: Path, shards: Path) -> No
     assert steps == [1, 2, 3]
 
 
+def test_a_copied_training_keeps_its_latents(trained: Path, shards: Path, tmp_path: Path) -> None:
+    """They belong to weights and pixels, not to names and dates of files."""
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy/autoencoder/checkpoint.pt").touch()
+    data, autoencoder = Pictures.load(shards), trained_autoencoder(tmp_path / "copy")
+    assert list(latents.encode(data, autoencoder, tmp_path / "copy", device="cpu")) == []
+
+
+def test_latents_are_encoded_with_progress_and_never_those_of_another_source(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "CHUNK", 20)
+    data, autoencoder = Pictures.load(shards), AutoencoderTiny(recipe.AUTOENCODER)
+    other_weights, other_scale = deepcopy(autoencoder), AutoencoderTiny(replace(recipe.AUTOENCODER, scaling_factor=2.0))
+    with torch.no_grad():
+        next(other_weights.parameters()).mul_(1.5)
+    other_scale.load_state_dict(autoencoder.state_dict())
+    sources = [
+        (data, autoencoder),
+        (Pictures(255 - data.images, data.captions, data.prompts), autoencoder),
+        (Pictures(data.images.flip(0), data.captions, data.prompts), autoencoder),
+        (data, other_weights),
+        (data, other_scale),
+    ]
+    (tmp_path / "latents.pt").write_bytes(b"of an earlier version")
+    for pictures, module in sources:
+        steps = [(step.step, step.total) for step in latents.encode(pictures, module, tmp_path, device="cpu")]
+        assert steps == [(0, 48), (20, 48), (40, 48), (48, 48)]
+        assert list(latents.encode(pictures, module, tmp_path, device="cpu")) == []
+        expected = module.encode(pictures.batch(torch.arange(48)))
+        found = latents.all_latents(pictures, module, tmp_path, device="cpu")
+        torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    assert [path.name for path in tmp_path.iterdir()] == [latents.LATENTS]
+
+    whole = (tmp_path / latents.LATENTS).read_bytes()
+    (tmp_path / latents.LATENTS).write_bytes(whole[:100])
+    assert len(list(latents.encode(*sources[-1], tmp_path, device="cpu"))) == 4
+
+
 def test_a_shipped_prior_can_be_trained_on(trained: Path, tmp_path: Path) -> None:
     unpack(trained / "prior", tmp_path)
     assemble(tmp_path, tmp_path / "prior")
     assert Prior.load(tmp_path / "prior").weights_hash == Prior.load(trained / "prior").weights_hash
 
 
-def test_the_denoiser_needs_its_predecessors(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train the clip first"):
+@pytest.mark.parametrize(("trained_first", "needed"), [((), "autoencoder"), (("autoencoder",), "clip")])
+def test_the_denoiser_needs_its_predecessors(
+    trained: Path, shards: Path, tmp_path: Path, trained_first: tuple[str, ...], needed: str
+) -> None:
+    for part in trained_first:
+        shutil.copytree(trained / part, tmp_path / part)
+    with pytest.raises(InputError, match=f"train the {needed} first"):
         train_parts(["denoiser"], shards, tmp_path, device="cpu", overrides=SHORT, display=SilentDisplay())
 
 
