@@ -1,12 +1,13 @@
 """The KL autoencoder of latent diffusion / Stable Diffusion (2112.10752 section 3.1), under its published names."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import attention
+from diffusion.networks.published import from_published
 from diffusion.networks.unet import Resampler, ResnetBlock
 
 # Group norms of the autoencoder, in its residual blocks as in its attention.
@@ -49,11 +50,7 @@ class AutoencoderKLConfig:
             for value in given if isinstance(given, list | tuple) else [given]:
                 if value not in allowed:
                     raise ValueError(f"{name} {value!r} is unknown for AutoencoderKL; expected {allowed[0]!r}")
-        known = {f.name for f in fields(cls)}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None
-        }
-        return cls(**values)
+        return from_published(cls, config)
 
     @property
     def spatial_factor(self) -> int:

@@ -4,12 +4,14 @@ Latents are deterministic; `scaling_factor` brings them to about unit variance. 
 CPU their backward pass at full resolution costs as much as the convolution beside them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from diffusion.networks.published import from_published
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,7 @@ class AutoencoderTinyConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "AutoencoderTinyConfig":
         """Reads a published configuration; unknown fields are passed over."""
-        known = {f.name for f in fields(cls)}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None
-        }
-        return cls(**values)
+        return from_published(cls, config)
 
     @property
     def spatial_factor(self) -> int:

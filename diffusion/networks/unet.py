@@ -6,7 +6,7 @@ One class holds the toybox prior, Stable Diffusion 1.x and 2.x, and SDXL (2307.0
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from diffusion.networks.attention import AttentionPooling, KeyValue, SpatialTransformer
 from diffusion.networks.projected_context import ProjectedContext, cross_attentions
+from diffusion.networks.published import from_published
 
 # SDXL's original height and width, crop top and left, target height and width (2307.01952 section 2.2).
 NUM_SIZES = 6
@@ -101,11 +102,7 @@ class UNetConfig:
         for name, value in cls.FIXED.items():
             if config.get(name, value) != value:
                 raise ValueError(f"the UNet's {name} is {config[name]!r}; expected {value!r}, as in all Stable Diffusions")
-        known = {f.name for f in fields(cls)}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known and v is not None
-        }
-        return cls(**values)
+        return from_published(cls, config)
 
     @property
     def levels(self) -> int:
