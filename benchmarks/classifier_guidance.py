@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.pictures import write_small_webp
-from benchmarks.score_matching import MAX_BYTES, NUM_POINTS, scatter
+from benchmarks.score_matching import LIMIT, MAX_BYTES, NUM_POINTS, SIZE
 from diffusion.models.base import SampleRequest
 from jobs.errors import DreamKilnError
 from orchestrator.family.data import MIXTURE, MixturePoints
 from orchestrator.family.folder import load_model
+from orchestrator.family.pictures import scatter
 
 LABEL = 1
 SCALES = (1.0, 5.0)
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         deviation = float((own - own.mean(dim=0)).square().mean().sqrt())
         print(f"{title}: {share_at(points, LABEL):.1%} at label {LABEL}, deviation there {deviation:.3f}")
     pages: dict[str, np.ndarray] = {title: points.numpy() for title, points in (panels | drawn).items()}
-    print(write_small_webp(scatter(pages), options.out, max_bytes=MAX_BYTES))
+    print(write_small_webp(scatter(pages, limit=LIMIT, size=SIZE), options.out, max_bytes=MAX_BYTES))
     return 0
 
 

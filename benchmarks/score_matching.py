@@ -7,41 +7,20 @@ python -m benchmarks.score_matching DIR [DIR ...] --out docs/pictures/models/sco
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks.pictures import write_small_webp
 from diffusion.models.base import SampleRequest
 from jobs.errors import DreamKilnError
 from orchestrator.family.data import MixturePoints
 from orchestrator.family.folder import load_model
+from orchestrator.family.pictures import scatter
 
 NUM_POINTS = 1500
 MAX_BYTES = 60_000
-
-
-def scatter(panels: dict[str, np.ndarray]) -> np.ndarray:
-    """Points (N, 2) by title -> (H, W, 3) uint8, side by side on the same axes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from PIL import Image
-
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.9), layout="constrained", squeeze=False)
-    for plot, (title, points) in zip(axes[0], panels.items(), strict=True):
-        plot.scatter(points[:, 0], points[:, 1], s=2, alpha=0.4, linewidths=0)
-        plot.set(xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), aspect="equal", xticks=[], yticks=[])
-        plot.set_title(title, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    buffer.seek(0)
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGB"))
+LIMIT, SIZE = 1.8, 2.6
+"""Of a panel's axes, and its inches."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DreamKilnError as error:
         print(f"score_matching: {error}", file=sys.stderr)
         return error.exit_code
-    print(write_small_webp(scatter(panels), options.out, max_bytes=MAX_BYTES))
+    print(write_small_webp(scatter(panels, limit=LIMIT, size=SIZE), options.out, max_bytes=MAX_BYTES))
     return 0
 
 

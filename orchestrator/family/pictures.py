@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,25 +25,30 @@ def write_samples(samples: Tensor, path: Path, *, metadata: Mapping[str, str]) -
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
         return write_image_grid(to_uint8((samples.expand(-1, 3, -1, -1) + 1) / 2), path, metadata=metadata)
     if samples.ndim == 2 and samples.shape[1] >= 2:
-        return write_png(_scatter(samples.cpu().numpy()), path, metadata)
+        return write_png(scatter({"": samples.cpu().numpy()}), path, metadata)
     raise JobFailed(f"Samples of shape {tuple(samples.shape)} are neither pictures nor points in the plane; there is no PNG.")
 
 
-def _scatter(points: np.ndarray) -> np.ndarray:
-    """(B, D) -> (H, W, 3) uint8: the first two coordinates, both axes to one scale."""
-    import matplotlib
+def scatter(panels: Mapping[str, np.ndarray], *, limit: float | None = None, size: float = 4.0) -> np.ndarray:
+    """Points (N, D) by title -> (H, W, 3) uint8: the first two coordinates, both axes to one scale, panels side by side.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from PIL import Image
+    Args:
+        limit: both axes run from -limit to limit, without numbers; by default, as far as the points, with a grid.
+        size: inches a panel is wide.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(4, 4), layout="constrained")
-    axes.scatter(points[:, 0], points[:, 1], s=4, alpha=0.5, linewidths=0)
-    axes.set_aspect("equal")
-    axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    buffer.seek(0)
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGB"))
+    titled = any(panels)
+    figure = Figure(figsize=(size * len(panels), size + 0.3 * titled), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.scatter(points[:, 0], points[:, 1], s=size, alpha=0.45, linewidths=0)
+        axes.set_aspect("equal")
+        axes.set_title(title, fontsize=9)
+        if limit is None:
+            axes.grid(alpha=0.3)
+        else:
+            axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[])
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
