@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe_machine, one_line
+from diffusion.engine import BatchProfile
 from diffusion.schedule import NoiseSchedule
 from jobs.prior_client import DrawRequest
 from orchestrator.prior_service import LocalPrior, Pending
@@ -69,6 +70,10 @@ class NullPrior(LocalPrior):
     def __init__(self, source: str, device: str) -> None:
         super().__init__(NullModel())
         self._picture = np.full((1, IMAGE_SIZE, IMAGE_SIZE, 3), 127, np.uint8)
+
+    def measure(self) -> BatchProfile:
+        """There is nothing to measure; asked when two requests first meet."""
+        return BatchProfile({})
 
     def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
         """uint8 images (N, 64, 64, 3)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,9 @@ from orchestrator.batch.sinks.base import HashingWriter, ShardFile
 from orchestrator.batch.stores import Store
 
 __all__ = ["WebDatasetSink"]
+
+
+_NAMELESS = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # its mode is 0644, and it has no time, owner or group
 
 
 class WebDatasetSink:
@@ -28,15 +30,14 @@ class WebDatasetSink:
         name = f"{shard:05d}.tar"
         with self._store.create(name) as target:
             writer = HashingWriter(target)
-            with tarfile.open(fileobj=writer, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
 
-                def add(rows: Sequence[Finished]) -> None:
-                    for row in rows:
-                        if row.png is not None:
-                            _add_sample(tar, row, row.png)
+            def add(rows: Sequence[Finished]) -> None:
+                writer.write(b"".join(part for row in rows if row.png is not None for part in _sample(row, row.png)))
 
-                file = ShardFile(add)
-                yield file
+            file = ShardFile(add)
+            yield file
+            end = writer.num_bytes + 2 * tarfile.BLOCKSIZE
+            writer.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
         file.written = writer.written(name)
 
     def read(self, shard: int) -> Iterator[tuple[int, bytes]]:
@@ -53,9 +54,20 @@ class WebDatasetSink:
         yield f"{shard:05d}.tar"
 
 
-def _add_sample(tar: tarfile.TarFile, row: Finished, png: bytes) -> None:
+def _sample(row: Finished, png: bytes) -> Iterator[bytes]:
+    """The row's three members, as they stand in the tar."""
     record = json.dumps(row.record, ensure_ascii=False).encode()
     for suffix, data in (("png", png), ("txt", row.record["prompt"].encode()), ("json", record)):
-        member = tarfile.TarInfo(f"{stem(row.index)}.{suffix}")
-        member.size, member.mode = len(data), 0o644
-        tar.addfile(member, io.BytesIO(data))
+        yield _header(f"{stem(row.index)}.{suffix}", len(data))
+        yield data
+        yield bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """tarfile's own, with what differs from member to member filled in: its own way there takes five times as long."""
+    header = bytearray(_NAMELESS)
+    header[: len(name)] = name.encode()
+    header[124:135] = b"%011o" % num_bytes
+    header[148:156] = b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)  # the checksum, summed with spaces in its own place
+    return bytes(header)

@@ -91,6 +91,18 @@ def test_all_formats_hold_the_same_pictures(table, tmp_path):
     assert found["png"] == found["webdataset"] == found["parquet"]
 
 
+def test_a_tar_is_to_the_byte_what_tarfile_writes(good_table, tmp_path):
+    run(good_table, tmp_path / "out")
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        again = io.BytesIO()
+        with tarfile.open(path) as ours, tarfile.open(fileobj=again, mode="w", format=tarfile.USTAR_FORMAT) as theirs:
+            for member in ours:
+                plain = tarfile.TarInfo(member.name)
+                plain.size = member.size
+                theirs.addfile(plain, ours.extractfile(member))
+        assert again.getvalue() == path.read_bytes()
+
+
 def test_markers_failures_and_report_tell_one_story(finished):
     _, out, outcome = finished
     lines = [json.loads(line) for line in (out / "_failures.jsonl").read_text().splitlines()]
