@@ -1,0 +1,207 @@
+"""The fit: a field is optimised until a guide likes its pictures from all sides. Written as a generator.
+
+DreamFusion's loop (Poole et al. 2022, section 3): draw cameras, lights and backgrounds; render; ask the guide; descend.
+All randomness of step k comes from (seed, k) and the optimiser's moments are part of the state, so a fit that was stopped
+after step k and continued equals, bit by bit, one that never stopped (same machine, same number of threads).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nerf3d.fields import Field
+from nerf3d.fields.base import FieldQuery
+from nerf3d.fit import terms
+from nerf3d.fit.collapse import check_collapse, check_finite
+from nerf3d.fit.config import FitConfig
+from nerf3d.fit.scene import Scene, draw_scene, object_colours
+from nerf3d.fit.state import FitState
+from nerf3d.guide import Guide, GuideReply, PromptGuide
+from nerf3d.rendering import Occupancy, RenderOutput, render
+from nerf3d.streams import stream
+
+
+@dataclasses.dataclass(frozen=True)
+class FitProgress:
+    """After each step. step: steps done, 1 to num_steps. state: live, for previews and checkpoints; copy to keep.
+
+    metrics: loss, guide, opacity (mean alpha), occupied (share of cells), gradient_norm, render_size, and seconds per
+    stage as seconds_render, seconds_guide, seconds_backward, seconds_update.
+    """
+
+    step: int
+    num_steps: int
+    metrics: dict[str, float]
+    state: FitState
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """The fitted field, its occupancy, and the configuration that made it."""
+
+    field: Field
+    occupancy: Occupancy
+    config: FitConfig
+
+
+def fit(
+    config: FitConfig,
+    guide: Guide,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    state: FitState | Mapping[str, Tensor] | None = None,
+) -> Generator[FitProgress, None, FitResult]:
+    """Optimises a field from a blob, or goes on from `state` (a FitState or its state_dict()).
+
+    Yields after every step; returns the result. Raises FitCollapsed when nothing is left, when everything is full, or
+    when a number is not finite, and StateMismatch for a state of another seed or configuration.
+    """
+    if not isinstance(state, FitState):
+        saved, state = state, FitState.create(config, seed=seed, device=device)
+        if saved is not None:
+            state.load_state_dict(saved)
+    if state.step == 0:
+        _refresh_occupancy(state)
+    while state.step < config.num_steps:
+        yield _advance(state, guide, device)
+    return FitResult(state.field, state.occupancy, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Some views of a step before the guide. rgb: as large as it wants them. reply: waits for its opinion."""
+
+    scene: Scene
+    picture: RenderOutput
+    rgb: Tensor
+    reply: Callable[[], GuideReply]
+
+
+def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitProgress:
+    """One optimisation step."""
+    config, step = state.config, state.step
+    progress = step / config.num_steps
+    clock = _Clock()
+    avoid = object_colours(state.field, generator=stream(state.seed, "colours", step))
+    scene = draw_scene(config, seed=state.seed, step=step, avoid=avoid).to(device)
+    query = state.field.query(normals=scene.shading != "albedo")
+    samples = stream(state.seed, "samples", step)
+    shown = [_show(state, query, part, guide, index, samples) for index, part in enumerate(scene.parts(config.guide_parts))]
+    clock.lap("render")
+    replies = [part.reply() for part in shown]
+    clock.lap("guide")
+    # Means over all views: those over equal parts, averaged.
+    guide_loss = torch.stack([_guide_loss(part.rgb, reply) for part, reply in zip(shown, replies, strict=True)]).mean()
+    on_views = [
+        terms.on_views(config, part.picture, target=reply.target, background=part.scene.background, progress=progress)
+        for part, reply in zip(shown, replies, strict=True)
+    ]
+    loss = config.guide_weight.value(progress) * guide_loss + torch.stack(on_views).mean()
+    loss = loss + terms.on_field(config, query, progress=progress, draws=stream(state.seed, "regularisers", step))
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    gradient_norm = _gradient_norm(state.field)
+    clock.lap("backward")
+    check_finite(step, loss=float(loss.detach()), gradient_norm=gradient_norm)
+    _set_rates(state, progress)
+    state.optimiser.step()
+    state.step += 1
+    if state.step % config.occupancy_every == 0:
+        _refresh_occupancy(state)
+    opacity = float(torch.stack([part.picture.alpha.detach().mean() for part in shown]).mean())
+    occupied = state.occupancy.fraction(config.field.radius)
+    check_collapse(state, opacity, occupied)
+    clock.lap("update")
+    metrics = {
+        "loss": float(loss.detach()),
+        "guide": float(guide_loss.detach()),
+        "opacity": opacity,
+        "occupied": occupied,
+        "gradient_norm": gradient_norm,
+        "render_size": float(config.render_size(progress)),
+        **clock.seconds,
+    }
+    return FitProgress(state.step, config.num_steps, metrics, state)
+
+
+def _show(state: FitState, query: FieldQuery, scene: Scene, guide: Guide, index: int, samples: torch.Generator) -> Shown:
+    """Render part `index` of a step's views and ask the guide; where there are several parts, without waiting for it."""
+    config, step = state.config, state.step
+    picture = render(
+        query,
+        state.occupancy,
+        scene.cameras,
+        config.render_size(step / config.num_steps),
+        background=scene.background,
+        shading=scene.shading,
+        lights=scene.lights,
+        num_samples=config.num_samples,
+        radius=config.field.radius,
+        generator=samples,
+    )
+    rgb = _enlarged(picture.rgb, config.guide_size)
+    question = (rgb.detach().clamp(0, 1), scene.cameras)
+    when: dict[str, Any] = {"background": scene.background, "step": step, "num_steps": config.num_steps}
+    if config.guide_parts == 1:
+        return Shown(scene, picture, rgb, functools.partial(guide, *question, **when))
+    if not isinstance(guide, PromptGuide):
+        raise TypeError(f"guide_parts is {config.guide_parts}, but a {type(guide).__name__} has no `ask`; give guide_parts=1")
+    first = index * len(scene.cameras)
+    return Shown(scene, picture, rgb, guide.ask(*question, **when, first_view=first, num_views=config.num_views))
+
+
+def _enlarged(rgb: Tensor, size: int) -> Tensor:
+    """Bilinear to the guide's size; autograd carries the guide's gradient back."""
+    if rgb.shape[-1] == size:
+        return rgb
+    return F.interpolate(rgb, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _guide_loss(shown: Tensor, reply: GuideReply) -> Tensor:
+    """Mean over all values, so that weights do not depend on the number of views or pixels."""
+    if reply.target is not None:
+        return (shown - reply.target.detach()).square().mean()
+    # A surrogate whose gradient is the guide's (DreamFusion, equation 3).
+    return (shown * reply.gradient.detach()).mean()
+
+
+def _refresh_occupancy(state: FitState) -> None:
+    with torch.no_grad():
+        query = state.field.query()
+        state.occupancy.refresh(query.density, seed=state.seed, step=state.step, radius=state.config.field.radius)
+
+
+def _set_rates(state: FitState, progress: float) -> None:
+    config = state.config
+    late = max(0.0, 2 * progress - 1)
+    factor = config.rate_decay + (1 - config.rate_decay) * 0.5 * (1 + math.cos(math.pi * late))
+    for group, rate in zip(state.optimiser.param_groups, (config.density_rate, config.colour_rate), strict=True):
+        group["lr"] = rate * factor
+
+
+def _gradient_norm(field: Field) -> float:
+    norms = [p.grad.norm() for p in field.parameters() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"seconds_{name}"] = now - self._last
+        self._last = now

@@ -1,0 +1,69 @@
+"""What a step draws at random: cameras, lights, backgrounds and the shading."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from nerf3d.cameras import Cameras
+from nerf3d.fields import Field
+from nerf3d.fit.config import FitConfig
+from nerf3d.rendering import Lights, Shading, sample_backgrounds, sample_lights
+from nerf3d.streams import stream, uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is drawn at random for one step: cameras, their lights and backgrounds (V, 3), and the shading."""
+
+    cameras: Cameras
+    lights: Lights
+    background: Tensor
+    shading: Shading
+
+    def to(self, device: torch.device | str) -> Scene:
+        return Scene(self.cameras.to(device), self.lights.to(device), self.background.to(device), self.shading)
+
+    def parts(self, number: int) -> list[Scene]:
+        """The views in so many equal groups, in order."""
+        size = len(self.cameras) // number
+        groups = [slice(first, first + size) for first in range(0, len(self.cameras), size)]
+        return [Scene(self.cameras[g], self.lights[g], self.background[g], self.shading) for g in groups]
+
+
+def draw_scene(config: FitConfig, *, seed: int, step: int, avoid: Tensor | None = None) -> Scene:
+    """The scene of a step, on CPU: always the same for the same arguments.
+
+    avoid: (N, 3) colours that backgrounds keep away from; cameras and lights do not depend on them.
+    """
+    draws = stream(seed, "scene", step)
+    num_views = config.num_views
+    # One view in each azimuth slice, and all of them turned together: no side is missed.
+    azimuth = (torch.arange(num_views) + uniform((num_views,), draws)) * (360 / num_views)
+    azimuth = (azimuth + uniform((1,), draws, 0, 360)) % 360
+    low, middle, high = config.elevations
+    elevation = torch.where(
+        uniform((num_views,), draws) < config.low_view_share,
+        uniform((num_views,), draws, low, middle),
+        uniform((num_views,), draws, middle, high),
+    )
+    cameras = Cameras.orbit(azimuth, elevation, radius=config.radius, fov_degrees=config.fov_degrees)
+    shading: Shading = "albedo"
+    if step >= config.lit_from * config.num_steps:
+        shading = "textureless" if float(uniform((), draws)) < config.textureless_share else "lambert"
+    lights = sample_lights(cameras, generator=draws)
+    return Scene(cameras, lights, sample_backgrounds(num_views, generator=draws, avoid=avoid), shading)
+
+
+@torch.no_grad()
+def object_colours(field: Field, *, generator: torch.Generator, num_points: int = 2048, density: float = 5.0) -> Tensor:
+    """(N, 3) on CPU: albedo at those of num_points random places that are at least this dense (1/m), and its shade.
+
+    The toybox never shows an object before a background of its own lit or shaded colour, so neither should a fit.
+    """
+    points = uniform((num_points, 3), generator, -1, 1).to(next(field.parameters()).device)
+    values = field.query().samples(points)
+    albedo = values.colour[values.density > density].cpu()
+    return torch.cat([albedo, 0.75 * albedo])

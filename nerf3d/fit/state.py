@@ -1,0 +1,82 @@
+"""What changes during a fit, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nerf3d.errors import StateMismatch
+from nerf3d.fields import Field, make_field
+from nerf3d.fit.config import FitConfig
+from nerf3d.rendering import Occupancy
+
+
+@dataclasses.dataclass
+class FitState:
+    """Everything that changes during a fit, able to be saved as tensors.
+
+    step: steps done. empty_steps, full_steps: how many steps in a row looked collapsed.
+    """
+
+    config: FitConfig
+    seed: int
+    field: Field
+    occupancy: Occupancy
+    optimiser: torch.optim.Adam
+    step: int = 0
+    empty_steps: int = 0
+    full_steps: int = 0
+
+    @classmethod
+    def create(cls, config: FitConfig, *, seed: int, device: torch.device | str = "cpu") -> FitState:
+        """The state before the first step."""
+        field = make_field(config.field).to(device)
+        step_size = 2 * config.field.radius / config.num_samples
+        occupancy = Occupancy(config.occupancy_resolution, threshold=config.occupancy_threshold, step_size=step_size).to(device)
+        groups = [
+            {"params": field.density_parameters(), "lr": config.density_rate},
+            {"params": field.colour_parameters(), "lr": config.colour_rate},
+        ]
+        # Fused Adam is three times faster than the others on CPU and equally deterministic.
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12, fused=True)
+        return cls(config, seed, field, occupancy, optimiser)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat name -> CPU tensor, ready for safetensors; copies, so that the fit may go on."""
+        counters = [self.step, self.empty_steps, self.full_steps, self.seed]
+        tensors = {"counters": torch.tensor(counters, dtype=torch.int64)}
+        tensors |= {f"field.{k}": v for k, v in self.field.state_dict().items()}
+        tensors |= {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
+        for index, slots in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{k}": v for k, v in slots.items()}
+        return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up a saved state. Raises StateMismatch if it is of another seed, field, or is incomplete."""
+        try:
+            step, empty_steps, full_steps, seed = tensors["counters"].tolist()
+            if seed != self.seed:
+                raise StateMismatch(f"The saved fit has seed {seed}, this one has {self.seed}; give the same seed.")
+            self.field.load_state_dict(_under("field.", tensors))
+            self.occupancy.load_state_dict(_under("occupancy.", tensors))
+            slots: dict[int, dict[str, Tensor]] = {}
+            for name, value in _under("adam.", tensors).items():
+                index, key = name.split(".")
+                slots.setdefault(int(index), {})[key] = value.clone()
+            groups = self.optimiser.state_dict()["param_groups"]
+            self.optimiser.load_state_dict({"state": slots, "param_groups": groups})
+        except (KeyError, ValueError, RuntimeError) as error:
+            if isinstance(error, StateMismatch):
+                raise
+            raise StateMismatch(
+                f"The saved fit does not fit this configuration ({error}). Continue with the configuration that it was "
+                "started with, or start anew."
+            ) from error
+        self.step, self.empty_steps, self.full_steps = step, empty_steps, full_steps
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
