@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from jobs.ledger import Ledger, Submission
+from jobs.ledger import Ledger, ShardRecord, Submission
 from jobs.states import State
 
 NUM_ROWS = 1_000_000
@@ -51,24 +51,24 @@ def measure(url: str, *, num_rows: int, num_others: int = NUM_OTHERS, shard_size
             ledger.jobs.submit([_submission(number, "text-to-3d") for number in range(start, min(start + 1000, num_others))])
         seconds["submit the others"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        (submitted,) = ledger.jobs.submit([_submission(num_others, "images")])
-        num_shards = ledger.shards.plan(submitted.id, num_rows=num_rows, shard_size=shard_size)
-        seconds["submit and plan the large one"] = time.perf_counter() - begin
-        job = submitted.id
-        ledger.attempts.start(job, "benchmark", seconds=3600)
+        (submitted,) = ledger.jobs.submit([_submission(num_others, "batch-images")])
+        seconds["submit the large one"] = time.perf_counter() - begin
+        job, num_shards = submitted.id, -(-num_rows // shard_size)
+        lease = ledger.attempts.start(job, "benchmark", seconds=3600)
         begin = time.perf_counter()
-        num_committed = min(1000, num_shards // 2)
-        for _ in range(num_committed):
-            (lease,) = ledger.shards.lease(job, "benchmark", seconds=60)
-            ledger.shards.commit(lease, num_rows_succeeded=shard_size, seconds=1.0)
-        seconds["lease and commit one shard"] = (time.perf_counter() - begin) / num_committed
+        one_by_one = min(1000, num_shards // 2)
+        for index in range(one_by_one):
+            ledger.shards.record(lease, [_shard(index, shard_size)])
+        seconds["note a shard"] = (time.perf_counter() - begin) / one_by_one
+        begin = time.perf_counter()
+        ledger.shards.record(lease, [_shard(index, shard_size) for index in range(one_by_one, num_shards)])
+        seconds["note all others at once"] = time.perf_counter() - begin
         calls: dict[str, Callable[[], object]] = {
-            "status of the large job": lambda: (ledger.jobs.get(job), ledger.shards.counts(job)),
+            "status of the large job": lambda: (ledger.jobs.get(job), ledger.shards.summary(job)),
             "all states counted": ledger.jobs.counts,
             "newest 50 jobs": lambda: ledger.jobs.recent(limit=50),
             "running jobs": lambda: ledger.jobs.recent(states=[State.RUNNING]),
             "what the scheduler reads": ledger.jobs.waiting,
-            "lease one shard": lambda: ledger.shards.lease(job, "benchmark", seconds=60),
         }
         times = {name: _milliseconds(call) for name, call in calls.items()}
     return {
@@ -90,6 +90,11 @@ def _submission(number: int, kind: str) -> Submission:
         out=f"/runs/a-red-table-number-{number}",
         user=USERS[number % len(USERS)],
     )
+
+
+def _shard(index: int, num_rows: int) -> ShardRecord:
+    worker = f"process {4000 + index % 8} on a-machine"
+    return ShardRecord(index=index, num_rows=num_rows, num_failed=index % 3, seconds=1.0, worker=worker, num_attempts=1)
 
 
 def _milliseconds(call: Callable[[], object], *, num: int = 50) -> dict[str, float]:

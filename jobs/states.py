@@ -10,8 +10,6 @@
                  ├── pause ──> paused <┤                           │
                  │             │       └────> lost ────────────────┘
                  └──> cancelled, failed       (its worker fell silent)
-
-A shard of an image job moves by the same table.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ __all__ = ["LEGAL", "TERMINAL", "FailureKind", "IllegalTransition", "State", "Wi
 
 
 class State(StrEnum):
-    """Where a job or a shard stands."""
+    """Where a job stands."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -14,8 +14,8 @@ from jobs.ledger.records import (
     GroupRecord,
     JobRecord,
     Lease,
-    ShardCounts,
     ShardRecord,
+    ShardSummary,
     StaleLease,
     Submission,
 )
@@ -30,8 +30,8 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "OwnershipError",
-    "ShardCounts",
     "ShardRecord",
+    "ShardSummary",
     "StaleLease",
     "Submission",
 ]

@@ -10,17 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, insert, inspect, select, update
+from sqlalchemy import Connection, Double, insert, inspect, select, text, update
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
-from jobs.ledger.tables import Base, SchemaVersion
+from jobs.ledger.tables import Base, Identifier, SchemaVersion
 
 __all__ = ["FIRST_VERSION", "STEPS", "check_version", "migrate", "newest_version"]
 
 Step = Callable[[Connection], None]
 FIRST_VERSION = 1
-STEPS: tuple[Step, ...] = ()
+
+
+def _shards_are_records(connection: Connection) -> None:
+    """2: `shards` keeps who drew a committed shard. Version 1 had a queue of shards there, which nothing ever filled."""
+    number, double = Identifier.compile(connection.dialect), Double().compile(connection.dialect)
+    connection.execute(text("DROP TABLE shards"))
+    connection.execute(
+        text(
+            f'CREATE TABLE shards (job_id {number} NOT NULL REFERENCES jobs (id), "index" BIGINT NOT NULL, '
+            f"num_rows BIGINT NOT NULL, num_failed BIGINT NOT NULL, seconds {double} NOT NULL, worker TEXT NOT NULL, "
+            f"num_attempts INTEGER NOT NULL, fence BIGINT NOT NULL, recorded_at {double} NOT NULL, "
+            'PRIMARY KEY (job_id, "index"))'
+        )
+    )
+
+
+STEPS: tuple[Step, ...] = (_shards_are_records,)
 """STEPS[0] leads from version 1 to version 2, and so on."""
 
 

@@ -22,8 +22,8 @@ __all__ = [
     "GroupRecord",
     "JobRecord",
     "Lease",
-    "ShardCounts",
     "ShardRecord",
+    "ShardSummary",
     "StaleLease",
     "Submission",
 ]
@@ -101,21 +101,19 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to work on a job, or on one of its shards, until `expires_at`.
+    """The right to work on a job until `expires_at`.
 
     Args:
-        fence: larger with every lease of the same work; what carries an older one is refused.
-        shard: index of the shard, None for the job as a whole.
+        fence: larger with every lease of the same job; what carries an older one is refused.
     """
 
     job_id: int
     fence: int
     holder: str
     expires_at: float
-    shard: int | None = None
 
     def __str__(self) -> str:
-        return f"job {self.job_id}" if self.shard is None else f"shard {self.shard} of job {self.job_id}"
+        return f"job {self.job_id}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,39 +186,38 @@ class AttemptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """A run of rows of an image job: `num_rows` of them from `first_row` on."""
+    """A shard of a batch job whose commit marker stands.
 
-    job_id: int
+    Args:
+        num_rows: all of its rows; `num_failed` of them have no picture. seconds: of work.
+        worker: the process that drew it; "" for one that an attempt found committed, of which nobody had told the ledger.
+        num_attempts: processes that began it in the attempt that committed it; 0 where it was found.
+    """
+
     index: int
-    first_row: int
     num_rows: int
-    state: State
-    fence: int
-    lease_holder: str | None
-    lease_expires_at: float | None
-    not_before: float
-    num_failures: int
-    num_rows_succeeded: int
-    num_rows_failed: int
+    num_failed: int
     seconds: float
-    reason: str
+    worker: str = ""
+    num_attempts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardCounts:
-    """An image job's shards and rows, summed.
+class ShardSummary:
+    """A batch job's committed shards, summed.
 
     Args:
-        shards: state -> number of shards, states without any left out.
-        num_rows: in all; `num_rows_succeeded` and `num_rows_failed` of the shards that have been committed.
-        seconds: of work in committed shards.
+        num_rows: of these shards; `num_failed` of them have no picture. seconds: of work, of all workers together.
+        num_begun_again: shards over which a process had died before another committed them.
+        workers: process -> shards that it drew.
     """
 
-    shards: Mapping[State, int]
+    num_committed: int
     num_rows: int
-    num_rows_succeeded: int
-    num_rows_failed: int
+    num_failed: int
     seconds: float
+    num_begun_again: int
+    workers: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,205 +1,91 @@
-"""Shards of image jobs: a million rows cost a thousand of these."""
+"""Committed shards of batch jobs: a million rows cost a thousand of these."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from sqlalchemy import func, insert, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import func, insert, select
 
-from jobs.errors import InputError
 from jobs.ledger.database import Database
-from jobs.ledger.records import Lease, ShardCounts, ShardRecord, StaleLease
-from jobs.ledger.tables import Job, Shard
-from jobs.states import State, check_transition
+from jobs.ledger.records import Lease, ShardRecord, ShardSummary
+from jobs.ledger.rows import held_job
+from jobs.ledger.tables import Shard
 
 __all__ = ["ShardTable"]
 
-_INSERT_CHUNK = 10_000
+_COLUMNS = tuple(getattr(Shard, field.name) for field in dataclasses.fields(ShardRecord))
 
 
 class ShardTable:
-    """The table `shards`; `Ledger.shards`."""
+    """The table `shards`; `Ledger.shards`.
+
+    A shard is committed by its marker in the job's folder; a row here follows it and says who drew the shard. What an
+    attempt could not report before it died, the next one finds and reports.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def plan(self, job_id: int, *, num_rows: int, shard_size: int) -> int:
-        """Cut rows 0 … num_rows-1 into shards of `shard_size`, the last one shorter; returns how many there are.
-
-        Planning again with the same numbers changes nothing, so that a resumed job may.
-
-        Raises:
-            InputError: the job has been planned with other numbers.
-        """
-        if num_rows < 1 or shard_size < 1:
-            raise InputError(f"{num_rows} rows in shards of {shard_size} cannot be planned; both must be at least 1.")
-        num_shards = -(-num_rows // shard_size)
-        with self._database.write() as session:
-            if session.get(Job, job_id) is None:
-                raise InputError(f"There is no job {job_id} to plan shards for.")
-            before = session.execute(
-                select(func.count(), func.sum(Shard.num_rows), func.max(Shard.num_rows)).where(Shard.job_id == job_id)
-            ).one()
-            if before[0]:
-                if (before[0], int(before[1]), before[2]) != (num_shards, num_rows, min(shard_size, num_rows)):
-                    raise InputError(
-                        f"Job {job_id} was planned as {int(before[1]):,} rows in shards of {before[2]:,}, not {num_rows:,} in "
-                        f"shards of {shard_size:,}; the table has changed, so submit it as a new job."
-                    )
-                return num_shards
-            for begin in range(0, num_shards, _INSERT_CHUNK):
-                session.execute(
-                    insert(Shard),
-                    [
-                        {
-                            "job_id": job_id,
-                            "index": index,
-                            "first_row": index * shard_size,
-                            "num_rows": min(shard_size, num_rows - index * shard_size),
-                            "state": State.QUEUED,
-                        }
-                        for index in range(begin, min(begin + _INSERT_CHUNK, num_shards))
-                    ],
-                )
-        return num_shards
-
-    def lease(self, job_id: int, holder: str, *, seconds: float, num: int = 1) -> list[Lease]:
-        """Up to `num` queued shards that may start now, lowest index first; queued -> running."""
-        with self._database.write() as session:
-            now = self._database.clock()
-            query = (
-                select(Shard)
-                .where(Shard.job_id == job_id, Shard.state == State.QUEUED, Shard.not_before <= now)
-                .order_by(Shard.index)
-                .limit(num)
-                .with_for_update(skip_locked=True)
-            )
-            leases = []
-            for row in session.scalars(query):
-                row.state, row.fence = State.RUNNING, row.fence + 1
-                row.lease_holder, row.lease_expires_at = holder, now + seconds
-                leases.append(Lease(job_id=job_id, shard=row.index, fence=row.fence, holder=holder, expires_at=now + seconds))
-            return leases
-
-    def renew(self, lease: Lease, *, seconds: float) -> Lease:
-        """Raises StaleLease."""
-        with self._database.write() as session:
-            row = _held(session, lease)
-            row.lease_expires_at = self._database.clock() + seconds
-            return dataclasses.replace(lease, expires_at=row.lease_expires_at)
-
-    def commit(self, lease: Lease, *, num_rows_succeeded: int, num_rows_failed: int = 0, seconds: float = 0.0) -> None:
-        """running -> succeeded: its files are in place. Rows that failed are counted here and named in the shard's own file.
+    def record(self, lease: Lease, shards: Sequence[ShardRecord]) -> None:
+        """Note shards that are committed. Those that were drawn replace what is known of them; those that were only found
+        (`ShardRecord.worker` is empty) are noted where nothing is known. Saying the same twice changes nothing.
 
         Raises:
-            StaleLease: the shard was given to another worker.
-            InputError: the rows do not add up.
+            StaleLease: the job was given up for lost, given to another, or ended.
         """
+        latest = {shard.index: shard for shard in shards}
+        if not latest:
+            return
         with self._database.write() as session:
-            row = _held(session, lease)
-            if num_rows_succeeded < 0 or num_rows_failed < 0 or num_rows_succeeded + num_rows_failed != row.num_rows:
-                raise InputError(
-                    f"{num_rows_succeeded} rows that succeeded and {num_rows_failed} that failed were reported of {lease}, "
-                    f"which has {row.num_rows}."
-                )
-            _move(row, State.SUCCEEDED, "")
-            row.num_rows_succeeded, row.num_rows_failed, row.seconds = num_rows_succeeded, num_rows_failed, seconds
+            job = held_job(session, lease)
+            rows = session.scalars(select(Shard).where(Shard.job_id == job.id, Shard.index.between(min(latest), max(latest))))
+            known = {row.index: row for row in rows if row.index in latest}
+            now, new = self._database.clock(), []
+            for index, shard in latest.items():
+                values = {**dataclasses.asdict(shard), "fence": lease.fence if shard.worker else 0, "recorded_at": now}
+                if index not in known:
+                    new.append({"job_id": job.id, **values})
+                elif shard.worker:
+                    for name, value in values.items():
+                        setattr(known[index], name, value)
+            if new:
+                session.execute(insert(Shard), new)
 
-    def fail(self, lease: Lease, reason: str, *, retry_at: float | None, counts: bool = True) -> None:
-        """running -> queued, not before `retry_at`; or without one running -> failed, a dead letter. Raises StaleLease."""
-        with self._database.write() as session:
-            row = _held(session, lease)
-            _move(row, State.FAILED if retry_at is None else State.QUEUED, reason)
-            row.num_failures += counts
-            row.not_before = retry_at or 0.0
-
-    def release(self, job_id: int) -> int:
-        """running and lost -> queued, for a job that was paused, or whose worker ended; returns how many."""
-        return self._requeue(job_id, (State.RUNNING, State.LOST))
-
-    def retry_failed(self, job_id: int) -> int:
-        """failed -> queued, failures forgotten; returns how many."""
-        return self._requeue(job_id, (State.FAILED,), num_failures=0, not_before=0.0)
-
-    def expire(self) -> list[tuple[int, int]]:
-        """running -> lost where a lease has run out; returns (job, index)."""
-        with self._database.write() as session:
-            query = select(Shard).where(Shard.state == State.RUNNING, Shard.lease_expires_at < self._database.clock())
-            found = []
-            for row in session.scalars(query.with_for_update()):
-                reason = f"{row.lease_holder} fell silent"
-                _move(row, State.LOST, reason)
-                row.num_failures += 1
-                found.append((row.job_id, row.index))
-            return found
-
-    def get(self, job_id: int, index: int) -> ShardRecord:
-        """Raises InputError where there is no such shard."""
-        with self._database.read() as session:
-            row = session.get(Shard, (job_id, index))
-            if row is None:
-                raise InputError(f"Job {job_id} has no shard {index}.")
-            return _record(row)
-
-    def of(self, job_id: int, *, states: tuple[State, ...] = (), limit: int = 1000, after: int = -1) -> list[ShardRecord]:
+    def of(self, job_id: int, *, after: int = -1, limit: int = 1000) -> list[ShardRecord]:
         """By index, from the one after `after` on."""
-        query = select(Shard).where(Shard.job_id == job_id, Shard.index > after).order_by(Shard.index).limit(limit)
-        if states:
-            query = query.where(Shard.state.in_(states))
+        query = select(*_COLUMNS).where(Shard.job_id == job_id, Shard.index > after).order_by(Shard.index).limit(limit)
         with self._database.read() as session:
-            return [_record(row) for row in session.scalars(query)]
+            return [ShardRecord(**row) for row in session.execute(query).mappings()]
 
-    def counts(self, job_id: int) -> ShardCounts:
-        """Sums over the job; what `status` shows."""
+    def summary(self, job_id: int) -> ShardSummary:
+        """Sums over the job."""
         query = (
             select(
-                Shard.state,
+                Shard.worker,
                 func.count(),
                 func.sum(Shard.num_rows),
-                func.sum(Shard.num_rows_succeeded),
-                func.sum(Shard.num_rows_failed),
+                func.sum(Shard.num_failed),
                 func.sum(Shard.seconds),
+                func.count().filter(Shard.num_attempts > 1),
             )
             .where(Shard.job_id == job_id)
-            .group_by(Shard.state)
+            .group_by(Shard.worker)
+            .order_by(Shard.worker)
         )
         with self._database.read() as session:
             rows = session.execute(query).all()
-        return ShardCounts(
-            shards={State(row[0]): row[1] for row in rows},
+        return ShardSummary(
+            num_committed=sum(row[1] for row in rows),
             num_rows=sum(int(row[2]) for row in rows),
-            num_rows_succeeded=sum(int(row[3]) for row in rows),
-            num_rows_failed=sum(int(row[4]) for row in rows),
-            seconds=sum(float(row[5]) for row in rows),
+            num_failed=sum(int(row[3]) for row in rows),
+            seconds=sum(float(row[4]) for row in rows),
+            num_begun_again=sum(row[5] for row in rows),
+            workers={row[0]: row[1] for row in rows if row[0]},
         )
 
-    def _requeue(self, job_id: int, states: tuple[State, ...], **values: float) -> int:
-        with self._database.write() as session:
-            changed = session.execute(
-                update(Shard)
-                .where(Shard.job_id == job_id, or_(*(Shard.state == state for state in states)))
-                .values(state=State.QUEUED, lease_holder=None, lease_expires_at=None, **values)
-            )
-            return changed.rowcount  # type: ignore[attr-defined, no-any-return]
-
-
-def _held(session: Session, lease: Lease) -> Shard:
-    row = session.get(Shard, (lease.job_id, lease.shard), with_for_update=True)
-    if row is None:
-        raise InputError(f"There is no {lease}.")
-    if row.state != State.RUNNING or row.fence != lease.fence:
-        now = f"held by {row.lease_holder} with token {row.fence}" if row.state == State.RUNNING else row.state
-        raise StaleLease(f"The lease of {lease.holder} on {lease} (token {lease.fence}) is over: it is {now} now.")
-    return row
-
-
-def _move(row: Shard, state: State, reason: str) -> None:
-    check_transition(State(row.state), state, what=f"Shard {row.index} of job {row.job_id}")
-    row.state, row.reason = state, reason
-    row.lease_holder = row.lease_expires_at = None
-
-
-def _record(row: Shard) -> ShardRecord:
-    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(ShardRecord)}
-    return ShardRecord(**values | {"state": State(row.state)})
+    def has_any_of(self, job_id: int, fence: int) -> bool:
+        """Whether the attempt with that token drew and committed one."""
+        query = select(Shard.index).where(Shard.job_id == job_id, Shard.fence == fence).limit(1)
+        with self._database.read() as session:
+            return session.scalar(query) is not None

@@ -138,25 +138,22 @@ class Attempt(Base):
 
 
 class Shard(Base):
-    """A run of rows of an image job: what is leased, committed and retried at once. Rows themselves are not stored."""
+    """A committed shard of a batch job. Its marker in the job's folder is what counts; here is who drew it. No rows are stored.
+
+    `fence` is the token of the attempt that drew it, 0 where the ledger heard of it from a later one that found it.
+    """
 
     __tablename__ = "shards"
-    __table_args__ = (Index("ix_shards_state", "job_id", "state", "index"),)
 
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    first_row: Mapped[int]
     num_rows: Mapped[int]
-    state: Mapped[str] = mapped_column(String(16))
-    fence: Mapped[int] = mapped_column(default=0)
-    lease_holder: Mapped[str | None]
-    lease_expires_at: Mapped[float | None]
-    not_before: Mapped[float] = mapped_column(default=0.0)
-    num_failures: Mapped[int] = mapped_column(Integer, default=0)
-    num_rows_succeeded: Mapped[int] = mapped_column(default=0)
-    num_rows_failed: Mapped[int] = mapped_column(default=0)
-    seconds: Mapped[float] = mapped_column(default=0.0)
-    reason: Mapped[str] = mapped_column(default="")
+    num_failed: Mapped[int]
+    seconds: Mapped[float]
+    worker: Mapped[str]
+    num_attempts: Mapped[int] = mapped_column(Integer)
+    fence: Mapped[int]
+    recorded_at: Mapped[float]
 
 
 class Artefact(Base):

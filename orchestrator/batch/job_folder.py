@@ -27,7 +27,7 @@ from orchestrator.batch import markers, preview
 from orchestrator.batch.contact_sheet import GRID, PAGE
 from orchestrator.batch.records import column_types
 from orchestrator.batch.settings import FAILURES
-from orchestrator.batch.shard import ShardTask
+from orchestrator.batch.shard import Committed, ShardTask
 from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.stores import Store
 from orchestrator.batch.tables import TableSource
@@ -111,8 +111,8 @@ class JobFolder:
         self.manifest = {**manifest, "report": self.report}
         self._write_manifest()
 
-    def tasks(self, source: TableSource) -> Iterator[ShardTask | int]:
-        """Shards to draw, in order; a number stands for that many rows that are done.
+    def tasks(self, source: TableSource) -> Iterator[ShardTask | Committed]:
+        """Every shard, in order: to be drawn, or as it is where nothing is to be done.
 
         Raises:
             InputError: rows whose pictures exist have changed. JobFailed: the table changed while it was read.
@@ -122,16 +122,22 @@ class JobFolder:
             num_rows += len(rows)
             if num_rows > self.spec.table.num_rows:
                 break
-            kept = self._kept(shard, rows)
-            if kept is not None and len(kept) == len(rows):
-                yield len(rows)
-            else:
-                yield ShardTask(shard, tuple(rows), kept or frozenset())
+            found = self._kept(shard, rows)
+            if found is None:
+                yield ShardTask(shard, tuple(rows))
+                continue
+            marker, kept = found
+            yield Committed(marker) if len(kept) == len(rows) else ShardTask(shard, tuple(rows), kept)
         if num_rows != self.spec.table.num_rows:
             raise JobFailed(
                 f"The table {self.spec.table.name} changed while it was read ({num_rows:,} rows, not "
                 f"{self.spec.table.num_rows:,}); start again when nobody writes to it."
             )
+
+    def committed(self) -> Iterator[Committed]:
+        """The shards whose marker stood when this attempt began, in order."""
+        for shard in sorted(self.finished):
+            yield Committed(markers.read_marker(self._store, shard))
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """All shards are committed."""
@@ -153,13 +159,13 @@ class JobFolder:
         for folder in ("", markers.FOLDER, preview.FOLDER):
             self._store.clean(folder)
 
-    def _kept(self, shard: int, rows: list[Row]) -> frozenset[int] | None:
-        """Rows of a shard whose pictures stay; all of them where there is nothing to do, None where no marker stands."""
+    def _kept(self, shard: int, rows: list[Row]) -> tuple[dict[str, Any], frozenset[int]] | None:
+        """A shard's marker and the rows whose pictures stay, all of them where nothing is to be done; None without a marker."""
         if shard not in self.finished:
             return None
         marker = markers.read_marker(self._store, shard)
         if not self._retry and marker["num_rows"] == len(rows):
-            return frozenset(row.index for row in rows)
+            return marker, frozenset(row.index for row in rows)
         missing = {failure["index"] for failure in marker["failures"]}
         known = set(range(marker["first_index"], marker["first_index"] + marker["num_rows"])) - missing
         drawn = [row for row in rows if row.index in known]
@@ -169,7 +175,7 @@ class JobFolder:
                 f"{self._store.location}); --retry-failed keeps pictures, so change failed rows only, append rows, or use "
                 "--overwrite."
             )
-        return frozenset(known)
+        return marker, frozenset(known)
 
     def _check_same_job(self, manifest: Mapping[str, Any]) -> None:
         if manifest.get("fingerprint") == self.spec.fingerprint():

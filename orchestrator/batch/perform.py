@@ -19,11 +19,11 @@ from jobs.vocabulary import warn_of_unknown_words
 from orchestrator.batch import report as reports
 from orchestrator.batch.job_folder import JobFolder, Mode
 from orchestrator.batch.settings import FAILURES
-from orchestrator.batch.shard import ShardJob, ShardTask
+from orchestrator.batch.shard import Committed, ShardJob, ShardTask
 from orchestrator.batch.stores import Store, open_store
 from orchestrator.batch.tables import TableSource
 from orchestrator.batch.urls import absolute
-from orchestrator.batch.workers import run_here, run_in_actors
+from orchestrator.batch.workers import Report, Tasks, run_here, run_in_actors
 from orchestrator.perform import make_runtime
 from orchestrator.progress_display import Display, SilentDisplay
 from orchestrator.runtimes.base import PriorLoader, resolve_device
@@ -66,6 +66,7 @@ def perform_batch(
     load_prior: PriorLoader | None = None,
     shared_prior: PriorClient | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
+    on_commit: Callable[[Committed], None] | None = None,
 ) -> BatchOutcome:
     """Draw what is left of the job.
 
@@ -78,6 +79,7 @@ def perform_batch(
             each is an actor of the Ray that this process belongs to.
         is_stopping: asked before each shard; once it is true no more are begun, and the job is interrupted when those in
             work are committed.
+        on_commit: told of each shard that is committed, those of earlier attempts included.
 
     Raises:
         InputError: the place belongs to another job, the table changed, or the prior cannot be loaded.
@@ -89,9 +91,14 @@ def perform_batch(
     with store.hold():
         folder = JobFolder(store, spec, mode)
         if folder.is_complete:
+            if on_commit is not None:
+                for shard in folder.committed():
+                    on_commit(shard)
             return BatchOutcome(store.location, "nothing to do", folder.report)
         folder.check_rows(source)
-        attempt = _Attempt(spec, source, store, folder, runtime, display, price_per_hour, is_stopping, shared_prior is not None)
+        attempt = _Attempt(
+            spec, source, store, folder, runtime, display, price_per_hour, is_stopping, on_commit, shared_prior is not None
+        )
         try:
             with contextlib.ExitStack() as stack:
                 if shared_prior is None:
@@ -125,6 +132,7 @@ class _Attempt:
     display: Display
     price_per_hour: float | None
     is_stopping: Callable[[], bool]
+    on_commit: Callable[[Committed], None] | None
     is_prior_shared: bool
     was_stopped: bool = False
     num_done: int = 0
@@ -163,19 +171,24 @@ class _Attempt:
             num_gpus=self.num_gpus,
         )
 
-    def _watch(self, reports_of_shards: Iterator[int | dict[str, Any]]) -> None:
+    def _watch(self, reports_of_shards: Iterator[Report]) -> None:
         total, begin = self.spec.table.num_rows, time.monotonic()
         pace = Pace()
         self.display.event(Progress(stage="draw", step=0, total=total))
         for item in reports_of_shards:
             self.draw_seconds = time.monotonic() - begin
-            if isinstance(item, int):
-                self.num_done += item
-                if item > 0:
-                    left = pace.lap(item, left=total - self.num_done)
-                    self.display.event(Progress(stage="draw", step=self.num_done, total=total, seconds_left=left))
-            else:
-                self.num_drawn += item["num_drawn_by_last_attempt"]
+            num_rows = item if isinstance(item, int) else 0
+            if isinstance(item, Committed):
+                if item.worker:
+                    self.num_drawn += item.marker["num_drawn_by_last_attempt"]
+                else:
+                    num_rows = item.marker["num_rows"]
+                if self.on_commit is not None:
+                    self.on_commit(item)
+            self.num_done += num_rows
+            if num_rows > 0:
+                left = pace.lap(num_rows, left=total - self.num_done)
+                self.display.event(Progress(stage="draw", step=self.num_done, total=total, seconds_left=left))
 
     def _finish(self) -> BatchOutcome:
         self.display.event(Progress(stage="export", step=0, total=1))
@@ -191,14 +204,14 @@ class _Attempt:
         self.display.event(Progress(stage="export", step=1, total=1))
         return BatchOutcome(self.store.location, "drawn", report, tuple(self.messages))
 
-    def _until_stopped(self, tasks: Iterator[ShardTask | int]) -> Iterator[ShardTask | int]:
+    def _until_stopped(self, tasks: Tasks) -> Tasks:
         for task in tasks:
             if isinstance(task, ShardTask) and self.is_stopping():
                 self.was_stopped = True
                 return
             yield task
 
-    def _with_warning(self, tasks: Iterator[ShardTask | int], prior: PriorClient) -> Iterator[ShardTask | int]:
+    def _with_warning(self, tasks: Tasks, prior: PriorClient) -> Tasks:
         """The same tasks; a look at the first prompts to be drawn warns of words that the prior was never shown."""
         for task in tasks:
             if isinstance(task, ShardTask):

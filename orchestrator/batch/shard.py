@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.stores import Store, open_store
 from orchestrator.batch.tables import TableSource
 
-__all__ = ["ShardJob", "ShardTask", "ShardWriter"]
+__all__ = ["Committed", "ShardJob", "ShardTask", "ShardWriter"]
 
 ROWS_PER_WRITE = 64
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -48,6 +50,20 @@ class ShardTask:
     kept: frozenset[int] = field(default_factory=frozenset)
 
 
+@dataclass(frozen=True)
+class Committed:
+    """A shard whose marker stands.
+
+    Args:
+        marker: see `markers`. worker: the process that drew it; "" for one that was committed before.
+        num_attempts: processes that began it, those that died over it among them.
+    """
+
+    marker: Mapping[str, Any]
+    worker: str = ""
+    num_attempts: int = 0
+
+
 class ShardWriter:
     """Draws and commits shards, one after another.
 
@@ -63,8 +79,8 @@ class ShardWriter:
         self._sink = make_sink(job.spec, self._store)
         self._initial_images = InitialImages(job.source)
 
-    def run(self, task: ShardTask) -> Iterator[int | dict[str, Any]]:
-        """Yields now and then how many more rows of the shard are done, and at last its marker.
+    def run(self, task: ShardTask) -> Iterator[int | Committed]:
+        """Yields now and then how many more rows of the shard are done, and at last that it is committed.
 
         Raises:
             OutputError: the shard cannot be written. JobFailed: the prior is gone.
@@ -91,7 +107,8 @@ class ShardWriter:
                     num_unsaid, last = 0, time.monotonic()
             file.add(waiting)
         yield num_unsaid
-        yield self._commit(task.shard, file.written, tally, preview, time.monotonic() - begin)
+        marker = self._commit(task.shard, file.written, tally, preview, time.monotonic() - begin)
+        yield Committed(marker, worker=f"process {os.getpid()} on {socket.gethostname()}", num_attempts=1)
 
     def _answers(self, task: ShardTask) -> Iterator[Drawn | Failed | Finished]:
         """One answer a row: drawn now, failed, or taken over."""

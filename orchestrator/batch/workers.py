@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import JobFailed
 from jobs.prior_client import PriorClient
 from orchestrator.batch.job_folder import MANIFEST
-from orchestrator.batch.shard import ShardJob, ShardTask, ShardWriter
+from orchestrator.batch.shard import Committed, ShardJob, ShardTask, ShardWriter
 from orchestrator.batch.stores import Store
 from orchestrator.batch.urls import is_url
 from orchestrator.metrics.meters import meter_shard
@@ -20,15 +21,17 @@ __all__ = ["run_here", "run_in_actors"]
 
 MAX_ATTEMPTS = 3
 
-Report = int | dict[str, Any]
-"""Rows done since the last report, or the marker of a finished shard."""
+Report = int | Committed
+"""Rows done since the last report, or a shard that is committed."""
+Tasks = Iterator[ShardTask | Committed]
+"""Shards to draw, and those that need not be, which are reported as they are."""
 
 
-def run_here(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask | int], store: Store) -> Iterator[Report]:
+def run_here(job: ShardJob, prior: PriorClient, tasks: Tasks, store: Store) -> Iterator[Report]:
     """Every task in this process."""
     writer = ShardWriter(job, prior, store)
     for task in tasks:
-        if isinstance(task, int):
+        if isinstance(task, Committed):
             yield task
         else:
             yield from writer.run(task)
@@ -49,14 +52,14 @@ class ShardActor:
         try:
             require_witness(self._witness)
             for item in self._writer.run(task):
-                if not isinstance(item, int):
-                    meter_shard(item)
+                if isinstance(item, Committed):
+                    meter_shard(item.marker)
                 yield item
         except Exception as error:
             yield Raised(error)
 
 
-def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask | int], *, num_workers: int) -> Iterator[Report]:
+def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Tasks, *, num_workers: int) -> Iterator[Report]:
     """Every task in one of `num_workers` actors; the rows of no more tasks than that are held.
 
     An actor that dies is replaced, and its shard drawn again.
@@ -80,7 +83,7 @@ def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Iterator[ShardTask |
             task = next(tasks, None)
             if task is None:
                 break
-            if isinstance(task, int):
+            if isinstance(task, Committed):
                 yield task
                 continue
             _start(running, idle.pop(), task, attempt=1)
@@ -133,4 +136,6 @@ def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any], make: C
         item.reraise()
     if isinstance(item, int):
         state.reported += item
-    yield item
+        yield item
+    else:
+        yield replace(item, num_attempts=state.attempt)

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 from collections import deque
 from pathlib import Path
 
+from jobs.batch_images import BatchImagesSpec
 from jobs.events import Message, Progress
 from jobs.ledger import JobRecord, Lease, Ledger, StaleLease
 from jobs.states import FailureKind, IllegalTransition, State, Wish
-from orchestrator.batch import markers
 from orchestrator.daemon.job_log import JobLog
-from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded, Worker, Workers
+from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Worker, Workers
 from orchestrator.daemon.state_folder import StateFolder
 from orchestrator.deliverables import image_name
 from orchestrator.run_folder import CHECKPOINT
@@ -161,6 +160,9 @@ class Controller:
                     if level != "log":
                         self._ledger.attempts.say(running.lease, text, level)
                     return False
+                case ShardsCommitted(shards=shards):
+                    self._ledger.shards.record(running.lease, shards)
+                    return False
                 case Succeeded(metrics=metrics, artefacts=artefacts):
                     self._ledger.attempts.succeed(running.lease, metrics=metrics, artefacts=artefacts)
                     running.log.write("succeeded")
@@ -185,7 +187,7 @@ class Controller:
             num_failures=job.num_failures,
             max_failures=job.max_failures,
             now=self._ledger.now(),
-            has_advanced=_has_advanced(job, since=running.started_at),
+            has_advanced=self._has_advanced(job, since=running.started_at),
         )
         reason = failed.reason if verdict.retry_at is None else f"{failed.reason} ({verdict.reason})"
         running.log.write(f"failed: {verdict.reason}\n{failed.reason}\n{failed.details}")
@@ -247,7 +249,7 @@ class Controller:
                 num_failures=lost.num_failures,
                 max_failures=lost.max_failures,
                 now=self._ledger.now(),
-                has_advanced=_has_advanced(lost, since=attempt.started_at),
+                has_advanced=self._has_advanced(lost, since=attempt.started_at),
             )
             self._ledger.attempts.settle_lost(
                 lost.id, reason=f"{attempt.reason} ({verdict.reason})", retry_at=verdict.retry_at, counts=verdict.counts
@@ -335,24 +337,15 @@ class Controller:
         running.worker.kill()
         self.wake.set()
 
-
-def _has_advanced(job: JobRecord, *, since: float) -> bool:
-    """The attempt left something that the next one need not do again: a checkpoint, its newest picture, or a whole shard.
-
-    What lies behind a URL is not looked at.
-    """
-    folder = Path(job.out)
-    for path in (folder / CHECKPOINT, folder / image_name(max(0, job.step - 1))):
-        if _is_newer(path, since):
-            return True
-    try:
-        with os.scandir(folder / markers.FOLDER) as entries:
-            return any(_is_newer(entry, since) for entry in entries if entry.name.endswith(".json"))
-    except OSError:
-        return False
+    def _has_advanced(self, job: JobRecord, *, since: float) -> bool:
+        """The job's last attempt, begun then, left what the next one need not do again: a shard, a checkpoint, or a picture."""
+        if job.kind == BatchImagesSpec.kind:  # its files may lie behind a URL
+            return self._ledger.shards.has_any_of(job.id, job.fence)
+        folder = Path(job.out)
+        return any(_is_newer(path, since) for path in (folder / CHECKPOINT, folder / image_name(max(0, job.step - 1))))
 
 
-def _is_newer(file: Path | os.DirEntry[str], since: float) -> bool:
+def _is_newer(file: Path, since: float) -> bool:
     try:
         return file.stat().st_mtime > since
     except OSError:

@@ -13,6 +13,7 @@ Errors are {"error": sentence, "kind": class, "exit_code": number}.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import socket
 import threading
@@ -26,8 +27,10 @@ from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Qu
 from fastapi.responses import JSONResponse
 
 from jobs import codec
+from jobs.batch_images import BatchImagesSpec
 from jobs.errors import DreamKilnError, InputError, OutputError
-from jobs.ledger import Ledger, LedgerError
+from jobs.kinds import spec_from_json
+from jobs.ledger import JobRecord, Ledger, LedgerError
 from jobs.states import IllegalTransition, State
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
@@ -107,14 +110,13 @@ def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_d
     @api.get("/jobs/{job_id}")
     def show(job_id: int) -> dict[str, Any]:
         job = ledger.jobs.get(job_id)
-        counts = ledger.shards.counts(job_id)
         return {
             "now": ledger.now(),
             "job": {**job.to_json(), "waits": controller.waiting.get(job_id, "")},
             "attempts": [attempt.__dict__ for attempt in ledger.attempts.of(job_id)],
             "artefacts": [artefact.__dict__ for artefact in ledger.attempts.artefacts(job_id)],
             "events": [event.__dict__ for event in ledger.jobs.events(job_id)],
-            "shards": counts.__dict__ if counts.num_rows else None,
+            "shards": _shards(ledger, job),
         }
 
     @api.get("/jobs/{job_id}/log")
@@ -187,6 +189,17 @@ class ApiServer:
         self._server.should_exit = True
         self._thread.join(timeout=5)
         self._socket.close()
+
+
+def _shards(ledger: Ledger, job: JobRecord) -> dict[str, Any] | None:
+    """How many of a batch job's shards are committed, and by whom; None of any other job."""
+    if job.kind != BatchImagesSpec.kind:
+        return None
+    summary = ledger.shards.summary(job.id)
+    spec = spec_from_json(dict(job.spec))
+    assert isinstance(spec, BatchImagesSpec)
+    # A table that rows were added to before a retry has more than when it was submitted.
+    return {"num_shards": max(spec.num_shards, summary.num_committed), **dataclasses.asdict(summary)}
 
 
 def _submission(job: JobRequest, number: int) -> Any:

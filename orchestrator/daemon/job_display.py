@@ -99,6 +99,16 @@ def rows_drawn(job: Mapping[str, Any]) -> str:
     return f"{metrics['num_succeeded']:,} of {metrics['num_rows']:,} rows{failed}"
 
 
+def shards_done(shards: Mapping[str, Any]) -> str:
+    """ "13 of 20 committed by 3 processes in 41 s of work, 1 of them begun again after its process died"."""
+    said = f"{shards['num_committed']:,} of {shards['num_shards']:,} committed"
+    if num_workers := len(shards["workers"]):
+        said += f" by {num_workers:,} {'process' if num_workers == 1 else 'processes'} in {duration(shards['seconds'])} of work"
+    if num := shards["num_begun_again"]:
+        said += f", {num:,} of them begun again after {'its' if num == 1 else 'their'} process died"
+    return said
+
+
 def print_table(jobs: list[dict[str, Any]], *, now: float) -> None:
     """To stdout, as wide as the terminal."""
     if jobs:
@@ -122,6 +132,8 @@ def print_job(answer: Mapping[str, Any]) -> None:
         print(f"  failed    {causes}: see {job['out']}/{FAILURES}; mend them, then 'dreamkiln jobs retry {job['id']}'")
     if job["is_dead_letter"]:
         print(f"  dead letter after {job['num_failures']} failures; 'dreamkiln jobs retry {job['id']}' tries again")
+    if shards := answer["shards"]:
+        print(f"  shards    {shards_done(shards)}")
     for attempt in answer["attempts"]:
         ended = _time(attempt["ended_at"]) if attempt["ended_at"] else "now"
         why = f" ({attempt['reason']})" if attempt["reason"] not in ("", "done") else ""

@@ -15,10 +15,12 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError, Interrupted
 from jobs.events import Message, Progress
 from jobs.kinds import spec_from_json
+from jobs.ledger import ShardRecord
 from jobs.prior_client import PriorClient
 from jobs.specs import JobSpec
+from orchestrator.batch.shard import Committed
 from orchestrator.daemon.job_settings import JobSettings
-from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded
+from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.runtimes.base import PriorLoader
 from orchestrator.scheduling.failures import failure_kind, sentence
 from orchestrator.shared_disk import require_witness
@@ -50,6 +52,7 @@ class JobProcess:
         self._is_rows_retry = is_rows_retry
         self._lock = threading.Lock()
         self._reports: list[Report] = []
+        self._shards: list[ShardRecord] = []
         self._stop = _StopRequest()
         self._refusal: InputError | None = None
         try:
@@ -60,10 +63,11 @@ class JobProcess:
         self._thread.start()
 
     def poll(self) -> list[Report]:
-        """What was reported since the last call; of consecutive progress only the newest."""
+        """What was reported since the last call: all shards at once, of consecutive progress only the newest."""
         with self._lock:
             reports, self._reports = self._reports, []
-        return reports
+            shards, self._shards = self._shards, []
+        return [ShardsCommitted(tuple(shards)), *reports] if shards else reports
 
     def stop(self, at_checkpoint: bool) -> None:
         """Stop at the next step, or after the next checkpoint."""
@@ -77,6 +81,20 @@ class JobProcess:
                 if isinstance(last, Progress) and last.stage == report.stage:
                     self._reports.pop()
             self._reports.append(report)
+
+    def note(self, shard: Committed) -> None:
+        """Add to the shards that `poll` returns."""
+        marker = shard.marker
+        record = ShardRecord(
+            index=marker["shard"],
+            num_rows=marker["num_rows"],
+            num_failed=marker["num_failed"],
+            seconds=marker["seconds"],
+            worker=shard.worker,
+            num_attempts=shard.num_attempts,
+        )
+        with self._lock:
+            self._shards.append(record)
 
     def _perform(self) -> None:
         logging.captureWarnings(True)
@@ -140,6 +158,7 @@ class JobProcess:
             display=_ReportDisplay(self, self._stop, lambda progress: progress.stage == "start"),
             shared_prior=self._prior,
             is_stopping=lambda: self._stop.is_asked,
+            on_commit=self.note,
         )
         return Succeeded(metrics={**outcome.report, "did": outcome.did})
 

@@ -7,11 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from jobs.events import Message, Progress
-from jobs.ledger import JobRecord
+from jobs.ledger import JobRecord, ShardRecord
 from jobs.states import FailureKind
 from orchestrator.scheduling import Capacity, PriorView
 
-__all__ = ["Failed", "Report", "Stopped", "Succeeded", "Worker", "Workers"]
+__all__ = ["Failed", "Report", "ShardsCommitted", "Stopped", "Succeeded", "Worker", "Workers"]
+
+
+@dataclass(frozen=True)
+class ShardsCommitted:
+    """Shards of a batch job that are committed, now or by an earlier attempt."""
+
+    shards: tuple[ShardRecord, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class Failed:
     details: str = ""
 
 
-Report = Progress | Message | Succeeded | Stopped | Failed
+Report = Progress | Message | ShardsCommitted | Succeeded | Stopped | Failed
 
 
 class Worker(Protocol):

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Connection, inspect, text
 
 from jobs.errors import InputError
-from jobs.ledger import Ledger, LedgerError, OwnershipError, migrations
+from jobs.ledger import Ledger, LedgerError, OwnershipError, ShardRecord, migrations
 from jobs.ledger.database import open_database
 from jobs.ledger.migrations import check_version, migrate, newest_version
 from jobs.ledger.tables import Base
@@ -150,16 +150,18 @@ def columns(url: str) -> set[str]:
 def test_migrations_run_once_and_whole(url: str):
     with Ledger.own(url) as ledger:
         (submitted,) = ledger.jobs.submit([submission()])
+    steps = (*migrations.STEPS, add_note)
+    version = newest_version()
     database = open_database(url, lambda: 0.0)
-    with pytest.raises(InputError, match="has version 1, older than this program's 2"):
-        check_version(database, (add_note,))
-    migrate(database, (add_note,))
-    migrate(database, (add_note,))
-    check_version(database, (add_note,))
+    with pytest.raises(InputError, match=f"has version {version}, older than this program's {version + 1}"):
+        check_version(database, steps)
+    migrate(database, steps)
+    migrate(database, steps)
+    check_version(database, steps)
     with pytest.raises(RuntimeError, match="in the middle"):
-        migrate(database, (add_note, add_colour_badly))
+        migrate(database, (*steps, add_colour_badly))
     assert "note" in columns(url) and "colour" not in columns(url)
-    with pytest.raises(InputError, match="has version 2, but this program knows up to 1; update dreamkiln"):
+    with pytest.raises(InputError, match=f"has version {version + 1}, but this program knows up to {version}; update"):
         migrate(database)
     database.close()
     with pytest.raises(InputError, match="update dreamkiln"):
@@ -167,17 +169,47 @@ def test_migrations_run_once_and_whole(url: str):
     assert submitted.is_new
 
 
-def test_a_migrated_database_is_like_a_new_one(url: str):
-    """Holds from the second version on as well: a step that is forgotten shows here."""
-    first_version = open_database(url, lambda: 0.0)
-    migrate(first_version, migrations.STEPS)
+SHARDS_OF_VERSION_1 = (
+    "DROP TABLE shards",
+    'CREATE TABLE shards (job_id BIGINT NOT NULL REFERENCES jobs (id), "index" BIGINT NOT NULL, first_row BIGINT NOT NULL, '
+    "num_rows BIGINT NOT NULL, state VARCHAR(16) NOT NULL, fence BIGINT NOT NULL, lease_holder TEXT, lease_expires_at DOUBLE "
+    "PRECISION, not_before DOUBLE PRECISION NOT NULL, num_failures INTEGER NOT NULL, num_rows_succeeded BIGINT NOT NULL, "
+    "num_rows_failed BIGINT NOT NULL, seconds DOUBLE PRECISION NOT NULL, reason TEXT NOT NULL, "
+    'PRIMARY KEY (job_id, "index"))',
+    'CREATE INDEX ix_shards_state ON shards (job_id, state, "index")',
+    "UPDATE schema_version SET version = 1",
+)
+
+
+def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_its_jobs(url: str):
+    with Ledger.own(url) as ledger:
+        (submitted,) = ledger.jobs.submit([submission()])
+        with ledger._database.connect() as connection:
+            for sentence in SHARDS_OF_VERSION_1:
+                connection.execute(text(sentence))
+    with pytest.raises(InputError, match="has version 1, older than this program's 2; start the orchestrator once"):
+        Ledger.read(url)
+    with Ledger.own(url) as ledger:
+        lease = ledger.attempts.start(submitted.id, "w", seconds=30)
+        ledger.shards.record(lease, [ShardRecord(index=0, num_rows=5, num_failed=1, seconds=2.5, worker="w", num_attempts=1)])
+        assert ledger.shards.summary(submitted.id).num_rows == 5
+        assert_has_the_tables_of_a_new_one(ledger)
+
+
+def test_a_new_ledger_has_the_newest_version(ledger: Ledger):
     assert newest_version() == migrations.FIRST_VERSION + len(migrations.STEPS)
-    found = inspect(first_version.engine)
+    check_version(ledger._database)
+    assert_has_the_tables_of_a_new_one(ledger)
+
+
+def assert_has_the_tables_of_a_new_one(ledger: Ledger) -> None:
+    """A step that is forgotten, or that differs from the tables, shows here."""
+    dialect, found = ledger._database.engine.dialect, inspect(ledger._database.engine)
     for name, table in Base.metadata.tables.items():
-        assert {column["name"] for column in found.get_columns(name)} == set(table.columns.keys())
+        columns = {column["name"]: (column["type"].compile(dialect), column["nullable"]) for column in found.get_columns(name)}
+        assert columns == {column.name: (column.type.compile(dialect), column.nullable) for column in table.columns}, name
         indices = {index["name"] for index in found.get_indexes(name) if not index.get("duplicates_constraint")}
         assert indices == {index.name for index in table.indexes}
-    first_version.close()
 
 
 def test_another_programs_database_is_left_alone(tmp_path: Path):

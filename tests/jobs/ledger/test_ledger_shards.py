@@ -1,84 +1,80 @@
-"""Shards in the ledger, on both databases."""
+"""Committed shards in the ledger, on both databases."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from jobs.errors import InputError
-from jobs.ledger import Ledger, StaleLease
-from jobs.states import State
-from tests.jobs.ledger.conftest import Clock, submission
+from jobs.ledger import Lease, Ledger, ShardRecord, ShardSummary, StaleLease
+from jobs.states import FailureKind
+from tests.jobs.ledger.conftest import submission
 
 
 @pytest.fixture
-def job(ledger: Ledger) -> int:
-    (submitted,) = ledger.jobs.submit([submission(kind="images")])
-    return submitted.id
+def lease(ledger: Ledger) -> Lease:
+    """Of a batch job's first attempt."""
+    (submitted,) = ledger.jobs.submit([submission(kind="batch-images")])
+    return ledger.attempts.start(submitted.id, "w", seconds=30)
 
 
-def test_rows_are_cut_without_gaps(ledger: Ledger, job: int):
-    assert ledger.shards.plan(job, num_rows=25, shard_size=10) == 3
-    shards = ledger.shards.of(job)
-    assert [(shard.first_row, shard.num_rows) for shard in shards] == [(0, 10), (10, 10), (20, 5)]
-    assert ledger.shards.plan(job, num_rows=25, shard_size=10) == 3, "planning again changes nothing"
-    assert ledger.shards.counts(job).shards == {State.QUEUED: 3}
-    with pytest.raises(InputError, match="was planned as 25 rows in shards of 10, not 26"):
-        ledger.shards.plan(job, num_rows=26, shard_size=10)
-    with pytest.raises(InputError, match="must be at least 1"):
-        ledger.shards.plan(job, num_rows=0, shard_size=10)
-    with pytest.raises(InputError, match="no job 99"):
-        ledger.shards.plan(99, num_rows=1, shard_size=1)
+def drawn(index: int, **others) -> ShardRecord:
+    values = {"num_rows": 10, "num_failed": 0, "seconds": 1.5, "worker": "process 1 on a", "num_attempts": 1}
+    return ShardRecord(index=index, **values | others)
 
 
-def test_lease_commit_and_counts(ledger: Ledger, job: int):
-    ledger.shards.plan(job, num_rows=25, shard_size=10)
-    first, second = ledger.shards.lease(job, "w1", seconds=30, num=2)
-    (third,) = ledger.shards.lease(job, "w2", seconds=30, num=2)
-    assert [lease.shard for lease in (first, second, third)] == [0, 1, 2]
-    assert ledger.shards.lease(job, "w3", seconds=30) == []
-    with pytest.raises(InputError, match="9 rows that succeeded and 0 that failed"):
-        ledger.shards.commit(first, num_rows_succeeded=9)
-    ledger.shards.commit(first, num_rows_succeeded=8, num_rows_failed=2, seconds=3.5)
-    ledger.shards.commit(third, num_rows_succeeded=5, seconds=1.5)
-    counts = ledger.shards.counts(job)
-    assert counts.shards == {State.RUNNING: 1, State.SUCCEEDED: 2}
-    assert (counts.num_rows, counts.num_rows_succeeded, counts.num_rows_failed, counts.seconds) == (25, 13, 2, 5.0)
-    with pytest.raises(StaleLease, match="shard 0"):
-        ledger.shards.commit(first, num_rows_succeeded=10)
+def found(index: int) -> ShardRecord:
+    return ShardRecord(index=index, num_rows=10, num_failed=0, seconds=1.5)
 
 
-def test_a_lost_shard_goes_to_another_worker(ledger: Ledger, job: int, clock: Clock):
-    ledger.shards.plan(job, num_rows=10, shard_size=10)
-    (stale,) = ledger.shards.lease(job, "w1", seconds=30)
-    clock.advance(20)
-    stale = ledger.shards.renew(stale, seconds=30)
-    clock.advance(31)
-    assert ledger.shards.expire() == [(job, 0)]
-    assert ledger.shards.get(job, 0).state == State.LOST
-    assert ledger.shards.release(job) == 1
-    (fresh,) = ledger.shards.lease(job, "w2", seconds=30)
-    for write in (
-        lambda: ledger.shards.renew(stale, seconds=1),
-        lambda: ledger.shards.commit(stale, num_rows_succeeded=10),
-        lambda: ledger.shards.fail(stale, "x", retry_at=None),
-    ):
-        with pytest.raises(StaleLease, match="held by w2 with token 2"):
-            write()
-    ledger.shards.commit(fresh, num_rows_succeeded=10)
-    assert ledger.shards.get(job, 0).num_failures == 1
+def test_what_is_recorded_is_summed(ledger: Ledger, lease: Lease):
+    assert ledger.shards.summary(lease.job_id) == ShardSummary(
+        num_committed=0, num_rows=0, num_failed=0, seconds=0.0, num_begun_again=0, workers={}
+    )
+    ledger.shards.record(lease, [])
+    ledger.shards.record(lease, [drawn(0, num_failed=2), drawn(1, worker="process 2 on b", num_attempts=2)])
+    ledger.shards.record(lease, [drawn(2, num_rows=5)])
+    assert ledger.shards.summary(lease.job_id) == ShardSummary(
+        num_committed=3,
+        num_rows=25,
+        num_failed=2,
+        seconds=4.5,
+        num_begun_again=1,
+        workers={"process 1 on a": 2, "process 2 on b": 1},
+    )
+    assert [shard.index for shard in ledger.shards.of(lease.job_id, after=0, limit=1)] == [1]
+    assert ledger.shards.of(lease.job_id)[2] == drawn(2, num_rows=5)
 
 
-def test_failed_shards_wait_and_can_be_retried(ledger: Ledger, job: int, clock: Clock):
-    ledger.shards.plan(job, num_rows=2, shard_size=1)
-    first, second = ledger.shards.lease(job, "w", seconds=30, num=2)
-    ledger.shards.fail(first, "the prior died", retry_at=clock.now + 10)
-    ledger.shards.fail(second, "poison", retry_at=None)
-    assert ledger.shards.lease(job, "w", seconds=30) == []
-    clock.advance(10)
-    (again,) = ledger.shards.lease(job, "w", seconds=30)
-    assert again.shard == 0 and again.fence == 2
-    assert ledger.shards.retry_failed(job) == 1
-    (last,) = ledger.shards.lease(job, "w", seconds=30)
-    assert last.shard == 1
-    with pytest.raises(InputError, match="no shard 7"):
-        ledger.shards.get(job, 7)
+def test_saying_it_twice_changes_nothing(ledger: Ledger, lease: Lease):
+    for _ in range(2):
+        ledger.shards.record(lease, [drawn(0), drawn(1)])
+    assert ledger.shards.of(lease.job_id) == [drawn(0), drawn(1)]
+
+
+def test_a_later_attempt_adds_what_it_finds_and_replaces_what_it_draws_again(ledger: Ledger, lease: Lease):
+    ledger.shards.record(lease, [drawn(0), drawn(1, num_failed=3)])
+    ledger.attempts.fail(lease, FailureKind.WORKER_LOST, "x", retry_at=0.0)
+    again = ledger.attempts.start(lease.job_id, "w2", seconds=30)
+    with pytest.raises(StaleLease, match=r"job 1 .*held by w2 with token 2"):
+        ledger.shards.record(lease, [drawn(5)])
+    ledger.shards.record(again, [found(0), found(2)])
+    assert not ledger.shards.has_any_of(again.job_id, again.fence), "it has drawn none yet"
+    mended = drawn(1, worker="process 9 on c")
+    ledger.shards.record(again, [mended])
+    assert ledger.shards.of(lease.job_id) == [drawn(0), mended, found(2)]
+    assert ledger.shards.has_any_of(again.job_id, again.fence) and ledger.shards.has_any_of(lease.job_id, lease.fence)
+    assert ledger.shards.summary(lease.job_id).workers == {"process 1 on a": 1, "process 9 on c": 1}
+
+
+def test_a_shard_that_is_drawn_after_it_was_found_has_its_worker(ledger: Ledger, lease: Lease):
+    ledger.shards.record(lease, [found(0)])
+    ledger.shards.record(lease, [found(0), drawn(0), dataclasses.replace(drawn(1), num_attempts=3)])
+    assert ledger.shards.of(lease.job_id) == [drawn(0), drawn(1, num_attempts=3)]
+
+
+def test_shards_of_other_jobs_are_left_alone(ledger: Ledger, lease: Lease):
+    (other,) = ledger.jobs.submit([submission(1, kind="batch-images")])
+    ledger.shards.record(ledger.attempts.start(other.id, "w", seconds=30), [drawn(0, num_rows=7)])
+    ledger.shards.record(lease, [drawn(0)])
+    assert ledger.shards.of(other.id) == [drawn(0, num_rows=7)] and ledger.shards.of(lease.job_id) == [drawn(0)]

@@ -39,12 +39,12 @@ def load_poisoned_prior(source: str, device: str = "cpu") -> LocalPrior:
     return PoisonedPrior(FakePrior())
 
 
-def load_slow_prior(source: str, device: str = "cpu") -> LocalPrior:
+def load_slow_prior(source: str, device: str = "cpu", *, seconds: float = 0.01) -> LocalPrior:
     """Leaves time to kill it."""
 
     class SlowPrior(LocalPrior):
         def draw(self, request: DrawRequest) -> np.ndarray:
-            time.sleep(0.01)
+            time.sleep(seconds)
             return super().draw(request)
 
     return SlowPrior(FakePrior())

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
+import time
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
 from jobs.errors import InputError, Interrupted, OutputError
+from jobs.ledger import JobRecord, Submission
+from jobs.states import TERMINAL, FailureKind, State
 from orchestrator.batch.lease import LEASE, Lease
 from orchestrator.batch.stores import open_store
 from orchestrator.batch.tables import TableSource
-from tests.orchestrator.batch.batch_fakes import FORMATS, contents, run, write_table
+from orchestrator.daemon.job_process import JobProcess
+from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
+from tests.orchestrator.batch.batch_fakes import FORMATS, contents, load_slow_prior, run, spec_of, write_table
 from tests.orchestrator.batch.test_batch_jobs import StopAfter
+from tests.orchestrator.daemon.test_controller import Rig, ScriptedWorkers
 
 # botocore and moto warn in their own modules.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -168,3 +175,51 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(bucket):
     lease_of(store, host=socket.gethostname(), pid=child)
     with Lease(store, sleep=lambda seconds: pytest.fail("it waited")):
         pass
+
+
+class MortalWorker:
+    """A job's process on a thread of this one. It is lost as soon as it has committed a shard."""
+
+    def __init__(self, job: JobRecord) -> None:
+        prior = load_slow_prior("slow", seconds=0.1)
+        self._process = JobProcess(job.spec, job.settings, job.out, prior)
+
+    def poll(self) -> list[Report]:
+        reports = self._process.poll()
+        if not any(isinstance(report, ShardsCommitted) and any(shard.worker for shard in report.shards) for report in reports):
+            return reports
+        self._process.stop(at_checkpoint=False)
+        while not isinstance(reports[-1], (Stopped, Succeeded)):
+            reports += self._process.poll()
+        if isinstance(reports[-1], Stopped):
+            reports[-1] = Failed(FailureKind.WORKER_LOST, "The process that ran the job ended.")
+        return reports
+
+    def stop(self, *, at_checkpoint: bool) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class MortalWorkers(ScriptedWorkers):
+    def start(self, job: JobRecord) -> MortalWorker:
+        return MortalWorker(job)
+
+
+def test_deaths_between_commits_do_not_make_a_dead_letter_there(bucket, tmp_path):
+    """Each attempt commits a shard and dies; the job may fail twice."""
+    table, out = write_table(tmp_path / "t.jsonl", 20), f"s3://{bucket}/out"
+    run(table, tmp_path / "here")
+    submitted = Submission.of(spec_of(table)[0], out=out, settings={"batch": {"prompts": str(table), "num_workers": 1}})
+    rig = Rig(tmp_path / "state", make_workers=MortalWorkers)
+    (job,) = rig.submit(dataclasses.replace(submitted, max_failures=2))
+    deadline = time.monotonic() + 300
+    while rig.state(job) not in TERMINAL:
+        assert time.monotonic() < deadline, rig.ledger.jobs.get(job)
+        rig.tick()
+        time.sleep(0.005)
+    record, shards = rig.ledger.jobs.get(job), rig.ledger.shards.summary(job)
+    rig.ledger.close()
+    assert record.state == State.SUCCEEDED and record.num_attempts > 2 and record.num_failures == 0
+    assert shards.num_committed == 4 and shards.num_rows == 20
+    download(bucket, tmp_path / "there")
+    assert contents(tmp_path / "there" / "out") == contents(tmp_path / "here")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from jobs.events import Message, Progress
-from jobs.ledger import JobRecord, Ledger, LedgerError, Submission
+from jobs.ledger import JobRecord, Ledger, LedgerError, ShardRecord, Submission
 from jobs.states import FailureKind, State
 from orchestrator.daemon.controller import Controller
-from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded
+from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.daemon.state_folder import StateFolder
 from orchestrator.scheduling import Capacity, PriorView
 from tests.jobs.ledger.conftest import Clock, submission
@@ -180,11 +180,9 @@ def test_a_job_that_brings_its_worker_down_ends_in_the_dead_letters_while_others
     assert len(rig.ledger.attempts.of(poison)) == 3
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors", "_shards/00003.json"])
-def test_attempts_that_leave_a_checkpoint_or_a_shard_do_not_count(rig: Rig, tmp_path: Path, name: str):
+def test_attempts_that_leave_a_checkpoint_do_not_count(rig: Rig, tmp_path: Path):
     (job,) = rig.submit(submission(1, out=str(tmp_path), max_failures=2))
-    left = tmp_path / name
-    left.parent.mkdir(exist_ok=True)
+    left = tmp_path / "checkpoint.safetensors"
     for _ in range(5):
         rig.tick(5)
         assert rig.state(job) == State.RUNNING
@@ -193,6 +191,37 @@ def test_attempts_that_leave_a_checkpoint_or_a_shard_do_not_count(rig: Rig, tmp_
         rig.worker(job).reports = [Failed(FailureKind.WORKER_LOST, "x")]
         rig.tick(2)
     assert rig.ledger.jobs.get(job).num_failures == 0
+
+
+def committed(index: int, *, worker: str = "process 1 on a") -> ShardsCommitted:
+    shard = ShardRecord(index=index, num_rows=5, num_failed=0, seconds=0.5, worker=worker, num_attempts=int(bool(worker)))
+    return ShardsCommitted((shard,))
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_attempts_of_a_table_that_commit_a_shard_do_not_count(rig: Rig, is_silent: bool):
+    (job,) = rig.submit(submission(1, kind="batch-images", out="s3://bucket/out", max_failures=2))
+    for index in range(4):
+        rig.tick(5)
+        assert rig.state(job) == State.RUNNING
+        rig.worker(job).reports = [committed(index)]
+        if is_silent:
+            rig.tick()
+            rig.worker(job).is_silent = True
+            rig.tick(200)
+        else:
+            rig.worker(job).reports.append(Failed(FailureKind.WORKER_LOST, "x"))
+        rig.tick(2)
+    assert rig.ledger.jobs.get(job).num_failures == 0 and rig.ledger.shards.summary(job).num_committed == 4
+
+
+def test_attempts_of_a_table_that_only_find_shards_count(rig: Rig):
+    (job,) = rig.submit(submission(1, kind="batch-images", out="s3://bucket/out", max_failures=2))
+    for _ in range(2):
+        rig.tick(5)
+        rig.worker(job).reports = [committed(0, worker=""), Failed(FailureKind.WORKER_LOST, "x")]
+        rig.tick(2)
+    assert rig.ledger.jobs.get(job).is_dead_letter and rig.ledger.shards.summary(job).num_committed == 1
 
 
 def test_silence_is_loss_and_a_late_word_is_refused(rig: Rig, one: int):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jobs.errors import InputError, OutputError
+from jobs.ledger import ShardRecord
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.states import State
 from orchestrator.cli.main import main
@@ -187,6 +188,21 @@ def test_the_command_line_over_the_same_api(rig: Rig, client: Client, capsys, tm
     assert main(["submit", "images", "--prompts", str(prompts), "--shard-size", "1", "--json", *state]) == 0
     batch = client.get(f"/v1/jobs/{json.loads(capsys.readouterr().out)['jobs'][0]['id']}")["job"]
     assert batch["settings"]["batch"]["prompts"] == str(prompts) and batch["spec"]["shard_size"] == 1
+    lease = rig.ledger.attempts.start(batch["id"], "w", seconds=30)
+    drawn = {"num_rows": 1, "num_failed": 0, "seconds": 2.0, "worker": "process 7 on a", "num_attempts": 2}
+    rig.ledger.shards.record(lease, [ShardRecord(index=0, **drawn)])
+    assert client.get(f"/v1/jobs/{batch['id']}")["shards"] == {
+        "num_shards": 2,
+        "num_committed": 1,
+        "num_rows": 1,
+        "num_failed": 0,
+        "seconds": 2.0,
+        "num_begun_again": 1,
+        "workers": {"process 7 on a": 1},
+    }
+    assert main(["jobs", "show", str(batch["id"]), *state]) == 0
+    said = "1 of 2 committed by 1 process in 0:02 of work, 1 of them begun again after its process died"
+    assert said in capsys.readouterr().out
     assert main(["submit", "images", "--prompts", str(prompts), "--key", "k", "--overwrite", *state]) == 2
     assert "exclude each other" in capsys.readouterr().err
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs.events import Progress
+from jobs.ledger import ShardRecord
 from jobs.specs import ImagesSpec
 from jobs.states import FailureKind
 from orchestrator.daemon.job_process import JobProcess
-from orchestrator.daemon.reports import Failed, Report, Stopped, Succeeded
+from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.edit_pictures import EditPictures
 from orchestrator.prior_service import LocalPrior
 from tests.fakes import FakePrior
@@ -40,6 +42,10 @@ def table_job(table: Path, out: Path, *, prior: LocalPrior | None = None, is_row
     return JobProcess(spec.to_json(), settings, str(out), prior or LocalPrior(FakePrior()), is_rows_retry)
 
 
+def shards_in(reports: list[Report]) -> list[ShardRecord]:
+    return [shard for report in reports if isinstance(report, ShardsCommitted) for shard in report.shards]
+
+
 def last_of(process: JobProcess) -> Report:
     return reports_of(process, has_ended)[-1]
 
@@ -51,12 +57,23 @@ def test_a_table_is_drawn_through_the_shared_prior_and_its_bad_rows_again_after_
     first = reports_of(table_job(table, tmp_path / "queued"), has_ended)
     assert isinstance(first[-1], Succeeded) and first[-1].metrics["num_failed"] == 1 and first[-1].metrics["did"] == "drawn"
     assert max(report.step for report in first if isinstance(report, Progress) and report.stage == "draw") == 12
+    drawn = shards_in(first)
+    assert [(shard.index, shard.num_rows, shard.num_failed) for shard in drawn] == [(0, 5, 0), (1, 5, 1), (2, 2, 0)]
+    assert all(shard.worker and shard.num_attempts == 1 for shard in drawn)
+    found = shards_in(reports_of(table_job(table, tmp_path / "queued"), has_ended))
+    assert found == [replace(shard, worker="", num_attempts=0) for shard in drawn], "nothing to do, and all of it is told"
     assert contents(tmp_path / "queued") == contents(tmp_path / "alone")
 
     write_table(table, 12)
     changed = last_of(table_job(table, tmp_path / "queued", spec=spec))
     assert isinstance(changed, Failed) and changed.kind == FailureKind.BAD_INPUT and "has changed since" in changed.reason
-    again = last_of(table_job(table, tmp_path / "queued", spec=spec, is_rows_retry=True))
+    mended = reports_of(table_job(table, tmp_path / "queued", spec=spec, is_rows_retry=True), has_ended)
+    assert [(shard.index, shard.num_failed, bool(shard.worker)) for shard in shards_in(mended)] == [
+        (0, 0, False),
+        (1, 0, True),
+        (2, 0, False),
+    ]
+    again = mended[-1]
     assert isinstance(again, Succeeded) and again.metrics["num_failed"] == 0 and again.metrics["num_drawn_by_last_attempt"] == 1
 
 
