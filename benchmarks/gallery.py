@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.machine import describe_machine, one_line
-from benchmarks.pictures import write_small_webp
+from benchmarks.pictures import write_small_animation, write_small_webp
 from jobs.errors import DreamKilnError, JobFailed
 from jobs.prompts import slug
 
@@ -65,7 +65,8 @@ COLUMNS = (
 
 MAX_SHEET_BYTES = 60_000
 SHEET_WIDTH = 560
-SIGHT_SIZE, SIGHTS_PER_ROW = 150, 6
+MAX_TURN_BYTES = 480_000
+TURN_SIZE, TURNS_PER_ROW, TURN_FRAMES = 128, 6, 24
 
 
 @dataclass(frozen=True)
@@ -119,23 +120,18 @@ def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, 
 
     from orchestrator.atomic import write_text
     from orchestrator.evaluation.meshes import evaluate_meshes
-    from orchestrator.evaluation.picture import Tile, labelled_sheet
     from orchestrator.evaluation.settings import EvaluationSettings
     from orchestrator.progress_display import make_display
 
     docs.mkdir(parents=True, exist_ok=True)
     succeeded = [one for one in made if not one.failure]
-    sights = []
     for one in succeeded:
         with Image.open(one.folder / "preview.png") as preview:
             sheet = np.asarray(preview.convert("RGB"))
         write_small_webp(sheet, docs / one.sheet, max_bytes=MAX_SHEET_BYTES, max_width=SHEET_WIDTH)
-        sights.append(Tile(first_sight(sheet), (one.prompt,)))
     report = None
     if succeeded:
-        write_small_webp(
-            labelled_sheet(sights, num_columns=SIGHTS_PER_ROW), docs / "meshes.webp", max_bytes=2 * MAX_SHEET_BYTES
-        )
+        write_small_animation(turning(succeeded), docs / "meshes.webp", max_bytes=MAX_TURN_BYTES)
         with make_display(stream=sys.stderr) as display:
             settings = EvaluationSettings(prior=prior, judge=judge)
             report, page = evaluate_meshes([one.folder for one in succeeded], settings, display=display)
@@ -145,12 +141,18 @@ def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, 
     return report
 
 
-def first_sight(sheet: np.ndarray) -> np.ndarray:
-    """(SIGHT_SIZE, SIGHT_SIZE, 3): of a contact sheet's three rows of four, the view half left of the front."""
-    from orchestrator.evaluation.picture import enlarge
+def turning(made: Sequence[Made]) -> list[np.ndarray]:
+    """TURN_FRAMES pages (H, W, 3) uint8 on which every mesh, with its prompt, turns once round from half left of its front."""
+    from orchestrator.evaluation.mesh_sets import read_mesh
+    from orchestrator.evaluation.picture import Tile, labelled_sheet
+    from orchestrator.exports.turntable import turntable_frames
 
-    height, width = sheet.shape[0] // 3, sheet.shape[1] // 4
-    return enlarge(sheet[4 : height - 4, width + 4 : 2 * width - 4], SIGHT_SIZE)[:, :SIGHT_SIZE]
+    turns = [turntable_frames(read_mesh(one.folder).mesh, num_frames=TURN_FRAMES, size=TURN_SIZE) for one in made]
+    pages = []
+    for images in zip(*turns, strict=True):
+        tiles = [Tile(image, (one.prompt,)) for one, image in zip(made, images, strict=True)]
+        pages.append(labelled_sheet(tiles, num_columns=TURNS_PER_ROW))
+    return pages[TURN_FRAMES // 8 :] + pages[: TURN_FRAMES // 8]
 
 
 def index(made: Sequence[Made], report: MeshesReport | None, *, preset: str, machine: str) -> str:
@@ -171,7 +173,7 @@ def index(made: Sequence[Made], report: MeshesReport | None, *, preset: str, mac
         "",
     ]
     if report is not None:
-        lines += ["![one view of each mesh](meshes.webp)", ""]
+        lines += ["![each mesh turning](meshes.webp)", ""]
         lines += ["What the judge saw, beside the true objects:", "", "![overview](overview.webp)", ""]
     for one in made:
         lines += [f"## {one.number}. {one.prompt}", ""]

@@ -36,8 +36,8 @@ def test_the_gallery_from_prompt_to_page(tmp_path, monkeypatch, capsys):
     assert "[a red table](01-a-red-table.webp) | yes |" in page and "| coloured, views | 8 |" in page
     assert (docs / "01-a-red-table.webp").stat().st_size <= gallery.MAX_SHEET_BYTES
     assert json.loads((docs / "scores.json").read_text())["kind"] == "meshes"
-    with Image.open(docs / "meshes.webp") as sights:
-        assert sights.width == gallery.SIGHT_SIZE + 2 * 3 + 2 * 6
+    with Image.open(docs / "meshes.webp") as turning:
+        assert turning.width == gallery.TURN_SIZE + 2 * 3 + 2 * 6 and turning.n_frames == gallery.TURN_FRAMES
     capsys.readouterr()
     before = (tmp_path / "runs" / "01-a-red-table" / "mesh.glb").stat().st_mtime_ns
     assert gallery.main([*arguments, *quick]) == 0
