@@ -193,6 +193,31 @@ def described(value: Any) -> str:
     return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
+def pictures_for(value: Any, shape: tuple[int, ...], count: int, *, option: str) -> Tensor:
+    """An option that is a picture for each sample, or one for all of them, as (B, C, H, W); points (D,) likewise.
+
+    Args:
+        value: (B or 1, C, H, W) or (C, H, W). shape: the (C, H, W) that it must have. count: B.
+
+    Raises:
+        DiffusionError: not a tensor, or of another shape.
+    """
+    given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    dims = len(shape)
+    if not isinstance(value, Tensor) or value.ndim not in (dims, dims + 1) or value.shape[-dims:] != torch.Size(shape):
+        raise DiffusionError.explained(
+            f"options.{option} is {given}", expected=f"a picture {shape} or one for each sample", fix="resize it to that"
+        )
+    pictures = value[None] if value.ndim == dims else value
+    if len(pictures) not in (1, count):
+        raise DiffusionError.explained(
+            f"options.{option} has {len(pictures)} pictures for {count} samples",
+            expected="one, or one a sample",
+            fix="repeat it",
+        )
+    return pictures.float().expand(count, *shape)
+
+
 def _differing_settings(theirs: Any, ours: Any) -> tuple[str, str]:
     """The settings "network.NAME=VALUE" in which the weights of two networks of one kind differ, of each; else nothing."""
     if theirs is None or type(theirs) is not type(ours):

@@ -9,7 +9,7 @@ eps the network may be asked for v = a eps - s x0 (2202.00512 section 4), with t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffusion.models.base import Batch, Model, SampleRequest
 from diffusion.models.sampling import draw, dropped_labels, guided_output, request_labels
+from diffusion.models.schedules import LINEAR
 from diffusion.networks.build import NetworkConfig, build_network
 from diffusion.networks.pixel_unet import PixelUNetConfig
 from diffusion.parameterisation import Prediction, training_target
@@ -43,14 +44,12 @@ class DDPMConfig:
     @property
     def schedule(self) -> NoiseSchedule:
         """Linear betas; the last step ends on clean data."""
-        return NoiseSchedule(
+        return replace(
+            LINEAR,
             num_train_timesteps=self.num_train_timesteps,
-            beta_schedule="linear",
             beta_start=self.beta_start,
             beta_end=self.beta_end,
             prediction_type=self.prediction_type,
-            steps_offset=0,
-            set_alpha_to_one=True,
         )
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.errors import DiffusionError
-from diffusion.models.base import Batch, SampleRequest
+from diffusion.models.base import Batch, SampleRequest, pictures_for
+from diffusion.models.schedules import GLIDE_UPSAMPLER
 from diffusion.models.text_to_pixels import (
     GUIDANCE_OPTIONS,
     TextToPixels,
     TextToPixelsConfig,
-    pictures_for,
     split_options,
 )
 from diffusion.networks.pixel_unet import PixelUNetConfig
@@ -30,20 +30,10 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, normal_rows, stream, uniform
 
 FACTOR = 2
+"""Pixels of the large picture along one of the small; the paper's, from 64 to 256, is 4."""
+
 SAMPLER, NUM_STEPS = "ddim", 27
 """The 27 steps of the authors' "fast27", evenly spaced."""
-
-LINEAR = NoiseSchedule(
-    beta_schedule="linear",
-    beta_start=1e-4,
-    beta_end=0.02,
-    prediction_type="sample",
-    steps_offset=0,
-    set_alpha_to_one=True,
-    timestep_spacing="trailing",
-)
-"""GLIDE's schedule of the upsampler (the authors' code: "linear"), see above for the prediction."""
-
 
 LARGE = PixelUNetConfig(sample_size=64, block_out_channels=(32, 64, 128), attention_levels=(False, False, True))
 """Attention at 16x16 alone: at 64x64 the rest of the work is in the convolutions."""
@@ -58,7 +48,7 @@ class GlideUpsamplerConfig(TextToPixelsConfig):
     """
 
     network: PixelUNetConfig = LARGE
-    schedule: NoiseSchedule = LINEAR
+    schedule: NoiseSchedule = GLIDE_UPSAMPLER
     augmentation: float = 0.1
 
     def __post_init__(self) -> None:

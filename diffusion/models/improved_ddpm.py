@@ -7,7 +7,7 @@ p_t proportional to sqrt(E[L_t^2])                                              
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusion.errors import DiffusionError
 from diffusion.models.base import Batch, Model, SampleRequest
 from diffusion.models.sampling import draw, dropped_labels, guided_output, request_labels
+from diffusion.models.schedules import COSINE
 from diffusion.networks.build import NetworkConfig, build_network, with_channels
 from diffusion.networks.pixel_unet import PixelUNetConfig
 from diffusion.parameterisation import Prediction, training_target
@@ -56,12 +57,10 @@ class ImprovedDDPMConfig:
     @property
     def schedule(self) -> NoiseSchedule:
         """Cosine; "linspace" strides, as the paper's evenly spaced and rounded ones (section 4)."""
-        return NoiseSchedule(
+        return replace(
+            COSINE,
             num_train_timesteps=self.num_train_timesteps,
-            beta_schedule="squaredcos_cap_v2",
             prediction_type=self.prediction_type,
-            steps_offset=0,
-            set_alpha_to_one=True,
             timestep_spacing="linspace",
         )
 

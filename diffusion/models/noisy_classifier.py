@@ -15,13 +15,12 @@ from torch.nn import functional as F
 from diffusion.classifier_guidance import Guide, LogProb, check_same_schedule, class_log_prob, gradient_of, guided_by
 from diffusion.errors import DiffusionError
 from diffusion.models.base import Batch, Model, SampleRequest, described
+from diffusion.models.schedules import LINEAR
 from diffusion.networks.mlp import MLP, MLPConfig
 from diffusion.networks.noisy_encoder import NoisyEncoder, NoisyEncoderConfig
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal
-
-LINEAR = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, set_alpha_to_one=True)
-"""2006.11239 section 4."""
+from diffusion.training.figures import by_noise
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,8 @@ class NoisyClassifier(Model):
         eps = normal(batch.x.shape, generator, device=batch.x.device)
         logits = self(schedule.add_noise(batch.x, eps, t), t).float()
         right = (logits.argmax(dim=-1) == labels).float()
-        third = schedule.num_train_timesteps // 3
-        shares = {"accuracy": right.mean().item()}
-        for part, rows in (("accuracy_low", t < third), ("accuracy_high", t >= 2 * third)):
-            if rows.any():
-                shares[part] = right[rows].mean().item()
-        return F.cross_entropy(logits, labels), shares
+        shares = by_noise(right, t, schedule.num_train_timesteps, prefix="accuracy_")
+        return F.cross_entropy(logits, labels), {"accuracy": right.mean().item(), **shares}
 
     def log_prob(self, labels: Tensor) -> LogProb:
         """log p(y | x_t, t) of these labels (B,), one a row, as guidance differentiates it.

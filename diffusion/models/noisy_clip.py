@@ -16,20 +16,13 @@ from torch.nn import functional as F
 from diffusion.classifier_guidance import LogProb
 from diffusion.errors import DiffusionError
 from diffusion.models.base import Batch, Model, SampleRequest
+from diffusion.models.schedules import GLIDE
 from diffusion.networks.noisy_encoder import NoisyEncoder, NoisyEncoderConfig
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal
 from diffusion.text.clip import contrastive_loss
 from diffusion.text.frozen_tower import FrozenTower
-
-COSINE = NoiseSchedule(
-    beta_schedule="squaredcos_cap_v2",
-    prediction_type="v_prediction",
-    steps_offset=0,
-    set_alpha_to_one=True,
-    timestep_spacing="trailing",
-)
-"""GLIDE's schedule of the base model. It predicts eps; v (2202.00512) stays finite where the signal vanishes."""
+from diffusion.training.figures import by_noise
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class NoisyClipConfig:
     """Sizes of the image encoder, of the joint space, and the schedule of the model that it will guide (GLIDE's)."""
 
     network: NoisyEncoderConfig = field(default_factory=NoisyEncoderConfig)
-    schedule: NoiseSchedule = COSINE
+    schedule: NoiseSchedule = GLIDE
     embed_dim: int = 128
 
 
@@ -94,10 +87,8 @@ class NoisyClip(Model):
         images, texts = self.encode_image(schedule.add_noise(batch.x, eps, t), t), self.encode_text(batch.captions)
         hits = ((images @ texts.T).argmax(dim=-1) == torch.arange(len(batch), device=images.device)).float()
         figures = {"top1": hits.mean().item(), "scale": self.logit_scale.exp().item()}
-        early = t < schedule.num_train_timesteps // 3
-        if early.any():
-            figures["top1_low"] = hits[early].mean().item()
-        return contrastive_loss(images, texts, self.logit_scale), figures
+        shares = by_noise(hits, t, schedule.num_train_timesteps, prefix="top1_")
+        return contrastive_loss(images, texts, self.logit_scale), figures | shares
 
     def log_prob(self, captions: Sequence[str]) -> LogProb:
         """exp(logit_scale) f(x_t, t) . g(c) of these captions, one a row, as guidance differentiates it."""

@@ -11,11 +11,12 @@ from torch import Tensor
 from diffusion.classifier_guidance import Guide
 from diffusion.errors import DiffusionError
 from diffusion.guidance import classifier_free
-from diffusion.models.base import SampleRequest
+from diffusion.models.base import SampleRequest, pictures_for
 from diffusion.models.noisy_classifier import classifier_guide
 from diffusion.parameterisation import Prediction
-from diffusion.requests import Condition, Guidance, run
+from diffusion.requests import Condition, DenoiseRequest, Guidance, run
 from diffusion.samplers import SAMPLERS, Sampler
+from diffusion.samplers.ddim_inversion import ddim_inversion
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal_rows, step_noise, stream
 
@@ -24,6 +25,10 @@ Predict = Callable[[Tensor, Tensor], Prediction]
 
 CLASSIFIER_OPTIONS: Mapping[str, Any] = {"classifier": None, "classifier_scale": 1.0}
 """A `NoisyClassifier` that guides towards the request's labels, or None, and its s (2105.05233)."""
+
+INVERSION_OPTIONS: Mapping[str, Any] = {"invert": None, "num_corrections": 0}
+"""A picture (C, H, W) in [-1, 1], or one a sample, that DDIM draws again from its own noise (2010.02502 section 5.4) in the
+place of random noise, or None; and `num_corrections` of `ddim_inversion`."""
 
 
 def draw(
@@ -45,7 +50,7 @@ def draw(
         sampler, num_steps: the model's own, where the request names none.
         defaults: the model's own values of options: "spacing" (of the timesteps), "clip_x0" (predicted x0 is kept in
             [-1, 1]), and those of its sampler. A request may change each, and the options of the sampler that it names,
-            and CLASSIFIER_OPTIONS, for its labels.
+            and CLASSIFIER_OPTIONS, for its labels, and INVERSION_OPTIONS.
         guide: guidance by another network's gradient, see `diffusion.classifier_guidance.guided_by`.
 
     Returns:
@@ -53,32 +58,47 @@ def draw(
         step i the stream (seed, "noise", "step", i).
 
     Raises:
-        DiffusionError: an unknown sampler, option or spacing; more steps than the schedule has.
+        DiffusionError: an unknown sampler, option or spacing; more steps than the schedule has; inversion of another
+            sampler than DDIM, or of a picture of another size.
     """
     function = sampler_named(request.sampler or sampler)
-    known = {"spacing": schedule.timestep_spacing, "clip_x0": False, **CLASSIFIER_OPTIONS, **sampler_options(function)}
+    common = {"spacing": schedule.timestep_spacing, "clip_x0": False, **CLASSIFIER_OPTIONS, **INVERSION_OPTIONS}
+    known = common | sampler_options(function)
     options = request.options_over(known | {key: value for key, value in defaults.items() if key in known})
     spacing, clip_x0 = options.pop("spacing"), options.pop("clip_x0")
     classifier, classifier_scale = (options.pop(name) for name in CLASSIFIER_OPTIONS)
     if classifier is not None:
         guide = classifier_guide(classifier, request.labels, scale=classifier_scale, schedule=schedule, device=device)
+    invert, num_corrections = (options.pop(name) for name in INVERSION_OPTIONS)
     timesteps = schedule.timesteps(request.num_steps if request.num_steps is not None else num_steps, spacing=spacing)
-
-    x_T = normal_rows(shape, [stream(seed, "start") for seed in request.seeds], device=device)
     # A model's own conditions are inside `predict`: rows keep their order from request to request.
-    sampling = function(
-        x_T,
-        schedule=schedule,
-        timesteps=timesteps,
-        condition=Condition(torch.empty(len(x_T), 0, 0, device=device)),
-        guidance=Guidance(scale=1.0),
-        noise=step_noise([(seed, "noise") for seed in request.seeds], shape),
-        **options,
-    )
-    if guide is not None:
-        sampling = guide(sampling, timesteps, options.get("variance"))
+    chain: dict[str, Any] = {
+        "schedule": schedule,
+        "timesteps": timesteps,
+        "condition": Condition(torch.empty(len(request.seeds), 0, 0, device=device)),
+        "guidance": Guidance(scale=1.0),
+    }
+
+    def answer(asked: DenoiseRequest) -> Prediction:
+        return _clipped(predict(asked.x_t, asked.t), asked.x_t, clip_x0)
+
     with torch.no_grad():
-        return run(sampling, lambda asked: _clipped(predict(asked.x_t, asked.t), asked.x_t, clip_x0))
+        if invert is None:
+            x_T = normal_rows(shape, [stream(seed, "start") for seed in request.seeds], device=device)
+        else:
+            if function is not SAMPLERS["ddim"]:
+                raise DiffusionError.explained(
+                    f"options.invert is given and the sampler is {request.sampler or sampler!r}",
+                    expected="'ddim'",
+                    fix="use sampler=ddim",
+                    why="only its steps are run backwards",
+                )
+            pictures = pictures_for(invert, shape, len(request.seeds), option="invert").to(device)
+            x_T = run(ddim_inversion(pictures, num_corrections=num_corrections, **chain), answer)
+        sampling = function(x_T, noise=step_noise([(seed, "noise") for seed in request.seeds], shape), **chain, **options)
+        if guide is not None:
+            sampling = guide(sampling, timesteps, options.get("variance"))
+        return run(sampling, answer)
 
 
 def sampler_named(name: str) -> Sampler:

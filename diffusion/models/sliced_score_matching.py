@@ -50,8 +50,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SlicedScoreMatchingConfig:
-    """Args:
-    variance_reduced: SSM-VR instead of SSM. num_steps, step_size: of Langevin dynamics.
+    """Which of the two forms is trained, and how the model is sampled.
+
+    Args:
+        variance_reduced: SSM-VR (eq. 8) instead of SSM (eq. 7). num_steps, step_size: of Langevin dynamics.
     """
 
     network: NetworkConfig = field(default_factory=MLPConfig)

@@ -17,15 +17,17 @@ from torch.nn import functional as F
 from diffusion.classifier_guidance import Guide, check_same_schedule, gradient_of, guided_by
 from diffusion.errors import DiffusionError
 from diffusion.guidance import classifier_free
-from diffusion.models.base import Batch, Model, SampleRequest, described
-from diffusion.models.noisy_clip import COSINE, NoisyClip
+from diffusion.models.base import Batch, Model, SampleRequest, described, pictures_for
+from diffusion.models.noisy_clip import NoisyClip
 from diffusion.models.sampling import Predict, draw
+from diffusion.models.schedules import GLIDE
 from diffusion.networks.build import with_channels
 from diffusion.networks.pixel_unet import PixelUNet, PixelUNetConfig
 from diffusion.parameterisation import Prediction, training_target
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, uniform
 from diffusion.text.frozen_tower import FrozenTower
+from diffusion.training.figures import by_noise
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TextToPixelsConfig:
     """
 
     network: PixelUNetConfig = field(default_factory=PixelUNetConfig)
-    schedule: NoiseSchedule = COSINE
+    schedule: NoiseSchedule = GLIDE
     text_dropout: float = 0.2
 
     def __post_init__(self) -> None:
@@ -84,9 +86,7 @@ class TextToPixels(Model):
         output = self.output(schedule.add_noise(x0, eps, t), t, self.text(captions).tokens, extra)
         target = training_target(x0, eps, schedule.alpha(t), schedule.sigma(t), schedule.prediction_type)
         squared = F.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
-        third = schedule.num_train_timesteps // 3
-        parts = {"low": t < third, "middle": (t >= third) & (t < 2 * third), "high": t >= 2 * third}
-        return squared.mean(), {name: squared[rows].mean().item() for name, rows in parts.items() if rows.any()}
+        return squared.mean(), by_noise(squared.detach(), t, schedule.num_train_timesteps)
 
     def output(self, x_t: Tensor, t: Tensor, tokens: Tensor, extra: Tensor) -> Tensor:
         """What the network says, of the schedule's prediction_type.
@@ -245,27 +245,3 @@ def captions_of(request: SampleRequest) -> tuple[str, ...]:
             fix="give a prompt or leave the scale out",
         )
     return request.prompts or ("",) * len(request.seeds)
-
-
-def pictures_for(value: Any, shape: tuple[int, ...], count: int, *, option: str) -> Tensor:
-    """An option that is a picture for each sample, or one for all of them, as (B, C, H, W).
-
-    Args:
-        value: (B or 1, C, H, W) or (C, H, W). shape: the (C, H, W) that it must have. count: B.
-
-    Raises:
-        DiffusionError: not a tensor, or of another shape.
-    """
-    given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    if not isinstance(value, Tensor) or value.ndim not in (3, 4) or value.shape[-3:] != torch.Size(shape):
-        raise DiffusionError.explained(
-            f"options.{option} is {given}", expected=f"a picture {shape} or one for each sample", fix="resize it to that"
-        )
-    pictures = value if value.ndim == 4 else value[None]
-    if len(pictures) not in (1, count):
-        raise DiffusionError.explained(
-            f"options.{option} has {len(pictures)} pictures for {count} samples",
-            expected="one, or one a sample",
-            fix="repeat it",
-        )
-    return pictures.float().expand(count, *shape)

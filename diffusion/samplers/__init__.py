@@ -1,4 +1,8 @@
-"""Samplers: one method, one file, one signature (`chain.Sampler`)."""
+"""Samplers: one method, one file, one signature (`chain.Sampler`).
+
+Three know other things than timesteps of a schedule and have a signature of their own: `annealed_langevin` (noise levels
+sigma), `bit_diffusion` (continuous time, self-conditioning) and `ddim_inversion` (from the picture to its noise).
+"""
 
 from diffusion.samplers.chain import Noise, Sampler, Sampling
 from diffusion.samplers.ddim import ddim
@@ -20,8 +24,9 @@ SAMPLERS: dict[str, Sampler] = {
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
 }
+"""By their names on the command line."""
 
-# Those that draw fresh noise on the way with their default options.
 STOCHASTIC = frozenset({"ddpm", "euler_ancestral"})
+"""Those that draw fresh noise on the way with their default options."""
 
 __all__ = ["SAMPLERS", "STOCHASTIC", "Noise", "Sampler", "Sampling", "image_to_image", "sdedit", *SAMPLERS]

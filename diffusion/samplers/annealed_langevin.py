@@ -28,6 +28,7 @@ class ScoreRequest:
 
 
 ScoreSampling = Generator[ScoreRequest, Tensor, Tensor]
+"""Yields requests, is sent scores, returns samples."""
 
 
 def annealed_langevin(

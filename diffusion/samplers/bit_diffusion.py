@@ -36,6 +36,7 @@ class EstimateRequest:
 
 
 EstimateSampling = Generator[EstimateRequest, Tensor, Tensor]
+"""Yields requests, is sent estimates of x_0, returns the last."""
 
 
 def bit_diffusion(

@@ -18,7 +18,10 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import NoiseSource, normal_rows
 
 Sampling = Generator[DenoiseRequest, Prediction, Tensor]
+"""Yields requests, is sent predictions, returns x_0."""
+
 Noise = NoiseSource | Sequence[torch.Generator] | None
+"""Fresh noise: a function of the step's index, or one stream a row; see `drawn`."""
 
 # diffusers' smallest abar where a zero-SNR start must still have a finite log-SNR: 2^-24.
 _SMALLEST_ALPHA = 2.0**-12

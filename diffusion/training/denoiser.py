@@ -14,10 +14,11 @@ from diffusion.networks.unet import UNet2DCondition
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal
 from diffusion.text.clip import Clip, contrastive_loss, end_of_text
+from diffusion.training.figures import by_noise
 from diffusion.training.loop import Loss
 
 TEXT_DROPOUT = 0.1
-
+"""Share of the prompts that training replaces by the empty one."""
 
 LOGIT_MEAN, LOGIT_SPREAD = 0.25, 1.25
 """Timesteps are drawn where shape is decided; at uniform ones a quarter of the work would go into the last grain."""
@@ -74,11 +75,7 @@ def denoising_loss(
         alpha, sigma = (w.to(x0.dtype)[:, None, None, None] for w in (schedule.alpha(t), schedule.sigma(t)))
         output = denoiser.unet(alpha * x0 + sigma * eps, t, context).float()
         squared = F.mse_loss(output, alpha * eps - sigma * x0, reduction="none").mean(dim=(1, 2, 3))
-        third = schedule.num_train_timesteps // 3
-        figures = {
-            name: squared[(t >= lo) & (t < hi)].mean().item()
-            for name, lo, hi in (("low", 0, third), ("middle", third, 2 * third), ("high", 2 * third, 10**9))
-        }
+        figures = by_noise(squared.detach(), t, schedule.num_train_timesteps)
         total = squared.mean()
         if images is not None:
             text = denoiser.clip.project_text(end_of_text(written, tokens))

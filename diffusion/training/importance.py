@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-HISTORY = 10
-UNIFORM_SHARE = 0.001
+HISTORY, UNIFORM_SHARE = 10, 0.001
+"""Losses kept a timestep, and the share of uniform draws (section 3.3; the published code has 0.1 %)."""
 
 
 class LossSecondMoment(nn.Module):

@@ -73,6 +73,7 @@ class LoopConfig:
 
 
 PACE_STEPS = 20
+"""Over about so many steps the time that is left is averaged."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from diffusion.variational_bound import normal_nll, pixel_nll, posterior, prior_
 from tests.diffusion.exact_gaussian import ExactNoise, best_shares, quadrature
 from tests.oracles import condition
 
+pytestmark = pytest.mark.oracle
+
 MEAN, VARIANCE = 0.7, 0.25
 ONE_DIM = MLPConfig(in_dim=1, hidden=4, out_dim=1)
 LINEAR = DDPMConfig().schedule
@@ -455,6 +457,30 @@ def test_a_model_samples_as_the_sampler_does_by_hand() -> None:
     torch.testing.assert_close(drawn, x, rtol=0, atol=2e-5)
     torch.testing.assert_close(drawn[1:], model.sample(SampleRequest((11,))), rtol=0, atol=1e-6)
     assert not drawn.requires_grad and drawn.dtype == torch.float32
+
+
+@pytest.mark.parametrize("exact", [exact_ddpm, exact_improved])
+def test_a_picture_is_inverted_to_its_noise_and_drawn_again(exact: Any) -> None:
+    """At the noise it is where the exact flow of a Gaussian carries it to, (x0 - m) sqrt((a_T^2 c + s_T^2) / c) + a_T m."""
+    model, x0 = exact(), torch.tensor([[0.1], [0.7], [2.0]])
+    started: list[Tensor] = []
+    network = model.network.forward
+    model.network.forward = lambda x, t, **kwargs: (started.append(x), network(x, t, **kwargs))[1]
+    again = model.sample(SampleRequest((0, 1, 2), sampler="ddim", num_steps=50, options={"invert": x0, "num_corrections": 8}))
+    # The cosine schedule leaves a signal of 5e-5, of which float32 keeps three digits.
+    torch.testing.assert_close(again, x0, rtol=0, atol=1e-3)
+    assert len(started) == 50 * 9 + 50
+    first = model.schedule.timesteps(50)[0]
+    alpha, sigma = float(model.schedule.alpha(first)), float(model.schedule.sigma(first))
+    flow = alpha * MEAN + (x0 - MEAN) * ((alpha**2 * VARIANCE + sigma**2) / VARIANCE) ** 0.5
+    torch.testing.assert_close(started[-50], flow, rtol=0.1, atol=0.05)
+    for options, message in (
+        ({"sampler": "heun", "options": {"invert": x0}}, "options.invert is given and the sampler is 'heun'; expected 'ddim'"),
+        ({"sampler": "ddim", "options": {"invert": x0[:2]}}, "options.invert has 2 pictures for 3 samples"),
+        ({"sampler": "ddim", "options": {"invert": torch.zeros(3, 2)}}, "options.invert is .3, 2.; expected a picture .1,."),
+    ):
+        with pytest.raises(DiffusionError, match=message):
+            model.sample(SampleRequest((0, 1, 2), num_steps=5, **options))
 
 
 def test_improved_ddpm_strides_with_its_learned_variance() -> None:

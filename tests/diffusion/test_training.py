@@ -14,8 +14,11 @@ from diffusion.seeding import stream
 from diffusion.text.clip import Clip, ClipConfig, TextConfig
 from diffusion.training.autoencoder import reconstruction_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss, stratified_timesteps
+from diffusion.training.figures import by_noise
 from diffusion.training.loop import PACE_STEPS, LoopConfig, TrainState, train
 from diffusion.training.muon import orthogonalised
+
+pytestmark = pytest.mark.oracle
 
 
 def linear_regression(steps: int) -> tuple[TrainState, object, LoopConfig]:
@@ -55,6 +58,12 @@ def test_learning_rate_warms_up_holds_and_falls_to_zero() -> None:
     assert config.learning_rate_at(100) == config.learning_rate_at(599) == 1.0
     assert config.learning_rate_at(800) == pytest.approx(0.5)
     assert config.learning_rate_at(999) < 1e-4
+
+
+def test_figures_by_noise_are_means_over_thirds_of_the_timesteps() -> None:
+    values, t = torch.tensor([1.0, 2.0, 3.0, 4.0, 9.0]), torch.tensor([0, 332, 334, 666, 999])
+    assert by_noise(values, t, 1000) == {"low": 1.5, "middle": 3.5, "high": 9.0}
+    assert by_noise(values[:2], t[:2], 1000, prefix="accuracy_") == {"accuracy_low": 1.5}
 
 
 def test_the_averaged_weights_are_swapped_in_and_out() -> None:
