@@ -290,10 +290,7 @@ MUTATIONS: list[Mutation] = [
         ("1 + weight * (ratio - 1)", "1 - weight * (ratio - 1)"),
         ("t <= guidance.interval[1]", "t < guidance.interval[1]"),
         ("t >= guidance.interval[0]", "t > guidance.interval[0]"),
-        (
-            "torch.cat([condition.negative[guided], condition.tokens])",
-            "torch.cat([condition.tokens[guided], condition.negative])",
-        ),
+        ("torch.cat([negative, condition.tokens])", "torch.cat([condition.tokens[guided], negative])"),
         ("rescale(guided.x0, conditional.x0, phi)", "rescale(conditional.x0, guided.x0, phi)"),
         ("rescale(output, cond, phi)", "rescale(output, uncond, phi)"),
     ),

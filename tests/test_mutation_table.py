@@ -1,5 +1,6 @@
 """The table of benchmarks/mutations.py keeps up with the code that it mutates."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def test_every_file_has_tests_and_every_sampler_has_rows() -> None:
             assert (ROOT / "tests/diffusion" / test).is_file(), test
     samplers = {str(path.relative_to(ROOT)) for path in Path(ROOT / "diffusion/samplers").glob("*.py")}
     assert samplers - {"diffusion/samplers/__init__.py"} <= set(TESTS)
+
+
+def test_the_oracle_part_is_what_the_table_runs() -> None:
+    marked = {
+        path.name
+        for path in (ROOT / "tests/diffusion").glob("test_*.py")
+        if re.search(r"^pytestmark = .*\bpytest\.mark\.oracle\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert marked == {test for tests in TESTS.values() for test in tests}
 
 
 def test_a_text_that_is_not_there_is_reported() -> None:

@@ -14,6 +14,8 @@ from diffusion.samplers.annealed_langevin import ScoreRequest, annealed_langevin
 from diffusion.seeding import normal, step_noise, stream
 from tests.oracles import GaussianMixture
 
+pytestmark = pytest.mark.oracle
+
 NCSN = geometric_sigmas(1.0, 0.01, 10)
 
 

@@ -19,6 +19,8 @@ from diffusion.requests import run
 from diffusion.samplers.bit_diffusion import EstimateRequest, bit_diffusion, gamma
 from diffusion.seeding import normal, step_noise, stream
 
+pytestmark = pytest.mark.oracle
+
 TINY = PixelUNetConfig(sample_size=8, block_out_channels=(8, 16), attention_levels=(False, True))
 
 

@@ -23,6 +23,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, normal_rows, step_noise, stream
 from tests.oracles import FIVE_MODES, GaussianMixture, Oracle
 
+pytestmark = pytest.mark.oracle
+
 SCHEDULE = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, set_alpha_to_one=True)
 CLASSES = torch.tensor([0, 0, 1, 1, 0])
 """The class of each of the five modes."""

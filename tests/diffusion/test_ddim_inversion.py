@@ -14,6 +14,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, stream
 from tests.oracles import FIVE_MODES, GaussianMixture, Oracle, condition, gaussian_flow
 
+pytestmark = pytest.mark.oracle
+
 LINEAR = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, set_alpha_to_one=True)
 MEANS, VARIANCES = torch.tensor([0.5, -0.3], dtype=torch.float64), torch.tensor([0.05, 0.6], dtype=torch.float64)
 GAUSSIAN = GaussianMixture.gaussian(MEANS, VARIANCES.diag())

@@ -20,6 +20,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, stream, uniform
 from tests.oracles import GaussianMixture, Oracle, condition
 
+pytestmark = pytest.mark.oracle
+
 SCHEDULE = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
 MEAN, VARIANCE = 0.7, 0.25
 COND = GaussianMixture.gaussian([MEAN] * 3, torch.eye(3) * VARIANCE)

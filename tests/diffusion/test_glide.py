@@ -28,6 +28,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, stream, uniform
 from diffusion.text.frozen_tower import FrozenTower
 
+pytestmark = pytest.mark.oracle
+
 SMALL = PixelUNetConfig(sample_size=8, block_out_channels=(16, 16), attention_levels=(False, True))
 FOUR_PIXELS = PixelUNetConfig(sample_size=2, in_channels=1, out_channels=1, block_out_channels=(16,), attention_levels=(False,))
 PROMPTS = ("a red car", "a blue chair", "a green tree")

@@ -13,6 +13,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, stream
 from tests.oracles import GaussianMixture, Oracle, condition
 
+pytestmark = pytest.mark.oracle
+
 SCHEDULE = NoiseSchedule()
 
 

@@ -14,6 +14,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal_rows, step_noise, stream, uniform
 from tests.oracles import GaussianMixture, Oracle, condition
 
+pytestmark = pytest.mark.oracle
+
 SCHEDULE = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, set_alpha_to_one=True)
 LATENT_SHAPE = (3, 2, 2)
 MIXTURE = GaussianMixture.gaussian([0.2] * 12, torch.eye(12) * 0.3)

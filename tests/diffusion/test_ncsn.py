@@ -19,6 +19,8 @@ from diffusion.samplers.annealed_langevin import annealed_langevin
 from diffusion.seeding import normal, stream
 from tests.oracles import GaussianMixture
 
+pytestmark = pytest.mark.oracle
+
 POINTS = NcsnConfig(network=MLPConfig(hidden=64, layers=2), sigma_max=4.0, sigma_min=0.05, num_levels=8, steps_per_level=30)
 TINY = PixelUNetConfig(sample_size=8, block_out_channels=(8, 16), attention_levels=(False, True))
 TARGET = GaussianMixture([0.7, 0.3], [[1.0, 0.5], [-1.0, -0.5]], [[[0.04, 0.0], [0.0, 0.04]]] * 2)

@@ -21,6 +21,8 @@ from diffusion.networks.pixel_unet import PixelUNetConfig
 from diffusion.parameterisation import Prediction
 from diffusion.seeding import normal, stream
 
+pytestmark = pytest.mark.oracle
+
 ENCODER = NoisyEncoderConfig(sample_size=8, block_out_channels=(16, 32))
 CAPTIONS = ("a red ball", "a blue ball", "a green ball", "a white ball")
 

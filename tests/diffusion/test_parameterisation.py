@@ -9,6 +9,8 @@ from diffusion.errors import DiffusionError
 from diffusion.parameterisation import KINDS, Prediction, training_target
 from diffusion.seeding import normal, stream
 
+pytestmark = pytest.mark.oracle
+
 
 def noised(angles: list[float], seed: int) -> tuple[torch.Tensor, ...]:
     """x0, eps, x_t (B, 2, 3, 3) float64 and alpha, sigma (B,) = cos, sin of the angles."""

@@ -22,6 +22,8 @@ from diffusion.schedule import NoiseSchedule, TimestepSpacing
 from diffusion.seeding import normal, normal_rows, step_noise, stream
 from tests.oracles import FIVE_MODES, GaussianMixture, Oracle, condition, gaussian_flow
 
+pytestmark = pytest.mark.oracle
+
 LINEAR = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, set_alpha_to_one=True)
 MEAN, VARIANCE = 0.7, 0.25
 ONE_GAUSSIAN = GaussianMixture.gaussian([MEAN], [[VARIANCE]])

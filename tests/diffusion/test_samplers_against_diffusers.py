@@ -39,7 +39,7 @@ CASES = [
 ]
 
 # diffusers hands torch tensors to np.array.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 
 
 def scheduler_of(name: str, schedule: NoiseSchedule, num_steps: int, **options: Any) -> Any:

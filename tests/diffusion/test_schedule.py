@@ -10,6 +10,8 @@ import torch
 from diffusion.errors import DiffusionError
 from diffusion.schedule import NoiseSchedule
 
+pytestmark = pytest.mark.oracle
+
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 STABLE_DIFFUSION = {
     "_class_name": "PNDMScheduler",

@@ -27,6 +27,8 @@ from diffusion.parameterisation import per_row
 from diffusion.seeding import normal, stream
 from tests.oracles import CORRELATED, FIVE_MODES, GaussianMixture
 
+pytestmark = pytest.mark.oracle
+
 SIGMA = 0.5
 TARGETS = pytest.mark.parametrize("target", [CORRELATED, FIVE_MODES], ids=["gaussian", "five modes"])
 

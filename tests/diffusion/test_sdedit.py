@@ -14,6 +14,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, step_noise, stream
 from tests.oracles import GaussianMixture, Oracle, condition, gaussian_flow
 
+pytestmark = pytest.mark.oracle
+
 SCHEDULE = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, set_alpha_to_one=True)
 SHAPE = (1, 2, 4)
 EIGHT_DIMENSIONS = GaussianMixture.gaussian([0.5] * 8, torch.eye(8) * 0.3)
