@@ -132,6 +132,7 @@ def make_runtime(spec: JobSpec, settings: RuntimeSettings, device: str, load_pri
         num_threads=settings.num_threads,
         modules=modules if isinstance(spec, TextTo3DSpec) else (),
         address=settings.address,
+        runs_jobs=isinstance(spec, (TextTo3DSpec, ImagesSpec)),  # a table's shards have actors of their own
     )
 
 

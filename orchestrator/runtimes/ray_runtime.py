@@ -62,7 +62,8 @@ class RayRuntime:
     Args:
         load_prior: see `PriorLoader`. source: what it is given. device: a torch device; "auto" on a cluster is cuda where any
             node has a GPU. num_threads: 0 for all cores, on a cluster for those that an actor was given.
-        modules: what the job's actor imports while the prior's loads.
+        modules: what the job's actor imports while the prior's loads. runs_jobs: False where only the prior is asked, so that
+            no actor is started for a job, which takes three seconds of a core.
         num_replicas: actors that hold the prior. If there are several, or they are on a cluster, one that dies is started
             again, and what it was asked is asked of another.
         address: of a running cluster; see `start_ray`.
@@ -78,6 +79,7 @@ class RayRuntime:
         modules: Sequence[str] = (),
         num_replicas: int = 1,
         address: str = "",
+        runs_jobs: bool = True,
     ) -> None:
         self._load_prior = load_prior
         self._modules = tuple(modules)
@@ -86,6 +88,8 @@ class RayRuntime:
         self._num_threads = num_threads
         self._num_replicas = num_replicas
         self._address = address
+        self._runs_jobs = runs_jobs
+        self._job: Any = None
 
     def __enter__(self) -> RayRuntime:
         start_ray(self._address)
@@ -101,8 +105,8 @@ class RayRuntime:
         import ray
 
         with signals_deferred():
-            # Neither actor has anything left to save, and waiting for their orderly end takes a second.
-            for actor in (self._job, *self._replicas):
+            # No actor has anything left to save, and waiting for their orderly end takes a second.
+            for actor in (*self._replicas, *([self._job] if self._runs_jobs else [])):
                 ray.kill(actor)
         stop_ray()
 
@@ -115,7 +119,7 @@ class RayRuntime:
         return self._prior
 
     def run(self, attempt: Attempt) -> Iterator[Event]:
-        """The recipe's events, as the job's actor produces them."""
+        """The recipe's events, as the job's actor produces them; not where `runs_jobs` is False."""
         import ray
         from ray.exceptions import RayError
 
@@ -150,9 +154,10 @@ class RayRuntime:
         arguments = (self._load_prior, self._source, placement.device, placement.prior_threads)
         self._replicas = [make.remote(*arguments) for _ in range(self._num_replicas)]
         self._prior = RayPrior(self._replicas, attempts=2 * self._num_replicas + 4 if is_retried else 1)
-        threads = self._num_threads or placement.job_threads
-        kind: Any = ray.remote(JobActor).options(**placement.job_options())
-        self._job = kind.remote(self._prior, placement.device, threads)
         for replica in self._replicas:
             replica.call.remote("info")
-        self._job.warm_up.remote(self._modules)
+        if self._runs_jobs:
+            threads = self._num_threads or placement.job_threads
+            kind: Any = ray.remote(JobActor).options(**placement.job_options())
+            self._job = kind.remote(self._prior, placement.device, threads)
+            self._job.warm_up.remote(self._modules)
