@@ -34,6 +34,7 @@ class Timing:
         lease: without a sign of life a worker is lost after so long; `first_lease` until its first one, while its process
             starts.
         renew, heartbeat, schedule: between two of them.
+        round: jobs are started for so long before the others are heard again.
         stop: a worker that was told to stop at its next step is killed after so long; its checkpoint is whole at any time.
         usage_window: how far back a user's share is counted.
     """
@@ -43,6 +44,7 @@ class Timing:
     renew: float = 1.0
     heartbeat: float = 2.0
     schedule: float = 1.0
+    round: float = 0.25
     stop: float = 1.0
     usage_window: float = 24 * 3600.0
 
@@ -57,6 +59,7 @@ class _Running:
     log: JobLog
     started_at: float
     pending: deque[Report] = dataclasses.field(default_factory=deque)
+    heard_at: float = 0.0
     progress: Progress | None = None
     renewed_at: float = 0.0
     obeying: Wish = Wish.RUN
@@ -84,6 +87,8 @@ class Controller:
         self.capacity = capacity
         self.wake = threading.Event()
         """Set by whoever changed the ledger, so that the next round comes at once."""
+        self.wished = threading.Event()
+        """Set before `wake` by whoever wishes something of a job: a round that is under way breaks off for it."""
         self.waiting: dict[int, str] = {}
         """Job -> why it does not start, as of the last round of scheduling."""
         self.longest_wait_seconds = 0.0
@@ -96,7 +101,10 @@ class Controller:
         self._is_closing = False
 
     def tick(self, *, is_woken: bool = False) -> None:
-        """One round: signs of life, ends, wishes, losses, groups, starts.
+        """One round: wishes, signs of life, ends, losses, groups, starts.
+
+        On a slow disk ten ends and ten starts take a second, so a round breaks off where a wish comes in or is to be enforced:
+        who is not heard is heard first in the next one, and who is not started is planned for again.
 
         Raises:
             LedgerError: the database does not answer; the next round may succeed.
@@ -106,16 +114,31 @@ class Controller:
         if now >= self._heartbeat_at:
             self._ledger.heartbeat()
             self._heartbeat_at = now + self._timing.heartbeat
-        for running in list(self._running.values()):
+        is_due = is_woken or self.wished.is_set() or now >= self._schedule_at
+        self.wished.clear()
+        if is_due:
+            self._obey_wishes()
+        for running in self._in_turn():
             self._hear(running)
-        if is_woken or now >= self._schedule_at:
+            if self._is_pressed:
+                break
+        self._enforce_stops()
+        if is_due and not self.wished.is_set():
             self._schedule_at = now + self._timing.schedule
             self._take_up_losses()
-            self._obey_wishes()
             self._settle_groups()
             if not self._is_closing:
                 self._schedule()
-        self._enforce_stops()
+
+    @property
+    def _is_pressed(self) -> bool:
+        """Somebody wishes something, or a worker that was told to stop has had its time."""
+        now = self._ledger.now()
+        return self.wished.is_set() or any(r.kill_at is not None and now >= r.kill_at for r in self._running.values())
+
+    def _in_turn(self) -> list[_Running]:
+        """Those that were told to stop, then the others, those first that have not been heard for longest."""
+        return sorted(self._running.values(), key=lambda running: (running.obeying == Wish.RUN, running.heard_at))
 
     def close(self) -> None:
         """Start nothing more, and ask everything that runs to stop; `num_running` says when it has."""
@@ -137,6 +160,7 @@ class Controller:
     # What workers say
 
     def _hear(self, running: _Running) -> None:
+        running.heard_at = self._ledger.now()
         reports = running.worker.poll()
         if reports is None:
             return
@@ -316,6 +340,9 @@ class Controller:
             self._workers.evict(source)
         for job_id, reason in plan.start.items():
             self._start(job_id, reason)
+            if self._is_pressed or self._ledger.now() - now > self._timing.round:
+                self.wake.set()
+                return
         for job_id, reason in plan.make_room.items():
             self._ledger.attempts.wish(job_id, Wish.YIELD, f"makes room: {reason}")
             self._obey(self._running[job_id], Wish.YIELD)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ class Rig:
         self.folder = StateFolder(folder)
         self.folder.create()
         self.ledger = Ledger.own(self.folder.default_ledger, clock=self.clock)
-        self.workers = make_workers()
+        self.workers: Any = make_workers()
         self.controller = Controller(
             self.ledger, self.workers, Capacity(num_workers=workers, memory_bytes=20 * GB), self.folder
         )
@@ -143,6 +144,55 @@ def test_a_worker_that_does_not_obey_is_killed_within_two_seconds(rig: Rig, one:
     for _ in range(7):
         rig.tick(0.25)
     assert rig.worker(one).is_killed and rig.state(one) == state
+
+
+class Pressed(ScriptedWorkers):
+    """Somebody wishes something of a job whenever another one starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wish: Callable[[], None] = lambda: None
+
+    def start(self, job: JobRecord) -> ScriptedWorker:
+        self.wish()
+        return super().start(job)
+
+
+def test_a_wish_does_not_wait_for_the_rest_of_a_round(tmp_path: Path):
+    rig = Rig(tmp_path / "state", workers=5, make_workers=Pressed)
+    (first,) = rig.submit(submission(0))
+    rig.tick()
+
+    def pause_the_first() -> None:
+        rig.ledger.jobs.pause(first)
+        rig.controller.wished.set()
+        rig.workers.wish = lambda: None
+
+    rig.workers.wish = pause_the_first
+    others = rig.submit(*(submission(number) for number in range(1, 5)))
+    rig.tick()
+    assert rig.controller.wake.is_set() and not rig.worker(first).stops
+    assert [rig.state(job) for job in others] == [State.RUNNING, *[State.QUEUED] * 3], "the wish broke the round off"
+    rig.tick()
+    assert rig.worker(first).stops == [False] and all(rig.state(job) == State.RUNNING for job in others)
+    rig.ledger.close()
+
+
+def test_a_wish_does_not_wait_until_all_are_heard_and_nobody_is_forgotten(rig: Rig):
+    jobs = rig.submit(submission(1), submission(2))
+    rig.tick()
+    heard: list[int] = []
+
+    def hear(job: int) -> list[Report]:
+        heard.append(job)
+        rig.controller.wished.set()
+        return []
+
+    for job in jobs:
+        rig.worker(job).poll = lambda job=job: hear(job)
+    for _ in range(6):
+        rig.tick()
+    assert heard == jobs * 3
 
 
 def test_a_job_that_was_resumed_before_it_stopped_is_queued_again(rig: Rig, one: int):
