@@ -19,10 +19,20 @@ from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
 from diffusion.guidance import guided_prediction
 from diffusion.lanes import in_lanes
+from diffusion.latent_colours import LatentColours
+from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.layout import channels_last
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.parameterisation import Prediction
-from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, Request
+from diffusion.requests import (
+    Condition,
+    DecodeRequest,
+    DenoiseRequest,
+    EncodeGradientRequest,
+    EncodeRequest,
+    GlimpseRequest,
+    Request,
+)
 from diffusion.text.row_cache import RowCache, side_by_side
 
 __all__ = ["TOYBOX", "Prior", "PriorCard", "PriorError", "hash_files"]
@@ -40,6 +50,7 @@ class Prior(Checkpoint):
     """
 
     text_cache: RowCache = field(default_factory=lambda: RowCache(MAX_CACHED_BYTES))
+    _colours: LatentColours | None = None
 
     @classmethod
     def load(cls, source: str | Path | Source = "toybox", *, device: str | torch.device = "cpu") -> "Prior":
@@ -163,6 +174,8 @@ class Prior(Checkpoint):
                 return self.encode(images)
             case DecodeRequest(latents):
                 return self.decode(latents)
+            case GlimpseRequest(latents):
+                return self.glimpse(latents)
             case EncodeGradientRequest(images, latent_gradient):
                 return self.encoder_gradient(images, latent_gradient)
         raise TypeError(f"a prior cannot answer {type(request).__name__}")
@@ -191,6 +204,15 @@ class Prior(Checkpoint):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> images (B, 3, H, W) clamped to [0, 1]."""
         return in_lanes(self.autoencoder.decode, latents).clamp(0, 1)
+
+    def glimpse(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> small images (B, 3, h', w') in [0, 1]: decoded where that is cheap, else in `LatentColours`."""
+        if isinstance(self.autoencoder, AutoencoderTiny):
+            return self.decode(latents)
+        if self._colours is None:
+            factor = self.autoencoder.config.spatial_factor
+            self._colours = LatentColours.fit(self.encode, factor=factor, device=self.device)
+        return self._colours(latents)
 
     def encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         """Vector-Jacobian product of the encoder, (B, 3, H, W)."""

@@ -103,6 +103,13 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True, eq=False)
+class GlimpseRequest:
+    """Asks for small pictures (B, 3, h', w') in [0, 1] that show cheaply what scaled latents (B, C, h, w) hold."""
+
+    latents: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class EncodeGradientRequest:
     """Asks for the encoder's vector-Jacobian product.
 
@@ -114,7 +121,7 @@ class EncodeGradientRequest:
     latent_gradient: Tensor
 
 
-Request = DenoiseRequest | EncodeRequest | DecodeRequest | EncodeGradientRequest
+Request = DenoiseRequest | EncodeRequest | DecodeRequest | GlimpseRequest | EncodeGradientRequest
 
 
 def run(generator: Generator[Any, Any, Result], answer: Callable[[Any], Any]) -> Result:

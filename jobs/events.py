@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Checkpoint", "Event", "Finished", "ImageReady", "Message", "Progress"]
+__all__ = ["Checkpoint", "Event", "Finished", "ImageReady", "ImagesUnderWay", "Message", "Progress"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,15 @@ class ImageReady:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImagesUnderWay:
+    """What images `index`, `index` + 1, ... look like before they are finished: uint8 (n, h, w, 3), after `steps` steps."""
+
+    index: int
+    steps: int
+    images: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The last event of a recipe.
 
@@ -81,4 +90,4 @@ class Finished:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | Message | Checkpoint | ImageReady | Finished
+Event = Progress | Message | Checkpoint | ImageReady | ImagesUnderWay | Finished

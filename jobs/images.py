@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from diffusion.requests import Guidance
 from jobs.errors import InputError
-from jobs.events import Event, ImageReady, Progress
+from jobs.events import Event, ImageReady, ImagesUnderWay, Progress
 from jobs.pace import Pace
 from jobs.prior_client import DrawRequest, PriorClient
 from jobs.specs import ImagesSpec
@@ -62,12 +63,14 @@ def images(
     *,
     source: EditSource | None = None,
     done: Collection[int] = (),
+    preview_every: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Event, None, ImagesResult]:
     """Draw the images that are not in `done`; yields each as soon as its chunk is finished.
 
     Args:
         source: the pictures that spec.init_image and spec.mask name.
+        preview_every: sampler steps between two looks at the unfinished images; 0 for none.
 
     Raises:
         InputError: the spec names a picture and `source` is None.
@@ -84,12 +87,23 @@ def images(
     pace = Pace(clock=clock)
     for chunk in todo:
         seeds = tuple(image_seed(spec, index) for index in chunk)
-        pictures = prior.draw(_request(spec, seeds, source))
+        request = _request(spec, seeds, source)
+        pictures = (yield from _watched(prior, request, chunk, preview_every)) if preview_every else prior.draw(request)
         for index, seed, picture in zip(chunk, seeds, pictures, strict=True):
             yield ImageReady(index=index, seed=seed, image=picture)
         num_done += len(chunk)
         yield Progress(stage="draw", step=num_done, total=total, seconds_left=pace.lap(len(chunk), left=total - num_done))
     return ImagesResult(num_drawn=sum(map(len, todo)), seconds={"draw": clock() - begin})
+
+
+def _watched(prior: PriorClient, request: DrawRequest, chunk: range, every: int) -> Generator[ImagesUnderWay, None, np.ndarray]:
+    drawing = prior.draw_watched(request, every=every)
+    while True:
+        try:
+            glimpse = next(drawing)
+        except StopIteration as finished:
+            return finished.value
+        yield ImagesUnderWay(index=chunk[glimpse.first], steps=glimpse.steps, images=glimpse.images)
 
 
 def _request(spec: ImagesSpec, seeds: tuple[int, ...], source: EditSource | None) -> DrawRequest:

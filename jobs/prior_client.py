@@ -6,7 +6,7 @@ than its pictures (48 KB for one of 64x64) and the same query always has the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from diffusion.requests import Guidance
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import Key
 
-__all__ = ["DistillationQuery", "Distilled", "DrawRequest", "PriorClient", "PriorInfo"]
+__all__ = ["DistillationQuery", "Distilled", "DrawRequest", "Glimpse", "PriorClient", "PriorInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,21 @@ class DrawRequest:
     strict: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Glimpse:
+    """What some pictures of a request look like before they are finished.
+
+    Args:
+        first: index of the first of them in the request.
+        steps: how often the network has been asked for them; a second-order sampler asks twice a step.
+        images: uint8 (n, h, w, 3), not larger than the finished ones.
+    """
+
+    first: int
+    steps: int
+    images: np.ndarray
+
+
 class PriorClient(Protocol):
     """A prior, near or far. Every method blocks until the answer is there and raises `jobs.errors.PriorFailed`."""
 
@@ -123,4 +138,8 @@ class PriorClient(Protocol):
 
     def draw(self, request: DrawRequest) -> np.ndarray:
         """uint8 images (N, H, W, 3)."""
+        ...
+
+    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
+        """`draw`, with a glimpse of the pictures each time the network has been asked `every` times more."""
         ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 GRID = "grid.png"
+PREVIEW = "preview.png"
 SHARD_MARKER = "_shards/00000.json"
 MAX_GRID_IMAGES = 64
 
@@ -74,6 +76,21 @@ def write_image(event: ImageReady, folder: Path, spec: ImagesSpec, *, prior_hash
 
     metadata = {**_metadata(spec, prior_hash), "seed": str(event.seed), "index": str(event.index)}
     return write_png(event.image, folder / image_name(event.index), metadata)
+
+
+def write_preview(images: Mapping[int, np.ndarray], folder: Path) -> Path:
+    """A page of the unfinished pictures, uint8 (h, w, 3) by index, in place of the page that was there."""
+    import numpy as np
+
+    from orchestrator.exports import write_image_grid
+
+    return write_image_grid(np.stack([image for _, image in sorted(images.items())]), folder / PREVIEW)
+
+
+def remove_preview(folder: Path) -> None:
+    """Unfinished pictures are of no use once nobody draws them."""
+    with contextlib.suppress(OSError):
+        (folder / PREVIEW).unlink()
 
 
 def images_on_disk(folder: Path, spec: ImagesSpec) -> frozenset[int]:

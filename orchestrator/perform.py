@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.codec import to_plain
 from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
-from jobs.events import Checkpoint, Event, Finished, ImageReady, Message, Progress
+from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesUnderWay, Message, Progress
 from jobs.images import EditSource
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator import deliverables
@@ -24,6 +24,9 @@ from orchestrator.progress_display import Display, SilentDisplay
 from orchestrator.run_folder import RunFolder, default_folder
 from orchestrator.runtimes.base import Attempt, PriorLoader, Runtime, resolve_device
 from orchestrator.settings import ExportSettings, RuntimeSettings
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Outcome", "artefact_order", "make_runtime", "perform"]
 
@@ -156,6 +159,8 @@ class _Attempt:
         self._display = display
         self._pictures = pictures
         self._clock = clock
+        self._under_way: dict[int, np.ndarray] = {}
+        self._progress = Progress(stage="draw", step=0, total=1)
         self._messages: list[str] = []
         self._did = folder.plan.action
 
@@ -170,10 +175,14 @@ class _Attempt:
         attempt = self._attempt(info.image_size)
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {"start": self._clock() - begin}
-        for event in runtime.run(attempt):
-            if isinstance(event, Finished):
-                return self._finish(event, seconds)
-            self._handle(event)
+        try:
+            for event in runtime.run(attempt):
+                if isinstance(event, Finished):
+                    return self._finish(event, seconds)
+                self._handle(event)
+        finally:
+            if isinstance(self._spec, ImagesSpec):
+                deliverables.remove_preview(folder.path)
         raise JobFailed(f"The job {self._spec.name} ended without a result.", job=self._spec.name)
 
     def _attempt(self, image_size: int) -> Attempt:
@@ -183,7 +192,8 @@ class _Attempt:
             self._folder.record(self._folder.file(deliverables.image_name(index)) for index in sorted(done))
             if done and len(done) < self._spec.num_images:
                 self._say(f"Continuing: {len(done)} of {self._spec.num_images} images are there.")
-            return Attempt(self._spec, done=done, source=self._edit_source(image_size))
+            every = self._settings.preview_every
+            return Attempt(self._spec, done=done, source=self._edit_source(image_size), preview_every=every)
         checkpoint = self._folder.load_checkpoint() if self._did == "resume" else None
         if checkpoint is not None:
             self._say(f"Continuing from step {checkpoint.step} of {self._spec.fit.num_steps}.")
@@ -208,6 +218,7 @@ class _Attempt:
     def _handle(self, event: Event) -> None:
         match event:
             case Progress():
+                self._progress = event
                 self._folder.log(event)
                 self._display.event(event)
             case Message(text=text, level=level):
@@ -218,6 +229,14 @@ class _Attempt:
                 if not self._folder.file(deliverables.image_name(index)).exists():
                     path = deliverables.write_image(event, self._folder.path, self._images, prior_hash=self._prior_hash)
                     self._folder.record([path])
+                self._under_way.pop(index, None)
+            case ImagesUnderWay(index=first, images=images, steps=steps):
+                self._under_way |= dict(enumerate(images, start=first))
+                is_first = not self._folder.file(deliverables.PREVIEW).exists()
+                path = deliverables.write_preview(self._under_way, self._folder.path)
+                if is_first:
+                    self._display.message(f"{path} shows the unfinished images; it goes when they are finished.")
+                self._handle(replace(self._progress, metrics={"denoising_steps": steps}))
 
     def _finish(self, event: Finished, seconds: dict[str, float]) -> Outcome:
         begin, folder = self._clock(), self._folder

@@ -5,16 +5,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion.engine import StepReport
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
 from orchestrator.prior_service import LocalPrior, Pending
 from orchestrator.runtimes.threads import use_threads
 
@@ -51,6 +51,14 @@ class EngineFigures:
         return {**vars(self), "rows": dict(self.rows), "seconds": dict(self.seconds)}
 
 
+class _Caller(NamedTuple):
+    """Who waits for a request, and what to do with glimpses of its pictures."""
+
+    future: Future[Any]
+    job: str
+    on_glimpse: Callable[[Glimpse], None] | None
+
+
 class ResidentPrior:
     """`jobs.prior_client.PriorClient` for any number of threads at once.
 
@@ -79,7 +87,7 @@ class ResidentPrior:
         self._measure = measure
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._waiting: dict[Pending, tuple[Future[Any], str]] = {}
+        self._waiting: dict[Pending, _Caller] = {}
         self._closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="prior-engine", daemon=True)
@@ -106,6 +114,18 @@ class ResidentPrior:
         """uint8 images (N, H, W, 3)."""
         return self.start_draw(request, job=job).result()
 
+    def draw_watched(self, request: DrawRequest, *, every: int, job: str = "") -> Generator[Glimpse, None, np.ndarray]:
+        """`draw`, with a glimpse of the pictures each time the network has been asked `every` times more."""
+        news: queue.SimpleQueue[Glimpse | None] = queue.SimpleQueue()
+        future = self._start(lambda: self._prior.begin_draw(request, job=job, preview_every=every), job, on_glimpse=news.put)
+        future.add_done_callback(lambda _: news.put(None))
+        try:
+            while (glimpse := news.get()) is not None:
+                yield glimpse
+            return future.result()
+        finally:
+            future.cancel()
+
     def start_distill(self, query: DistillationQuery, *, job: str = "") -> Future[Distilled]:
         """`distill` without waiting."""
         return self._start(lambda: self._prior.begin_distill(query, job=job), job)
@@ -122,8 +142,8 @@ class ResidentPrior:
         """Cancel what the job still waits for, at the next border between two steps, and forget it."""
 
         def end() -> None:
-            for pending, (_, owner) in self._waiting.items():
-                if owner == job:
+            for pending, caller in self._waiting.items():
+                if caller.job == job:
                     self._cancel(pending)
             self._prior.engine.forget(job)
             self.figures.rows.pop(job, None)
@@ -145,14 +165,16 @@ class ResidentPrior:
                 raise PriorFailed("The prior was unloaded while it was asked; ask again.")
             self._inbox.put(action)
 
-    def _start(self, begin: Callable[[], Pending], job: str) -> Future[Any]:
+    def _start(
+        self, begin: Callable[[], Pending], job: str, on_glimpse: Callable[[Glimpse], None] | None = None
+    ) -> Future[Any]:
         future: Future[Any] = Future()
 
         def start() -> None:
             if future.cancelled():
                 return
             try:
-                self._waiting[begin()] = (future, job)
+                self._waiting[begin()] = _Caller(future, job, on_glimpse)
             except Exception as error:
                 _resolve(future, error)
 
@@ -166,8 +188,8 @@ class ResidentPrior:
         engine = self._prior.engine
         try:
             while self._take_in(wait=not engine.live):
-                for pending, (future, _) in self._waiting.items():
-                    if future.cancelled():
+                for pending, caller in self._waiting.items():
+                    if caller.future.cancelled():
                         self._cancel(pending)
                 if self._measure and len(self._waiting) > 1:
                     self._measure = False
@@ -175,6 +197,7 @@ class ResidentPrior:
                 if engine.live:
                     report = engine.step()
                     self.figures.add(report)
+                    self._show(report)
                     if self._on_step is not None:
                         self._on_step(report)
                 self._hand_out()
@@ -185,14 +208,12 @@ class ResidentPrior:
             failure.__cause__ = error
         with self._lock:
             self._closed = True
-        for future, _ in self._waiting.values():
-            _resolve(future, failure)
+        self._give_up(failure)
         while not self._inbox.empty():
             action = self._inbox.get()
             if action is not None:
                 action()
-        for future, _ in self._waiting.values():
-            _resolve(future, failure)
+        self._give_up(failure)
 
     def _take_in(self, *, wait: bool) -> bool:
         """Everything that has arrived; False when it is time to end."""
@@ -204,9 +225,20 @@ class ResidentPrior:
             action()
         return True
 
+    def _show(self, report: StepReport) -> None:
+        if report.previews:
+            for pending, caller in self._waiting.items():
+                if caller.on_glimpse is not None:
+                    for glimpse in pending.glimpses(report.previews):
+                        caller.on_glimpse(glimpse)
+
+    def _give_up(self, failure: PriorFailed) -> None:
+        for caller in self._waiting.values():
+            _resolve(caller.future, failure)
+
     def _hand_out(self) -> None:
         for pending in [pending for pending in self._waiting if pending.finished]:
-            future, _ = self._waiting.pop(pending)
+            future = self._waiting.pop(pending).future
             try:
                 answer = pending.result()
             except Exception as error:

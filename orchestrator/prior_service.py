@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from diffusion import requests, seeding
 from diffusion.distillation import score_distillation
-from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Ticket, profile_batches
+from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
 from diffusion.samplers import SAMPLERS, image_to_image
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
 from orchestrator.prior_source import refusal
 
 __all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
@@ -63,6 +63,14 @@ class Pending:
     def finished(self) -> bool:
         """Whether `result` has something to say: every part is there, or one of them failed."""
         return all(ticket.finished for ticket in self.tickets) or any(ticket.error is not None for ticket in self.tickets)
+
+    def glimpses(self, previews: Sequence[Preview]) -> Iterator[Glimpse]:
+        """Those of the engine's previews that show pictures of this request."""
+        for preview in previews:
+            if preview.ticket in self.tickets:
+                before = self.tickets[: self.tickets.index(preview.ticket)]
+                first = sum(len(ticket.prompts) for ticket in before)
+                yield Glimpse(first=first, steps=preview.steps, images=_uint8(preview.images))
 
     def result(self) -> Any:
         """The answer.
@@ -144,6 +152,17 @@ class LocalPrior:
         """
         return self._wait(self.begin_draw(request))
 
+    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
+        """`draw`, with a glimpse of the pictures each time the network has been asked `every` times more."""
+        pending = self.begin_draw(request, preview_every=every)
+        try:
+            while not pending.finished:
+                yield from pending.glimpses(self.engine.step().previews)
+            return pending.result()
+        finally:
+            for ticket in pending.tickets:
+                self.engine.cancel(ticket)
+
     def begin_distill(self, query: DistillationQuery, *, job: str = "") -> Pending:
         """Hand the query to the engine; whoever owns it steps it until the answer is there."""
 
@@ -215,11 +234,16 @@ class LocalPrior:
                 **sampling,
             )
         _check_finite(pictures, "a picture", request.prompts)
-        return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return _uint8(pictures)
 
     def _noise(self, names: Sequence[Sequence[seeding.Key]]) -> Tensor:
         streams = [seeding.stream(int(name[0]), *name[1:]) for name in names]
         return seeding.normal_rows(self._prior.latent_shape, streams, device=self._prior.device)
+
+
+def _uint8(pictures: Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [0, 1] to (N, H, W, 3)."""
+    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _slot(prompt: str, seed: int) -> int:

@@ -20,7 +20,7 @@ LABELS = {
     "export": "write files",
     "render": "render shards",
 }
-SHOWN_METRICS = ("loss", "opacity", "occupied")
+SHOWN_METRICS = ("loss", "opacity", "occupied", "denoising_steps")
 
 
 class Display(Protocol):

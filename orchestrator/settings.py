@@ -37,6 +37,8 @@ class RuntimeSettings:
         num_threads: torch threads of each actor; 0 takes every core this process may use. The fit and the prior take
             turns, so both may use all cores.
         checkpoint_every: fit steps between two resume points.
+        preview_every: of an image job without a table, sampler steps between two versions of preview.png, which shows the
+            unfinished images and goes when they are finished; 0 writes none.
     """
 
     kind: RuntimeKind = "ray"
@@ -44,12 +46,15 @@ class RuntimeSettings:
     device: str = "auto"
     num_threads: int = 0
     checkpoint_every: int = 25
+    preview_every: int = 0
 
     def __post_init__(self) -> None:
         if self.num_threads < 0:
             raise InputError(f"runtime.num_threads is {self.num_threads}; give 0 (all cores) or a number of threads.")
         if self.checkpoint_every < 1:
             raise InputError(f"runtime.checkpoint_every is {self.checkpoint_every}; give at least 1 step.")
+        if self.preview_every < 0:
+            raise InputError(f"runtime.preview_every is {self.preview_every}; give 0 (no previews) or a number of steps.")
 
 
 @dataclass(frozen=True, kw_only=True)

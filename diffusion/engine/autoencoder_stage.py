@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from diffusion.engine.memory import is_out_of_memory, release_cached_memory
-from diffusion.requests import DecodeRequest, EncodeGradientRequest, EncodeRequest
+from diffusion.requests import DecodeRequest, EncodeGradientRequest, EncodeRequest, GlimpseRequest
 
-CodingRequest = EncodeRequest | DecodeRequest | EncodeGradientRequest
+CodingRequest = EncodeRequest | DecodeRequest | GlimpseRequest | EncodeGradientRequest
 
 
 class Answers(Protocol):

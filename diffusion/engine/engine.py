@@ -20,7 +20,7 @@ from diffusion.engine.packing import Batch, pack, pack_strictly
 from diffusion.engine.text_stage import TextStage
 from diffusion.engine.ticket import Begin, Kind, NotFinite, Preview, Ticket
 from diffusion.errors import DiffusionError
-from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest
+from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, GlimpseRequest
 from diffusion.schedule import NoiseSchedule
 
 
@@ -384,7 +384,7 @@ class Engine:
     def _preview(self) -> None:
         glimpses, self._glimpses = self._glimpses, []
         living = [(ticket, steps, x0) for ticket, steps, x0 in glimpses if not ticket.finished]
-        answers = self._autoencoder.answer_all([DecodeRequest(x0) for _, _, x0 in living], strict=[False] * len(living))
+        answers = self._autoencoder.answer_all([GlimpseRequest(x0) for _, _, x0 in living], strict=[False] * len(living))
         for (ticket, steps, _), images in zip(living, answers, strict=True):
             if not isinstance(images, Exception):
                 self._report.previews.append(Preview(ticket, steps, images))

@@ -91,7 +91,7 @@ class Ticket:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """A glimpse of a running trajectory: the decoded x0 estimate, images (B, 3, H, W) in [0, 1], after `steps` answers."""
+    """A glimpse of a running trajectory after `steps` answers: its x0 estimate as small images (B, 3, H, W) in [0, 1]."""
 
     ticket: Ticket
     steps: int

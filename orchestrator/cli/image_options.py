@@ -36,6 +36,9 @@ Strength = Annotated[
 Mask = Annotated[
     Path | None, typer.Option(help="White where --init-image is repainted; its black pixels stay exactly as they are.")
 ]
+PreviewEvery = Annotated[
+    int | None, typer.Option(help="Sampler steps between two looks at the unfinished pictures, in preview.png; 0, none.")
+]
 Prompts = Annotated[
     str | None, typer.Option(help="Table of prompts: txt, csv, jsonl or parquet; a folder, a glob or a URL of them.")
 ]
@@ -63,6 +66,7 @@ def prepare(
     init_image: InitImage = None,
     strength: Strength = None,
     mask: Mask = None,
+    preview_every: PreviewEvery = None,
     prior: common.PriorName = None,
     strict: common.Strict = False,
     preset: common.Preset = None,
@@ -92,6 +96,7 @@ def prepare(
         "images.guidance_rescale": guidance_rescale,
         "images.negative_prompt": negative_prompt,
         "images.strength": strength,
+        "runtime.preview_every": preview_every,
     }
     shaping = {"prompt_column": prompt_column, "shard_size": shard_size, "output_format": output_format}
     how = {"resume": resume, "overwrite": overwrite, "retry_failed": retry_failed}
@@ -100,6 +105,10 @@ def prepare(
         common.refuse(
             {"--num-images": num_images, "--init-image": init_image, "--mask": mask},
             because="--prompts draws one picture a row; say it in the table's columns",
+        )
+        common.refuse(
+            {"--preview-every": preview_every},
+            because="a table's pictures are shown shard by shard, in index.html",
         )
         words = common.settings_beside_table(prompts, prompt, overrides)
         return _of_table(prompts, words, options, seed=seed, out=out, shaping=shaping, how=how, working=working)

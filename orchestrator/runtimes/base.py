@@ -23,7 +23,7 @@ class Attempt:
 
     Args:
         checkpoint: of a 3D job. done: indices of the images that exist. source: what an editing job starts from.
-        checkpoint_every: fit steps between two resume points.
+        checkpoint_every: fit steps between two resume points. preview_every: see `jobs.images.images`.
     """
 
     spec: JobSpec
@@ -31,6 +31,7 @@ class Attempt:
     done: frozenset[int] = frozenset()
     source: EditSource | None = None
     checkpoint_every: int = 25
+    preview_every: int = 0
 
 
 class Runtime(Protocol):
@@ -66,7 +67,9 @@ def run_recipe(attempt: Attempt, prior: PriorClient, *, device: str) -> Iterator
         case ImagesSpec() as spec:
             from jobs.images import images
 
-            drawn = yield from images(spec, prior, source=attempt.source, done=attempt.done)
+            drawn = yield from images(
+                spec, prior, source=attempt.source, done=attempt.done, preview_every=attempt.preview_every
+            )
             yield Finished(result=drawn, seconds=drawn.seconds)
 
 

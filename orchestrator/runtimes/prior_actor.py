@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jobs.errors import DreamKilnError, PriorFailed, UnexpectedError
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
 from orchestrator.metrics.meters import PriorMeter, keep_metering_weights
 from orchestrator.prior_engine import ResidentPrior
 from orchestrator.prior_service import LocalPrior
@@ -112,6 +112,18 @@ class PriorActor:
         except Exception as error:
             return Raised(error)
 
+    def draw_watched(
+        self, request: Wire, every: int, *, source: str = "", job: str = ""
+    ) -> Iterator[Glimpse | np.ndarray | Raised]:
+        """A stream of glimpses; its last item is what `draw` answers, or the error."""
+        try:
+            source = source or self._source
+            with self._shelf.using(source) as prior, self._meters[source].request("draw"):
+                pictures = yield from prior.draw_watched(request.open(), every=every, job=job)
+            yield pictures
+        except Exception as error:
+            yield Raised(error)
+
     def set_weight(self, job: str, weight: float) -> None:
         """The job's share of the rows, in every prior that is loaded now."""
         for prior in self._shelf.loaded.values():
@@ -166,6 +178,22 @@ class RayPrior:
         """uint8 images (N, H, W, 3)."""
         return self._call("draw", Wire(request))
 
+    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
+        """`draw` with glimpses; a replica that is asked after another one died begins anew with them."""
+        import ray
+
+        wire, names = Wire(request), {"source": self._source, "job": self._job}
+
+        def stream(replica: Any) -> Iterator[Any]:
+            for reference in replica.draw_watched.options(num_returns="streaming").remote(wire, every, **names):
+                yield ray.get(reference)
+
+        for item in self._ask(stream):
+            if not isinstance(item, Glimpse):
+                return item
+            yield item
+        raise PriorFailed("The prior ended its answer without pictures; run the command again.")
+
     def end(self) -> None:
         """Whatever the job still waits for is cancelled and what the replicas know of it forgotten; does not wait."""
         for replica in self._replicas:
@@ -173,24 +201,30 @@ class RayPrior:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         import ray
+
+        names = {"source": self._source, "job": self._job}
+        (answer,) = self._ask(lambda replica: [ray.get(replica.call.remote(method, *arguments, **names))])
+        return answer
+
+    def _ask(self, ask: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
+        """The items that a replica answers with, or if it dies another one; an error among them is raised."""
         from ray.exceptions import RayError
 
         for attempt in range(self._attempts):
             replica = self._replicas[(self._first + attempt) % len(self._replicas)]
             try:
-                answer = ray.get(replica.call.remote(method, *arguments, source=self._source, job=self._job))
-                break
+                for item in ask(replica):
+                    if isinstance(item, Raised):
+                        item.reraise()
+                    yield item
+                return
             except RayError as error:
                 failure = error
                 if attempt + 1 >= len(self._replicas) and attempt + 1 < self._attempts:
                     # All have been asked: give Ray the time to start one again.
                     time.sleep(min(0.5 * 2**attempt, 10.0))
-        else:
-            first_line = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
-            raise PriorFailed(
-                f"The process that holds the prior died ({first_line}); the same command continues from the last "
-                "checkpoint. If it happens again, memory may be short: try a smaller prior or runtime=inline."
-            ) from failure
-        if isinstance(answer, Raised):
-            answer.reraise()
-        return answer
+        first_line = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
+        raise PriorFailed(
+            f"The process that holds the prior died ({first_line}); the same command continues from the last "
+            "checkpoint. If it happens again, memory may be short: try a smaller prior or runtime=inline."
+        ) from failure

@@ -48,6 +48,7 @@ def test_overrides_come_after_presets_and_options_after_overrides():
     [
         ("runtime.num_threads=-1", "num_threads is -1"),
         ("runtime.checkpoint_every=0", "checkpoint_every is 0"),
+        ("runtime.preview_every=-1", "preview_every is -1"),
         ("export.size_metres=0", "size_metres is 0.0"),
         ("export.turntable_size=33", "turntable_size is 33"),
         ("export.preview_size=8", "preview_size is 8"),
