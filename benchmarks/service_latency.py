@@ -1,9 +1,10 @@
 """What a score-distillation query costs on its way: four views of 64x64 to the prior, gradient and target back.
 
-Two tables, each measured in turns, so that a busy machine slows all rows alike. "transport": the query and an answer of the
-real size through a plain Ray actor and through a Ray Serve handle, nothing computed. "query": the real prior, alone in this
-process, then through the engine, the engine's thread and the actor. What sharing costs is each round's time less that of the
-engine's own steps, so that a network that happens to be slower in another process does not count as transport.
+Two tables, each measured in turns, so that a busy machine slows all rows alike. "query": the real prior, alone in this process,
+then through the engine, the engine's thread and the actor. What sharing costs is each round's time less that of the engine's
+own steps, so that a network that happens to be slower in another process does not count as transport. "transport": the query
+and an answer of the real size through a plain Ray actor and through a Ray Serve handle, nothing computed; and through an actor
+that first computes for as long as a query takes, after which caches hold other things and the caller's core has gone to sleep.
 
 Serve is measured where its extra packages are installed (pip install "ray[serve]").
 """
@@ -41,11 +42,24 @@ Timings = dict[str, list[float]]
 
 
 class Echo:
-    """Answers a query at once, with a gradient and a target of the right size."""
+    """Answers a query with a gradient and a target of the right size."""
 
-    def call(self, query: Wire) -> Wire:
+    def __init__(self) -> None:
+        self._matrix = torch.zeros(1500, 1500)
+        self._worked = 0.0
+
+    def call(self, query: Wire, work_seconds: float = 0.0) -> Wire:
+        """At once, or after so much arithmetic."""
         images = query.open().images
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < work_seconds:
+            self._matrix = self._matrix @ self._matrix
+        self._worked += time.perf_counter() - begin
         return Wire(Distilled(gradient=images, target=images))
+
+    def worked(self) -> float:
+        """Seconds of arithmetic so far."""
+        return self._worked
 
 
 class AsyncEcho(Echo):
@@ -126,14 +140,17 @@ def bare(prior: Prior, query: DistillationQuery) -> Callable[[], Any]:
     return answer
 
 
-def transport(query: DistillationQuery, *, rounds: int) -> Timings:
-    """Actor and, where it is installed, Serve; Ray must be running."""
+def transport(query: DistillationQuery, *, rounds: int, work_seconds: float) -> tuple[Timings, Timings]:
+    """Actor and, where it is installed, Serve, and what was added to the work; Ray must be running."""
     import ray
 
     actor: Any = ray.remote(Echo)
     actor = actor.options(num_cpus=0.01, max_concurrency=MAX_CONCURRENCY).remote()
     message = Wire(query)
-    ways: dict[str, Callable[[], Any]] = {"actor": lambda: ray.get(actor.call.remote(message))}
+    ways: dict[str, Callable[[], Any]] = {
+        "actor": lambda: ray.get(actor.call.remote(message)),
+        "actor that has worked": lambda: ray.get(actor.call.remote(message, work_seconds)),
+    }
     if importlib.util.find_spec("grpc_reflection") and importlib.util.find_spec("uvicorn"):
         from ray import serve
 
@@ -144,11 +161,12 @@ def transport(query: DistillationQuery, *, rounds: int) -> Timings:
         ways["Serve handle"] = lambda: handle.remote(message).result()
     else:
         print('Serve is left out; pip install "ray[serve]" for its row.', file=sys.stderr)
-    seconds, _ = in_turns(ways, rounds=rounds)
+    inside = {"actor that has worked": lambda: ray.get(actor.worked.remote())}
+    timings = in_turns(ways, rounds=rounds, inside=inside)
     if "Serve handle" in ways:
         serve.shutdown()
     ray.kill(actor)
-    return seconds
+    return timings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,7 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
         inside = {"engine's thread": lambda: sum(resident.figures.seconds.values()), "actor": in_the_actor}
         seconds, added = in_turns(ways, rounds=options.rounds, inside=inside)
         tables["query"] = summary(seconds, added=added)
-        tables["transport"] = summary(transport(query, rounds=options.rounds))
+        work_seconds = statistics.median(seconds["bare"])
+        seconds, added = transport(query, rounds=options.rounds, work_seconds=work_seconds)
+        tables["transport"] = summary(seconds, added=added)
     resident.close()
     print(one_line(machine))
     for title, rows in tables.items():

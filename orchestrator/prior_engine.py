@@ -63,7 +63,8 @@ class ResidentPrior:
     """`jobs.prior_client.PriorClient` for any number of threads at once.
 
     Requests that are there at the same time share forwards. A future that is cancelled stops its request between two
-    steps. The thread ends with `close`; whoever still waits then gets `PriorFailed`.
+    steps. The thread ends with `close`, or with a mistake in the engine; whoever waits then, or asks later, gets a
+    `PriorFailed` that says which.
 
     Args:
         prior: nobody else may use it from here on. num_threads: of torch, on the engine's thread; 0 for every core.
@@ -83,20 +84,27 @@ class ResidentPrior:
         self.figures = EngineFigures()
         self._prior = prior
         self._info = prior.info()
+        self._num_bytes = prior.num_bytes
         self._num_threads = num_threads
         self._measure = measure
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[Pending, _Caller] = {}
         self._closed = False
+        self._why = "The prior was unloaded while it was asked; ask again."
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="prior-engine", daemon=True)
         self._thread.start()
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing is answered any more."""
+        return self._closed
+
+    @property
     def num_bytes(self) -> int:
         """Of the weights."""
-        return self._prior.num_bytes
+        return self._num_bytes
 
     def info(self) -> PriorInfo:
         """Name, weights and sizes."""
@@ -162,7 +170,7 @@ class ResidentPrior:
     def _put(self, action: Callable[[], None]) -> None:
         with self._lock:
             if self._closed:
-                raise PriorFailed("The prior was unloaded while it was asked; ask again.")
+                raise PriorFailed(self._why)
             self._inbox.put(action)
 
     def _start(
@@ -194,17 +202,17 @@ class ResidentPrior:
                 if self._measure and len(self._waiting) > 1:
                     self._measure = False
                     self.figures.rows_per_second = dict(self._prior.measure().rows_per_second)
-                if engine.live:
-                    report = engine.step()
-                    self.figures.add(report)
-                    self._show(report)
-                    if self._on_step is not None:
-                        self._on_step(report)
+                report = engine.step() if engine.live else StepReport()
+                self.figures.add(report)
+                self._show(report)
                 self._hand_out()
-            failure = PriorFailed("The prior was unloaded while it was asked; ask again.")
+                if self._on_step is not None:  # nobody waits for it
+                    self._on_step(report)
+            failure = PriorFailed(self._why)
         except BaseException as error:
             # A mistake in the engine itself: nobody may wait for ever.
-            failure = PriorFailed(f"The prior's engine stopped ({type(error).__name__}: {error}).")
+            self._why = f"The prior's engine stopped ({type(error).__name__}: {error})."
+            failure = PriorFailed(self._why)
             failure.__cause__ = error
         with self._lock:
             self._closed = True

@@ -13,10 +13,12 @@ __all__ = ["PriorShelf"]
 
 
 class Shelved(Protocol):
-    """A prior that can be put away."""
+    """A prior that can be put away, and that may end by itself when something is wrong with it."""
 
     @property
     def num_bytes(self) -> int: ...
+    @property
+    def has_ended(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -53,17 +55,22 @@ class PriorShelf(Generic[Kept]):
 
     @contextlib.contextmanager
     def using(self, source: str) -> Iterator[Kept]:
-        """The prior of that source, which stays in memory inside the block. Raises what `load` raises."""
+        """The prior of that source, which stays in memory inside the block; one that has ended is loaded anew.
+
+        Raises what `load` raises.
+        """
         with self._lock:
             place = self._places.setdefault(source, _Place(threading.Lock()))
             self._places.move_to_end(source)
             place.users += 1
         try:
             with place.lock:
-                if place.prior is None:
+                if place.prior is None or place.prior.has_ended:
+                    place.prior = None
                     place.prior = self._load(source)
                     self._put_away()
-            yield place.prior
+                prior = place.prior
+            yield prior
         finally:
             with self._lock:
                 place.users -= 1
@@ -81,11 +88,13 @@ class PriorShelf(Generic[Kept]):
 
     def _put_away(self) -> None:
         """Close idle priors, the least recently used first, until the rest fits."""
+        if not self._memory_bytes:
+            return
         closed: list[Kept] = []
         with self._lock:
             total = sum(place.prior.num_bytes for place in self._places.values() if place.prior is not None)
             for source, place in list(self._places.items()):
-                if not self._memory_bytes or total <= self._memory_bytes:
+                if total <= self._memory_bytes:
                     break
                 if place.prior is not None and not place.users and source != next(reversed(self._places)):
                     total -= place.prior.num_bytes

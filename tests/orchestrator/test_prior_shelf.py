@@ -18,7 +18,7 @@ class Weights:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.closed = False
+        self.closed = self.has_ended = False
 
     def close(self) -> None:
         self.closed = True
@@ -85,3 +85,16 @@ def test_a_prior_that_cannot_be_loaded_leaves_no_trace():
         with pytest.raises(InputError, match="'missing' is not there"), shelf.using("missing"):
             pass
     assert not shelf.loaded
+
+
+def test_a_prior_that_ended_by_itself_is_loaded_anew() -> None:
+    loader = Loader()
+    shelf = PriorShelf(loader)
+    with shelf.using("a") as first:
+        pass
+    first.has_ended = True
+    with shelf.using("a") as second:
+        assert second is not first
+    with shelf.using("a") as third:
+        assert third is second
+    assert loader.loaded == ["a", "a"]
