@@ -17,9 +17,11 @@ from jobs.prompts import check_prompt, slug
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
 
-__all__ = ["MESH_FORMATS", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
+__all__ = ["MESH_FORMATS", "MESH_METRICS", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
 
 MESH_FORMATS = ("glb", "obj", "ply", "stl")
+MESH_METRICS = ("num_vertices", "num_faces", "num_components", "is_watertight", "volume", "reaches_bounds")
+"""What a manifest says of a finished mesh."""
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 1_000_000
 

@@ -14,7 +14,7 @@ HELP = "Stop the orchestrator; running jobs stop at their next step and go on wi
 
 def command(
     state: common.State = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for it.", min=0)] = 60.0,
     json: common.Json = False,
 ) -> None:
     """Returns when its process has ended."""

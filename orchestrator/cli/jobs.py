@@ -78,6 +78,8 @@ def watch(
     from orchestrator.daemon.job_display import follow
 
     last = follow(look, interval_seconds=interval, as_json=json, stream=sys.stdout)
+    if not last and not json:
+        print("No jobs.")
     return int(any(job["state"] == "failed" for job in last))
 
 

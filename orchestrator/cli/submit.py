@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "submit"
 HELP = "Queue jobs on the running orchestrator; prints their numbers."
+MAX_BEST_OF = 1000
 
 User = Annotated[str | None, typer.Option(help="Whose share they take; you.")]
 Priority = Annotated[int, typer.Option(help="Larger goes first, -1000 to 1000.")]
@@ -71,10 +72,11 @@ def text_to_3d(
         _send(client, jobs, None, as_json=json)
         return
     prompt = common.needed_prompt(prompt)
-    if best_of < 1:
-        raise InputError(f"--best-of is {best_of}; give at least 1.")
+    if not 1 <= best_of <= MAX_BEST_OF:
+        raise InputError(f"--best-of is {best_of:,}; give 1 to {MAX_BEST_OF:,}.")
     if best_of == 1 and metric is not None:
         raise InputError("--metric chooses among the jobs of --best-of; give that too.")
+    _check_metric(metric)
     seeds = range(seed, seed + best_of)
     jobs = _of_seeds(prompt, overrides or [], options, seeds=seeds, out=out, key=key, state=client.folder.path, fields=fields)
     group = {"name": f"{prompt}, best of {best_of}", "metric": metric} if best_of > 1 else None
@@ -109,6 +111,15 @@ def _client(state: Path | None) -> Any:
     client = Client(StateFolder.find(state))
     client.get("/health")
     return client
+
+
+def _check_metric(metric: str | None) -> None:
+    from jobs.codec import near_matches
+    from jobs.specs import MESH_METRICS
+
+    if metric is not None and metric not in MESH_METRICS:
+        hint = near_matches(metric, MESH_METRICS)
+        raise InputError(f"There is no metric {metric!r}{hint}; choose one of {', '.join(MESH_METRICS)}.")
 
 
 def _of_seeds(

@@ -5,65 +5,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections import deque
-from pathlib import Path
 
-from jobs.batch_images import BatchImagesSpec
 from jobs.events import Message, Progress
-from jobs.ledger import JobRecord, Lease, Ledger, StaleLease
+from jobs.ledger import Ledger, StaleLease
 from jobs.states import FailureKind, IllegalTransition, State, Wish
 from orchestrator.daemon.job_log import JobLog
-from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Worker, Workers
+from orchestrator.daemon.queue_view import ready_at, view_of
+from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Workers
+from orchestrator.daemon.running import Running, Timing
 from orchestrator.daemon.state_folder import StateFolder
-from orchestrator.deliverables import image_name
-from orchestrator.run_folder import CHECKPOINT
-from orchestrator.scheduling import Capacity, Policy, QueuedJob, RunningJob, View, schedule
+from orchestrator.daemon.verdicts import verdict_on
+from orchestrator.scheduling import Capacity, Policy, schedule
 from orchestrator.scheduling.groups import Member, settle
-from orchestrator.scheduling.retries import after_failure
 
-__all__ = ["Controller", "Timing"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Seconds.
-
-    Args:
-        lease: without a sign of life a worker is lost after so long; `first_lease` until its first one, while its process
-            starts.
-        renew, heartbeat, schedule: between two of them.
-        round: jobs are started for so long before the others are heard again.
-        stop: a worker that was told to stop at its next step is killed after so long; its checkpoint is whole at any time.
-        usage_window: how far back a user's share is counted.
-    """
-
-    lease: float = 30.0
-    first_lease: float = 180.0
-    renew: float = 1.0
-    heartbeat: float = 2.0
-    schedule: float = 1.0
-    round: float = 0.25
-    stop: float = 1.0
-    usage_window: float = 24 * 3600.0
-
-
-@dataclasses.dataclass
-class _Running:
-    """A job of ours at work."""
-
-    job: JobRecord
-    lease: Lease
-    worker: Worker
-    log: JobLog
-    started_at: float
-    pending: deque[Report] = dataclasses.field(default_factory=deque)
-    heard_at: float = 0.0
-    progress: Progress | None = None
-    renewed_at: float = 0.0
-    obeying: Wish = Wish.RUN
-    kill_at: float | None = None
+__all__ = ["Controller"]
 
 
 class Controller:
@@ -95,7 +51,7 @@ class Controller:
         """Of the job that has been ready to start longest, likewise."""
         self._ledger, self._workers, self._folder = ledger, workers, folder
         self._policy, self._timing = policy or Policy(), timing or Timing()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._last_starts: dict[tuple[str, int], float] = {}
         self._heartbeat_at = self._schedule_at = 0.0
         self._is_closing = False
@@ -136,7 +92,7 @@ class Controller:
         now = self._ledger.now()
         return self.wished.is_set() or any(r.kill_at is not None and now >= r.kill_at for r in self._running.values())
 
-    def _in_turn(self) -> list[_Running]:
+    def _in_turn(self) -> list[Running]:
         """Those that were told to stop, then the others, those first that have not been heard for longest."""
         return sorted(self._running.values(), key=lambda running: (running.obeying == Wish.RUN, running.heard_at))
 
@@ -159,7 +115,7 @@ class Controller:
 
     # What workers say
 
-    def _hear(self, running: _Running) -> None:
+    def _hear(self, running: Running) -> None:
         running.heard_at = self._ledger.now()
         reports = running.worker.poll()
         if reports is None:
@@ -171,7 +127,7 @@ class Controller:
             running.pending.popleft()
         self._renew(running)
 
-    def _take(self, running: _Running, report: Report) -> bool:
+    def _take(self, running: Running, report: Report) -> bool:
         """True when the job is no longer ours."""
         try:
             match report:
@@ -200,24 +156,17 @@ class Controller:
         self._forget(running)
         return True
 
-    def _fail(self, running: _Running, failed: Failed) -> None:
+    def _fail(self, running: Running, failed: Failed) -> None:
         job = self._ledger.jobs.get(running.job.id)
         if running.obeying != Wish.RUN and failed.kind == FailureKind.WORKER_LOST:
             self._ledger.attempts.release(running.lease, failed.reason)
             return
-        verdict = after_failure(
-            failed.kind,
-            job_id=job.id,
-            num_failures=job.num_failures,
-            max_failures=job.max_failures,
-            now=self._ledger.now(),
-            has_advanced=self._has_advanced(job, since=running.started_at),
-        )
+        verdict = verdict_on(self._ledger, job, failed.kind, since=running.started_at)
         reason = failed.reason if verdict.retry_at is None else f"{failed.reason} ({verdict.reason})"
         running.log.write(f"failed: {verdict.reason}\n{failed.reason}\n{failed.details}")
         self._ledger.attempts.fail(running.lease, failed.kind, reason, retry_at=verdict.retry_at, counts=verdict.counts)
 
-    def _renew(self, running: _Running) -> None:
+    def _renew(self, running: Running) -> None:
         now = self._ledger.now()
         if now - running.renewed_at < self._timing.renew:
             return
@@ -240,12 +189,12 @@ class Controller:
         for running in list(self._running.values()):
             self._obey(running, wishes.get(running.job.id, running.obeying))
 
-    def _obey(self, running: _Running, wish: Wish) -> None:
+    def _obey(self, running: Running, wish: Wish) -> None:
         if self._is_closing or wish == running.obeying or wish == Wish.RUN:
             return  # a stop that is under way is not taken back: `release` queues the job again
         self._tell(running, wish, at_checkpoint=wish == Wish.YIELD)
 
-    def _tell(self, running: _Running, wish: Wish, *, at_checkpoint: bool) -> None:
+    def _tell(self, running: Running, wish: Wish, *, at_checkpoint: bool) -> None:
         running.obeying = wish
         running.worker.stop(at_checkpoint=at_checkpoint)
         running.kill_at = None if at_checkpoint else self._ledger.now() + self._timing.stop
@@ -267,14 +216,7 @@ class Controller:
                 running.worker.kill()
         for lost in self._ledger.jobs.recent(states=[State.LOST], limit=10_000):
             attempt = self._ledger.attempts.of(lost.id)[-1]
-            verdict = after_failure(
-                FailureKind.WORKER_LOST,
-                job_id=lost.id,
-                num_failures=lost.num_failures,
-                max_failures=lost.max_failures,
-                now=self._ledger.now(),
-                has_advanced=self._has_advanced(lost, since=attempt.started_at),
-            )
+            verdict = verdict_on(self._ledger, lost, FailureKind.WORKER_LOST, since=attempt.started_at)
             self._ledger.attempts.settle_lost(
                 lost.id, reason=f"{attempt.reason} ({verdict.reason})", retry_at=verdict.retry_at, counts=verdict.counts
             )
@@ -296,39 +238,15 @@ class Controller:
     # Who runs next
 
     def _schedule(self) -> None:
-        now, since = self._ledger.now(), self._ledger.now() - self._timing.usage_window
-        queued = self._ledger.jobs.waiting()
-        self.longest_wait_seconds = max([0.0, *(now - max(job.created_at, job.not_before) for job in queued)])
-        view = View(
-            now=now,
+        now, queued = self._ledger.now(), self._ledger.jobs.waiting()
+        self.longest_wait_seconds = max([0.0, *(now - ready_at(job) for job in queued)])
+        view = view_of(
+            self._ledger,
+            queued,
+            self._running.values(),
             capacity=self.capacity,
-            queued=[
-                QueuedJob(
-                    id=job.id,
-                    user=job.user,
-                    priority=job.priority,
-                    prior=job.prior,
-                    memory_bytes=job.memory_bytes,
-                    ready_at=max(job.created_at, job.not_before),
-                )
-                for job in queued
-            ],
-            running=[
-                RunningJob(
-                    id=running.job.id,
-                    user=running.job.user,
-                    priority=running.job.priority,
-                    prior=running.job.prior,
-                    memory_bytes=running.job.memory_bytes,
-                    started_at=running.started_at,
-                    is_yielding=running.obeying != Wish.RUN,
-                )
-                for running in self._running.values()
-            ],
             priors=self._workers.priors(),
-            usage=self._ledger.jobs.usage(since) if queued else {},
-            mean_run=self._ledger.jobs.mean_run(since) if queued else None,
-            weights=self._ledger.jobs.weights() if queued else {},
+            usage_window=self._timing.usage_window,
             last_starts=self._last_starts,
         )
         plan = schedule(view, self._policy)
@@ -357,23 +275,9 @@ class Controller:
         log.write(f"attempt {job.num_attempts + 1} of {job.name} in {job.out} ({reason})")
         now = self._ledger.now()
         self._last_starts[job.user, job.priority] = now
-        self._running[job_id] = _Running(job, lease, self._workers.start(job), log, started_at=now)
+        self._running[job_id] = Running(job, lease, self._workers.start(job), log, started_at=now)
 
-    def _forget(self, running: _Running) -> None:
+    def _forget(self, running: Running) -> None:
         self._running.pop(running.job.id, None)
         running.worker.kill()
         self.wake.set()
-
-    def _has_advanced(self, job: JobRecord, *, since: float) -> bool:
-        """The job's last attempt, begun then, left what the next one need not do again: a shard, a checkpoint, or a picture."""
-        if job.kind == BatchImagesSpec.kind:  # its files may lie behind a URL
-            return self._ledger.shards.has_any_of(job.id, job.fence)
-        folder = Path(job.out)
-        return any(_is_newer(path, since) for path in (folder / CHECKPOINT, folder / image_name(max(0, job.step - 1))))
-
-
-def _is_newer(file: Path, since: float) -> bool:
-    try:
-        return file.stat().st_mtime > since
-    except OSError:
-        return False

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import InputError
+from jobs.ledger.records import MAX_PRIORITY
 from orchestrator.batch.tables import TableSource
 from orchestrator.compose import Settings
 
@@ -65,13 +66,20 @@ def _read(source: TableSource, compose: Callable[[Sequence[str]], Settings], see
                 settings=composed[overrides],
                 seed=_whole("seed", cells.get("seed", seed)),
                 out=Path(str(cells["out"])) if "out" in cells else None,
-                priority=_whole("priority", cells["priority"]) if "priority" in cells else None,
+                priority=_priority(cells["priority"]) if "priority" in cells else None,
                 key=str(cells["key"]) if "key" in cells else None,
             )
             job.settings.text_to_3d(job.prompt, seed=job.seed)  # raises what it cannot be, while the row is known
         except InputError as error:
             raise InputError(f"{row.place}: {error}") from error
         yield job
+
+
+def _priority(value: Any) -> int:
+    priority = _whole("priority", value)
+    if abs(priority) > MAX_PRIORITY:
+        raise InputError(f"the priority is {priority:,}, but -{MAX_PRIORITY:,} to {MAX_PRIORITY:,} is allowed")
+    return priority
 
 
 def _whole(name: str, value: Any) -> int:

@@ -13,7 +13,7 @@ from jobs.events import Checkpoint, ImageReady, Message, Progress
 from jobs.images import chunks, images
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, DrawRequest
-from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.specs import MESH_METRICS, ImagesSpec, TextTo3DSpec
 from jobs.text_to_3d import PriorGuide, TextTo3DResult, text_to_3d, view_prompts
 from nerf3d.cameras import Cameras
 from nerf3d.mesh import Mesh
@@ -56,7 +56,7 @@ def test_a_fit_reports_its_stages_and_steps_in_order(undisturbed):
     assert all(event.total == 12 for event in progress if event.stage == "fit")
     assert [event.step for event in events if isinstance(event, Checkpoint)] == [5, 10, 12]
     assert set(result.seconds) == {"prepare", "fit", "mesh"}
-    assert result.metrics()["num_faces"] == len(result.mesh.faces) > 0
+    assert result.metrics()["num_faces"] == len(result.mesh.faces) > 0 and tuple(result.metrics()) == MESH_METRICS
 
 
 @pytest.mark.parametrize("step", [5, 12])

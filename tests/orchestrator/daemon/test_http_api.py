@@ -18,8 +18,9 @@ from jobs.ledger import ShardRecord
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.states import State
 from orchestrator.cli.main import main
+from orchestrator.daemon.api_server import ApiServer
 from orchestrator.daemon.client import Client, NotRunningError
-from orchestrator.daemon.http_api import ApiServer, make_app
+from orchestrator.daemon.http_api import make_app
 from orchestrator.daemon.reports import Succeeded
 from orchestrator.daemon.state_folder import Endpoint, StateFolder
 from orchestrator.edit_pictures import EditPictures
@@ -230,6 +231,10 @@ def test_the_command_line_over_the_same_api(rig: Rig, client: Client, capsys, tm
         ("words\na table\n", "prompt"),
         ("prompt\n", "no prompts"),
         ("prompt,key\na table,k\na chair,k\n", "key 'k' belongs to another line"),
+        (
+            "prompt,priority\na table,1\na chair,5000\n",
+            r"table.csv, row 2 \(line 3\): the priority is 5,000, but -1,000 to 1,000",
+        ),
     ],
 )
 def test_tables_that_cannot_be_used(rig: Rig, capsys, tmp_path, table, sentence):
@@ -239,6 +244,28 @@ def test_tables_that_cannot_be_used(rig: Rig, capsys, tmp_path, table, sentence)
     with pytest.raises(AssertionError, match=sentence):
         raise AssertionError(capsys.readouterr().err)
     assert rig.ledger.jobs.recent() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["submit", "text-to-3d", "a table", "--best-of", "1000000"], "--best-of is 1,000,000; give 1 to 1,000"),
+        (["submit", "text-to-3d", "a table", "--best-of", "2", "--metric", "volum"], "no metric 'volum' (did you mean volume"),
+        (["submit", "text-to-3d", "a table", "--metric", "volume"], "--metric chooses among the jobs of --best-of"),
+        (["submit", "text-to-3d", "a table", "--prompts", "t.csv"], "There is a prompt ('a table') and a table of them"),
+        (["submit", "images"], "There is no prompt"),
+        (["submit", "images", "a table", "--overwrite"], "--overwrite does not go with the rest of the command"),
+        (["down", "--timeout", "-1"], "'--timeout': '-1' should be greater than or equal to 0"),
+    ],
+)
+def test_bad_usage_of_the_queue(rig: Rig, capsys, arguments, sentence):
+    assert main([*arguments, "--state", str(rig.folder.path)]) == 2
+    assert sentence in capsys.readouterr().err and rig.ledger.jobs.recent() == []
+
+
+def test_watching_nothing(rig: Rig, capsys):
+    assert main(["jobs", "watch", "--state", str(rig.folder.path)]) == 0
+    assert capsys.readouterr().out == "No jobs.\n"
 
 
 def test_without_an_orchestrator(capsys, tmp_path):

@@ -15,8 +15,9 @@ from jobs.events import Message, Progress
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind, State
 from orchestrator.cli.main import main
+from orchestrator.daemon.api_server import ApiServer
 from orchestrator.daemon.client import Client
-from orchestrator.daemon.http_api import ApiServer, make_app
+from orchestrator.daemon.http_api import make_app
 from orchestrator.daemon.reports import Failed, Report, Succeeded
 from orchestrator.daemon.state_folder import Endpoint
 from orchestrator.daemon.waiting_client import perform_there

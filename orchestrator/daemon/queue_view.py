@@ -1,0 +1,73 @@
+"""The ledger's queue and the jobs at work, as the scheduler looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from jobs.ledger import Ledger
+from jobs.ledger.job_table import WaitingJob
+from jobs.states import Wish
+from orchestrator.daemon.running import Running
+from orchestrator.scheduling import Capacity, PriorView, QueuedJob, RunningJob, View
+
+__all__ = ["ready_at", "view_of"]
+
+
+def view_of(
+    ledger: Ledger,
+    queued: Sequence[WaitingJob],
+    running: Iterable[Running],
+    *,
+    capacity: Capacity,
+    priors: Sequence[PriorView],
+    usage_window: float,
+    last_starts: Mapping[tuple[str, int], float],
+) -> View:
+    """What `orchestrator.scheduling.schedule` decides on.
+
+    Args:
+        queued: see `Jobs.waiting`. usage_window: seconds back from now in which a user's share is counted.
+        last_starts: (user, priority) -> when a job of theirs was started last.
+    """
+    now = ledger.now()
+    since = now - usage_window
+    return View(
+        now=now,
+        capacity=capacity,
+        queued=[_queued(job) for job in queued],
+        running=[_running(one) for one in running],
+        priors=priors,
+        usage=ledger.jobs.usage(since) if queued else {},
+        mean_run=ledger.jobs.mean_run(since) if queued else None,
+        weights=ledger.jobs.weights() if queued else {},
+        last_starts=last_starts,
+    )
+
+
+def ready_at(job: WaitingJob) -> float:
+    """Since when a queued job may start, seconds since 1970."""
+    return max(job.created_at, job.not_before)
+
+
+def _queued(job: WaitingJob) -> QueuedJob:
+    return QueuedJob(
+        id=job.id,
+        user=job.user,
+        priority=job.priority,
+        prior=job.prior,
+        memory_bytes=job.memory_bytes,
+        ready_at=ready_at(job),
+    )
+
+
+def _running(running: Running) -> RunningJob:
+    job = running.job
+    return RunningJob(
+        id=job.id,
+        user=job.user,
+        priority=job.priority,
+        prior=job.prior,
+        memory_bytes=job.memory_bytes,
+        started_at=running.started_at,
+        is_yielding=running.obeying != Wish.RUN,
+    )
