@@ -102,6 +102,9 @@ class Model(nn.Module, ABC):
 
     Config: ClassVar[type]
 
+    draws: ClassVar[bool] = True
+    """False for those that guide others and draw nothing by themselves."""
+
     loop_settings: ClassVar[Mapping[str, Any]] = {}
     """Fields of `diffusion.training.loop.LoopConfig` in which this model's training differs from the common default."""
 

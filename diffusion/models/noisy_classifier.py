@@ -36,6 +36,7 @@ class NoisyClassifier(Model):
     """log p(y | x_t, t) up to a constant, for pictures or points."""
 
     name = "noisy_classifier"
+    draws = False
     Config = NoisyClassifierConfig
 
     def __init__(self, config: NoisyClassifierConfig) -> None:

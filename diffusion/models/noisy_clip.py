@@ -38,6 +38,7 @@ class NoisyClip(Model):
     """An image encoder told t, and a projection of the frozen text tower, in one space."""
 
     name = "noisy_clip"
+    draws = False
     Config = NoisyClipConfig
 
     def __init__(self, config: NoisyClipConfig) -> None:

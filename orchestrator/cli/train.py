@@ -65,7 +65,7 @@ def _train_family(settings: dict[str, str], data: Path | None, out: Path | None,
         )
     if data is not None:
         settings["data.folder"] = str(data)
-    from orchestrator.family.train import train_family
+    from orchestrator.family.train import next_command, train_family
     from orchestrator.progress_display import make_display
     from orchestrator.runtimes.base import resolve_device
     from orchestrator.signals import stop_signals_interrupt
@@ -74,7 +74,7 @@ def _train_family(settings: dict[str, str], data: Path | None, out: Path | None,
     with stop_signals_interrupt():
         train_family(settings, folder, device=resolve_device(device), display=make_display(stream=sys.stderr))
     print(folder)
-    print(f"Draw from it: dreamkiln sample model={folder} num_samples=16 --out samples.png", file=sys.stderr)
+    print(f"Use it: {next_command(settings['objective'], folder)}", file=sys.stderr)
 
 
 def _train_parts(part: str, settings: dict[str, str], data: Path, out: Path, start_from: Path | None, device: str) -> None:

@@ -182,9 +182,22 @@ def train_family(settings: Mapping[str, str], out: Path, *, device: str, display
                     seconds_left=step.seconds_left,
                 )
             )
-        display.message(f"drawing {out / SAMPLES}")
-        _draw_samples(model, data, out, display)
+        if model.draws:
+            display.message(f"drawing {out / SAMPLES}")
+            _draw_samples(model, data, out, display)
     return out
+
+
+def next_command(objective: str, folder: Path) -> str:
+    """The command that uses a model that was trained."""
+    uses = {
+        "glide": "model={} prompt=SENTENCE guidance_scale=3",
+        "glide_inpainting": "model={} prompt=SENTENCE options.image=PICTURE options.mask=MASK",
+        "glide_upsampler": "model={} prompt=SENTENCE options.low_res=PICTURE",
+        "noisy_classifier": "model=MODEL labels=LABELS options.classifier={}",
+        "noisy_clip": "model=GLIDE prompt=SENTENCE options.clip={}",
+    }
+    return f"dreamkiln sample {uses.get(objective, 'model={} num_samples=16').format(folder)} --out samples.png"
 
 
 def _start(model: Model, folder: Path, device: str) -> None:
@@ -298,7 +311,7 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def _draw_samples(model: Model, data: Data, out: Path, display: Display) -> None:
-    """samples.png, drawn with the averaged weights in the folder; a model that draws nothing by itself has none."""
+    """samples.png, drawn with the averaged weights in the folder; none where the schedule is shorter than the preview."""
     trained, _ = load_model(out, device=str(model.device))
     seeds = tuple(range(NUM_SAMPLES if len(data.shape) == 3 else 1000))
     first = data.batch(torch.arange(len(seeds)) % len(data))

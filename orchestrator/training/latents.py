@@ -43,11 +43,11 @@ def encode(data: Pictures, autoencoder: AutoencoderTiny, root: Path, *, device: 
     yield Progress(stage="latents", step=0, total=len(data))
     for rows in torch.arange(len(data)).split(CHUNK):
         with torch.no_grad(), torch.autocast(torch.device(device).type, torch.bfloat16):
-            encoded.append(module.encode(data.batch(rows).to(device)).half().cpu())
+            encoded.append(module.encode(data.batch(rows).to(device)).half().cpu().contiguous())
         done = int(rows[-1]) + 1
         left = (time.monotonic() - started) / done * (len(data) - done)
         yield Progress(stage="latents", step=done, total=len(data), seconds_left=left)
-    write_bytes(path, save({"latents": torch.cat(encoded).contiguous()}, metadata={"source": source}))
+    write_bytes(path, save({"latents": torch.cat(encoded)}, metadata={"source": source}))
     (root / "latents.pt").unlink(missing_ok=True)  # as large, of an earlier version, and read by none
 
 
