@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from benchmarks import ddim_inversion
+from benchmarks.glide import Unseen
+from diffusion.models import MODELS, model_class
 from nerf3d.toybox.shards import write_shards
 from orchestrator.cli.main import main
 from orchestrator.family.folder import load_model
-from orchestrator.family.train import train_family
+from orchestrator.family.sample import check_names
+from orchestrator.family.train import next_command, train_family
 from orchestrator.progress_display import SilentDisplay
 
 LOOP = {"loop.num_steps": "2", "loop.batch_size": "4", "data.kinds": "car,mushroom,chair"}
@@ -53,6 +59,16 @@ def test_models_that_draw_show_pictures_of_their_training_and_guides_show_none(f
         assert (family / name / "model.safetensors").exists() and not (family / name / "samples.png").exists()
 
 
+@pytest.mark.parametrize("objective", list(MODELS))
+def test_the_next_command_is_one_that_the_verb_takes(objective: str) -> None:
+    words = shlex.split(next_command(objective, Path("folder")))
+    assert words[:2] == ["dreamkiln", "sample"] and words[-2:] == ["--out", "samples.png"]
+    settings = dict(word.split("=", 1) for word in words[2:-2])
+    check_names(settings)
+    assert "folder" in settings.values()
+    assert (settings["model"] == "folder") == model_class(objective).draws
+
+
 def test_one_command_goes_from_text_over_both_guidances_to_the_large_picture(family: Path, tmp_path: Path) -> None:
     small = draw(family / "glide", tmp_path / "small.png", "prompt=a red car", "guidance_scale=3")
     clip = (f"options.clip={family / 'noisy_clip'}", "options.clip_scale=3")
@@ -81,6 +97,27 @@ def test_a_picture_is_completed_and_another_enlarged(family: Path, tmp_path: Pat
         assert len(kept) == 2, name
     low_res = f"options.low_res={tmp_path / 'picture.png'}"
     assert draw(family / "glide_upsampler", tmp_path / "large.png", low_res).shape[1] > 2 * 16
+
+
+def test_a_picture_is_drawn_again_from_its_own_noise(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the start, whatever the seed; that a trained model gives it back is in tests/diffusion/test_ddpm_exact.py."""
+    pixels = np.full((8, 8, 3), (200, 120, 60), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    told = ("sampler=ddim", f"options.invert={tmp_path / 'picture.png'}", "options.num_corrections=1")
+    first, again = (draw(family / "ddpm", tmp_path / f"{seed}.png", *told, f"seed={seed}") for seed in (0, 7))
+    assert (first == again).all()
+    assert (first != draw(family / "ddpm", tmp_path / "plain.png", "sampler=ddim")).any()
+    Image.fromarray(pixels[:4]).save(tmp_path / "picture.png")
+    assert main(["sample", f"model={family / 'ddpm'}", *told, "--out", str(tmp_path / "wrong.png")]) == 2
+    assert "options.invert is (3, 4, 8); expected a picture (3, 8, 8)" in capsys.readouterr().err
+
+    monkeypatch.setattr(ddim_inversion, "WAYS", ((2, 0), (2, 1)))
+    monkeypatch.setattr(Unseen, "read", lambda *_: Unseen(torch.zeros(8, 3, 8, 8), ("",) * 8))
+    assert ddim_inversion.main([str(family / "ddpm"), "--out", str(tmp_path / "rows.webp")]) == 0
+    assert "2 steps, 1 correction: " in capsys.readouterr().out and (tmp_path / "rows.webp").exists()
+    assert ddim_inversion.main([str(tmp_path)]) == 2
 
 
 def test_the_classifier_draws_kinds_with_a_model_that_knows_none(family: Path, tmp_path: Path) -> None:

@@ -46,6 +46,14 @@ def test_every_model_and_sampler_of_the_commands_exists():
     assert samplers <= set(SAMPLERS) and set(model_pictures.SAMPLERS) == set(SAMPLERS)
 
 
+def test_every_model_has_a_proof_of_the_oracle_part():
+    _, _, table = PAGE.read_text(encoding="utf-8").partition("## What proves them")
+    tests = PAGE.parents[1] / "tests/diffusion"
+    proofs = [(tests / name).read_text(encoding="utf-8") for name in re.findall(r"`(test_\w+\.py)`", table)]
+    assert all("pytest.mark.oracle" in text for text in proofs)
+    assert all(any(f"from diffusion.models.{name} import" in text for text in proofs) for name in MODELS)
+
+
 def settings_of(verb: str) -> list[dict[str, str]]:
     """KEY=VALUE of every `dreamkiln VERB` of the page."""
     mine = [command[2:] for command in commands() if command[:2] == ["dreamkiln", verb]]
