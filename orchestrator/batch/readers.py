@@ -176,6 +176,8 @@ def _csv_header(text: IO[str], prompt_column: str) -> tuple[list[str], Any]:
     first = text.readline(MAX_LINE_BYTES)
     if not first.strip():
         raise InputError("is empty or begins with an empty line; give it a header line with the names of the columns")
+    if any(character == "\0" or "\udc80" <= character <= "\udcff" for character in first):
+        raise InputError("begins with a line that is not UTF-8 text; save the table as csv in UTF-8")
     headers = [[cell.strip() for cell in next(csv.reader([first], delimiter=one))] for one in DELIMITERS]
     chosen = next((number for number, cells in enumerate(headers) if prompt_column in cells), 0)
     header = headers[chosen]

@@ -175,6 +175,8 @@ def test_a_damaged_row_group_fails_its_rows_alone(tmp_path):
         ("t.csv", "Prompt,id\na,1\n", r"has no column 'prompt' \(did you mean Prompt\?\); its columns are: Prompt, id"),
         ("t.csv", "", "is empty or begins with an empty line"),
         ("t.csv", "prompt,prompt\na,b\n", "has two columns 'prompt'"),
+        ("t.csv", bytes(range(256)), "begins with a line that is not UTF-8 text; save the table as csv in UTF-8"),
+        ("t.csv", "prompt,größe\na,1\n".encode("latin-1"), "begins with a line that is not UTF-8 text"),
         ("t.jsonl", '{"text": "a"}\n', r"has no column 'prompt'; its columns are: text\. .*--prompt-column"),
         ("t.parquet", "not parquet", "is not a readable parquet file"),
         ("t.xlsx", "x", r"of a kind that is not read \(\.xlsx\); give \.txt"),
