@@ -54,6 +54,19 @@ def test_a_forward_and_its_gradients_are_those_of_the_raw_text(config: UNetConfi
     assert gradients[0][0].abs().max() > 0
 
 
+def test_sdxls_sizes_keep_their_precision_in_half_a_network() -> None:
+    """1024 and 1028 are one number in bfloat16: sizes become sinusoids in float32, whatever the weights are."""
+    torch.manual_seed(0)
+    unet = UNet2DCondition(CONFIGS["SDXL's"]).bfloat16()
+    states = normal((2, 7, 48), stream(0, "states")).bfloat16()
+    added = torch.tensor([[0.3, 1, -2, 0, 1, 1024, 1024, 0, 0, side, side] for side in (1024, 1028)])
+    projected = unet.project_context(states, added)
+    assert projected.embedding is not None and projected.embedding.dtype == torch.bfloat16
+    assert not torch.equal(projected.embedding[0], projected.embedding[1])
+    x, t = normal((2, 4, 8, 8), stream(0, "x")).bfloat16(), torch.tensor([1, 900])
+    assert torch.equal(unet(x, t, projected), unet(x, t, states, added))
+
+
 def test_the_network_reads_each_text_once_however_many_steps_and_requests(tmp_path) -> None:
     prior = Prior.load(save_tiny_prior(tmp_path))
     calls: Counter[str] = Counter()
