@@ -2,6 +2,9 @@
 
     python -m benchmarks.versus_diffusers                      every pair
     python -m benchmarks.versus_diffusers --only toybox        those with "toybox" in their name
+    python -m benchmarks.versus_diffusers --missing            those that the file of results does not have yet
+
+Each pair is saved as soon as it is measured, in the place of its earlier figures, with the machine at that moment.
 
 The toybox prior is read from its folder by both sides; Stable Diffusion 1.5's networks have their published shape and random
 weights. Before a pair is timed its two answers are compared. A ratio below 1 says that ours is faster; it is the median over
@@ -27,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import describe_machine, one_line
+from benchmarks.saving import save_run
 from diffusion.checkpoints.autoencoder_keys import folder_autoencoder_kl
 from diffusion.checkpoints.folder import build_tower
 from diffusion.checkpoints.keymap import identity
@@ -86,8 +90,8 @@ def toybox_unet(device: torch.device) -> Pair:
     """One forward of eight rows."""
     prior, pipeline = toybox(device)
     x, t = normal((8, *prior.latent_shape), stream(0, "x"), device=device), torch.full((8,), 600, device=device)
-    tokens = prior.condition(PROMPTS).tokens.repeat(2, 1, 1)
-    return Pair(lambda: prior.predict(x, t, tokens), lambda: pipeline.unet(x, t, tokens).sample, 1e-5)
+    tokens, states = prior.condition(PROMPTS).tokens.repeat(2, 1, 1), prior.encode_text(PROMPTS)[0].repeat(2, 1, 1)
+    return Pair(lambda: prior.predict(x, t, tokens), lambda: pipeline.unet(x, t, states).sample, 1e-5)
 
 
 def toybox_decoder(device: torch.device) -> Pair:
@@ -131,15 +135,15 @@ def toybox_pictures(device: torch.device) -> Pair:
 # -- Stable Diffusion 1.5's networks, random weights ---------------------------------------------------------------------
 
 
-def unet(device: torch.device, dtype: torch.dtype) -> Pair:
-    """One forward of two rows of 64x64 latents, the halves of one guided picture of 512x512."""
+def unet(device: torch.device, *, dtype: torch.dtype, side: int) -> Pair:
+    """One forward of two rows of side x side latents, the halves of one guided picture, from the text's states."""
     import diffusers
 
     config = PUBLISHED["sd15"]["unet"]
     theirs = _random(lambda: diffusers.UNet2DConditionModel.from_config(config), device, dtype)
     empty = skeleton(lambda: UNet2DCondition(UNetConfig.from_dict(config)))
     ours = channels_last(fill(empty, identity, theirs.state_dict(), RANDOM, dtype=dtype))
-    x, t = normal((2, 4, 64, 64), stream(0, "x"), device=device).to(dtype), torch.tensor([700, 700], device=device)
+    x, t = normal((2, 4, side, side), stream(0, "x"), device=device).to(dtype), torch.tensor([700, 700], device=device)
     states = normal((2, 77, 768), stream(0, "states"), device=device).to(dtype)
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
     return Pair(lambda: ours(x, t, states), lambda: theirs(x, t, states).sample, tolerance)
@@ -179,8 +183,9 @@ PAIRS: dict[str, Callable[[torch.device], Pair]] = {
     "toybox decoder, 8 pictures": toybox_decoder,
     "toybox text tower, 4 prompts": toybox_text,
     "toybox text to image, 4 pictures, 20 steps": toybox_pictures,
-    "SD 1.5 UNet, 2 rows of 64x64, bfloat16": functools.partial(unet, dtype=torch.bfloat16),
-    "SD 1.5 UNet, 2 rows of 64x64, float32": functools.partial(unet, dtype=torch.float32),
+    "SD 1.5 UNet, 2 rows of 32x32, float32": functools.partial(unet, dtype=torch.float32, side=32),
+    "SD 1.5 UNet, 2 rows of 64x64, float32": functools.partial(unet, dtype=torch.float32, side=64),
+    "SD 1.5 UNet, 2 rows of 64x64, bfloat16": functools.partial(unet, dtype=torch.bfloat16, side=64),
     "SD 1.5 decoder, a picture of 256x256, float32": decoder,
     "SD 1.5 text tower, 4 prompts, float32": text,
 }
@@ -225,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, save; exit code 1 if ours was slower beyond noise, that is in three of four pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="pairs with this in their name")
+    parser.add_argument("--missing", action="store_true", help="pairs that were not measured yet")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=15, help="runs of each side")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -232,27 +238,26 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # transformers and diffusers import torchvision as they load.
     ensure_torchvision_imports()
-    device, machine = torch.device(options.device), describe_machine()
+    device = torch.device(options.device)
     use_threads(1)
-    print(f"{one_line(machine)}\n\n{'':<52}{'ours':>10}{'theirs':>10}   ratio (quartiles)     largest difference")
-    timings: list[Timing] = []
-    for name in (name for name in PAIRS if options.only in name):
+    done = _saved(options.out) if options.missing else set()
+    print(f"{one_line(describe_machine())}\n\n{'':<52}{'ours':>10}{'theirs':>10}   ratio (quartiles)     largest difference")
+    is_slower = False
+    for name in (name for name in PAIRS if options.only in name and name not in done):
+        machine = describe_machine()
         timing = measure(name, PAIRS[name](device), repeats=options.repeats, device=device)
         low, middle, high = timing.ratio
         times = f"{1e3 * timing.ours:>7.1f} ms{1e3 * timing.theirs:>7.1f} ms"
         print(f"{timing.name:<52}{times}   {middle:.3f} ({low:.3f} to {high:.3f})  {timing.difference:.0e}", flush=True)
-        timings.append(timing)
-    settings = {"device": options.device, "repeats": options.repeats, "threads": 1}
-    document = {
-        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine,
-        "settings": settings,
-        "pairs": [vars(timing) for timing in timings],
-    }
-    if not options.only:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return int(any(timing.ratio[0] > 1 for timing in timings))
+        is_slower = is_slower or timing.ratio[0] > 1
+        settings = {"pair": name, "device": device.type, "threads": 1}
+        save_run(options.out, machine, settings, {"repeats": options.repeats, **vars(timing)})
+    return int(is_slower)
+
+
+def _saved(path: Path) -> set[str]:
+    """Names of the pairs in the file."""
+    return {run["settings"]["pair"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"]} if path.exists() else set()
 
 
 if __name__ == "__main__":
