@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,12 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={**_node(0), "include_dashboard": False})
+        head = {**_node(0), "include_dashboard": False}
+        with _patience_with_nodes():
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
-            self._cluster.add_node(**_node(4), wait=False)
-        self._cluster.wait_for_nodes()
+            self._add_one()
+        self._cluster.wait_for_nodes(timeout=PATIENCE_SECONDS)
 
     @property
     def address(self) -> str:
@@ -86,12 +88,16 @@ class Nodes:
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
         time.sleep(moments.uniform(0, 4))
-        self._cluster.add_node(**_node(4), wait=False)
+        self._add_one()
         return f"node with {num_workers} workers"
 
     def shut_down(self) -> None:
         """End all of it."""
         self._cluster.shutdown()
+
+    def _add_one(self) -> None:
+        with _patience_with_nodes():
+            self._cluster.add_node(**_node(4), wait=False)
 
     def _workers(self) -> list[Any]:
         return sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
@@ -305,36 +311,37 @@ class Night:
                 said.append(f"job {number} is {job['state']}: {job['reason']}")
                 continue
             said += differences(out, expected[id(kind)])
-            attempts = Client(self.scene.state).get(f"/v1/jobs/{number}")["attempts"]
-            if [attempt["outcome"] for attempt in attempts].count("succeeded") != 1:
-                said.append(f"job {number} succeeded more than once: {attempts}")
+            told = Client(self.scene.state).get(f"/v1/jobs/{number}")
+            if [attempt["outcome"] for attempt in told["attempts"]].count("succeeded") != 1:
+                said.append(f"job {number} succeeded more than once: {told['attempts']}")
+            if kind.name == "table" and told["shards"]["num_committed"] != kind.spec.num_shards:
+                said.append(f"the ledger knows {told['shards']} of job {number}, whose shards are all committed")
         return said
 
 
 def disturb(
-    scene: Scene, name: str, *, num_moments: int, kinds: list[Kind], expected: dict[int, dict[str, str]]
+    scene: Scene, name: str, strikes: Sequence[str], *, kinds: list[Kind], expected: dict[int, dict[str, str]]
 ) -> dict[str, Any]:
-    """One kind of fault, `num_moments` times, and what was left of the work."""
-    night, begin, num_struck, wrong = Night(scene, name, kinds), time.monotonic(), 0, list[str]()
+    """A night under that name with those faults, one after another, and what was left of the work."""
+    night, begin, to_strike, wrong = Night(scene, name, kinds), time.monotonic(), list(strikes), list[str]()
     try:
         night.top_up()
-        while num_struck < num_moments:
+        while to_strike:
             night.until_at_work()
             night.pass_seconds(scene.moments.uniform(*SECONDS_BETWEEN_FAULTS))
-            what = FAULTS[name](scene)
+            what = FAULTS[to_strike[0]](scene)
             if what is not None:
-                num_struck += 1
-                print(f"  {time.monotonic() - begin:6.1f} s  {name}: {what} ({night.stand()})", flush=True)
+                print(f"  {time.monotonic() - begin:6.1f} s  {to_strike.pop(0)}: {what} ({night.stand()})", flush=True)
         night.drain()
         wrong += night.judge(expected)
     except StuckError as error:
         log = scene.state.daemon_log.read_text().splitlines()[-20:]
-        return {"fault": name, "moments": num_struck, "most_steps_redone": 0, "wrong": [str(error), *log]}
+        return {"fault": name, "moments": len(strikes) - len(to_strike), "most_steps_redone": 0, "wrong": [str(error), *log]}
     redone = night.steps_redone()
     jobs = [Client(scene.state).get(f"/v1/jobs/{number}")["job"] for number in night.jobs]
     return {
         "fault": name,
-        "moments": num_struck,
+        "moments": len(strikes),
         "jobs": len(night.jobs),
         "files": sum(len(expected[id(kind)]) for kind, _ in night.jobs.values()),
         "restarts": sum(job["num_attempts"] - 1 for job in jobs),
@@ -383,26 +390,26 @@ def run(folder: Path, faults: list[str], *, num_moments: int, seed: int) -> Iter
     """The named faults one after another, each with an orchestrator, a folder and moments of its own."""
     from tests.fakes import save_tiny_prior
 
-    kinds = kinds_of_work(save_tiny_prior(folder / "prior"), folder / "prompts.jsonl")
-    expected = {id(kind): run_undisturbed(kind, folder / f"undisturbed-{number}") for number, kind in enumerate(kinds)}
     nodes = Nodes()
     try:
+        kinds = kinds_of_work(save_tiny_prior(folder / "prior"), folder / "prompts.jsonl")
+        expected = {id(kind): run_undisturbed(kind, folder / f"undisturbed-{number}") for number, kind in enumerate(kinds)}
         for name in faults:
-            with scene_of(name, nodes, folder / name.replace(" ", "-"), seed=seed) as scene:
-                yield disturb(scene, name, num_moments=num_moments, kinds=kinds, expected=expected)
+            with scene_of([name], nodes, folder / name.replace(" ", "-"), seed=seed) as scene:
+                yield disturb(scene, name, [name] * num_moments, kinds=kinds, expected=expected)
     finally:
         nodes.shut_down()
 
 
 @contextlib.contextmanager
-def scene_of(name: str, nodes: Nodes, folder: Path, *, seed: int) -> Iterator[Scene]:
-    """An orchestrator on the cluster, with a small disk or a PostgreSQL of its own where the fault needs one."""
+def scene_of(faults: Collection[str], nodes: Nodes, folder: Path, *, seed: int) -> Iterator[Scene]:
+    """An orchestrator on the cluster, with a small disk and a PostgreSQL of its own where the faults need them."""
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         disk = database = ledger = None
-        if name == "full disk":
+        if "full disk" in faults:
             disk = stack.enter_context(small_disk(folder))
-        if name == "database":
+        if "database" in faults:
             database = stack.enter_context(postgresql())
             ledger = database.new_database()
         options = DaemonOptions(
@@ -414,7 +421,8 @@ def scene_of(name: str, nodes: Nodes, folder: Path, *, seed: int) -> Iterator[Sc
             num_threads=1,
             device="cpu",
         )
-        scene = Scene(nodes, options, folder, random.Random(f"{name} {seed}"), disk=disk, database=database)
+        moments = random.Random(f"{' '.join(faults)} {seed}")
+        scene = Scene(nodes, options, folder, moments, disk=disk, database=database)
         launch(options)
         stack.callback(shut_down, scene.state, timeout_seconds=60)
         yield scene
@@ -452,6 +460,30 @@ def postgresql() -> Iterator[Any]:
 
 def _node(num_cpus: int) -> dict[str, Any]:
     return {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+
+
+@contextlib.contextmanager
+def _patience_with_nodes() -> Iterator[None]:
+    """Ray gives a new node up after 30 s, which is soon on a machine under load: it is asked after for longer here."""
+    from ray._private import services
+
+    ask = services.get_node
+
+    def keep_asking(*arguments: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    services.get_node = keep_asking
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 def _below(node: Any) -> list[psutil.Process]:
