@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.daemon.client import Client
+from orchestrator.daemon.state_folder import StateFolder
 from tests.fakes import FAST_OVERRIDES
 from tests.orchestrator.batch.batch_fakes import contents
 
@@ -162,3 +164,61 @@ def test_a_table_of_prompts_survives_its_process_and_its_bad_row_is_mended(orche
 
     waited = dreamkiln(*command, "--out", out, "--num-workers", 2, "--state", tmp_path / "state")
     assert waited.returncode == 0 and "24 of 24 rows" in waited.stdout and "of the orchestrator at" in waited.stderr
+
+
+def test_jobs_share_two_replicas_of_a_prior_and_outlive_one(orchestrator, dreamkiln, tiny_prior, tmp_path):
+    command = ["images", "a red table", "--prior", tiny_prior, "--strict", "--num-images", 30, "--steps", 60]
+    command += ["images.chunk_size=1"]  # a request for each image
+    seeds = (0, 100)
+    for seed in seeds:
+        plain = dreamkiln(*command, "--seed", seed, "--out", tmp_path / f"plain-{seed}", "--runtime", "inline")
+        assert plain.returncode == 0, plain.stderr
+
+    up = orchestrator("up", "--num-workers", 2, "--prior-replicas", 2)
+    command = ["submit", *command, "--paused"]
+    answers = [orchestrator(*command, "--seed", seed, "--out", tmp_path / f"queued-{seed}") for seed in seeds]
+    jobs = [answer["jobs"][0]["id"] for answer in answers]
+    orchestrator("jobs", "resume", *jobs)
+    client = Client(StateFolder(tmp_path / "state"))
+
+    def shown(job: int) -> dict:
+        return client.get(f"/v1/jobs/{job}")["job"]
+
+    wait_until(lambda: all(shown(job)["step"] > 0 for job in jobs))
+    replicas = prior_processes(up["pid"])
+    assert len(replicas) == 2
+    before = [sum(replica.cpu_times()[:2]) for replica in replicas]
+    steps = [shown(job)["step"] for job in jobs]
+    wait_until(lambda: all(shown(job)["step"] > step for job, step in zip(jobs, steps, strict=True)))
+    spent = [sum(replica.cpu_times()[:2]) - seconds for replica, seconds in zip(replicas, before, strict=True)]
+    assert min(spent) > 0.2 * max(spent), "each job asks a replica of its own"
+
+    assert all(shown(job)["state"] == "running" for job in jobs)
+    replicas[0].send_signal(signal.SIGKILL)  # in the middle of a request: there is always one under way
+    wait_until(lambda: all(shown(job)["state"] != "running" for job in jobs))
+    assert [(shown(job)["state"], shown(job)["num_attempts"]) for job in jobs] == [("succeeded", 1)] * 2
+    for seed in seeds:
+        assert pictures(tmp_path / f"queued-{seed}") == pictures(tmp_path / f"plain-{seed}")
+    wait_until(lambda: len(prior_processes(up["pid"])) == 2)
+    assert replicas[1] in prior_processes(up["pid"]) and replicas[0] not in prior_processes(up["pid"])
+
+
+def wait_until(condition, seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def prior_processes(orchestrator_pid: int) -> list[psutil.Process]:
+    """Of the replicas that are alive, oldest first."""
+    found = []
+    for process in psutil.Process(orchestrator_pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "PriorActor" in "".join(process.cmdline()):
+                found.append(process)
+    return sorted(found, key=lambda process: process.create_time())
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("0*.png"))}
