@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
             large = Unseen.read(options.data, loaded["upsampler"][1], min(options.num_pictures, NUM_ENLARGED))
             report["upsampling"], _ = upsampling(models["upsampler"], large)
             best = rows["classifier-free, s = 3"][:NUM_SHOWN]
-            rows["enlarged"] = drawn(models["upsampler"], unseen.captions[:NUM_SHOWN], {"low_res": best}, NUM_SHOWN)
+            rows["enlarged"] = drawn(models["upsampler"], unseen.captions[: len(best)], {"low_res": best}, len(best))
         fillers = {"base, overwritten": models["base"]}
         if "inpainting" in models:
             fillers["inpainting model"] = models["inpainting"]
