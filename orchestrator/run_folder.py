@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -270,6 +270,16 @@ def hold_folder(path: Path) -> int:
     except BaseException:
         os.close(handle)
         raise
+
+
+@contextlib.contextmanager
+def held_folder(path: Path) -> Iterator[None]:
+    """Inside the block no other process holds `path`. Raises as `hold_folder` does."""
+    handle = hold_folder(path)
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 class _ProbeDoneError(Exception):

@@ -18,7 +18,7 @@ from jobs.errors import OutputError
 from orchestrator.atomic import TEMPORARY_PREFIX, atomic_path, clear_output_errors, remove_half_written
 from orchestrator.batch.lease import Lease
 from orchestrator.batch.urls import clear_url_errors, is_url, open_filesystem
-from orchestrator.run_folder import hold_folder
+from orchestrator.run_folder import held_folder
 
 __all__ = ["LocalStore", "RemoteStore", "Store", "open_store"]
 
@@ -135,11 +135,8 @@ class LocalStore:
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """See `Store`. The folder itself is locked, so the hold leaves no file and ends with the process."""
-        handle = hold_folder(self._folder)
-        try:
+        with held_folder(self._folder):
             yield
-        finally:
-            os.close(handle)
 
     def _path(self, name: str) -> Path:
         path = self._folder / name

@@ -26,6 +26,7 @@ from orchestrator.family.folder import CARD, Card, load_model, save_weights
 from orchestrator.family.pictures import write_samples
 from orchestrator.family.settings import diffusion_errors_are_input, override, parse
 from orchestrator.progress_display import Display
+from orchestrator.run_folder import held_folder
 from orchestrator.signals import signals_deferred
 
 CHECKPOINT, LOG, LOSS_PLOT, SAMPLES = "checkpoint.pt", "log.jsonl", "loss.png", "samples.png"
@@ -156,6 +157,7 @@ def train_family(settings: Mapping[str, str], out: Path, *, device: str, display
 
     Raises:
         InputError: an unknown objective or setting, data that is not there, or a folder of another training.
+        OutputError: the folder cannot be written, or another process trains in it.
         Interrupted: a stop signal came; the checkpoint is written.
         JobFailed: the loss is no longer finite.
     """
@@ -167,24 +169,23 @@ def train_family(settings: Mapping[str, str], out: Path, *, device: str, display
         model = plan.build(data).to(device)
         if plan.start_from is not None:
             _start(model, Path(plan.start_from), device)
-        with clear_output_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-        _claim(out, Card.of(model, data.describe()))
-        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        display.message(f"{plan.objective}: {count:,} parameters, {len(data):,} items; checkpoints and plots in {out}")
-        for step in _steps(model, data, loop, out, device=device):
-            display.event(
-                Progress(
-                    stage=plan.objective,
-                    step=step.step,
-                    total=step.num_steps,
-                    metrics=step.metrics,
-                    seconds_left=step.seconds_left,
+        with held_folder(out):
+            _claim(out, Card.of(model, data.describe()))
+            count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            display.message(f"{plan.objective}: {count:,} parameters, {len(data):,} items; checkpoints and plots in {out}")
+            for step in _steps(model, data, loop, out, device=device):
+                display.event(
+                    Progress(
+                        stage=plan.objective,
+                        step=step.step,
+                        total=step.num_steps,
+                        metrics=step.metrics,
+                        seconds_left=step.seconds_left,
+                    )
                 )
-            )
-        if model.draws:
-            display.message(f"drawing {out / SAMPLES}")
-            _draw_samples(model, data, out, display)
+            if model.draws:
+                display.message(f"drawing {out / SAMPLES}")
+                _draw_samples(model, data, out, display)
     return out
 
 

@@ -12,6 +12,7 @@ from jobs.codec import from_plain, to_plain
 from jobs.errors import InputError
 from jobs.events import Progress
 from orchestrator.progress_display import Display
+from orchestrator.run_folder import held_folder
 from orchestrator.training import recipe
 from orchestrator.training.assemble import assemble
 from orchestrator.training.latents import encode
@@ -31,13 +32,21 @@ def train_part(
 
     Raises:
         InputError: an unknown part, or one whose predecessors are not trained.
+        OutputError: the folder cannot be written, or another process trains in it.
     """
     if name not in PARTS:
         raise InputError(f"There is no part {name!r} to train; choose one of {', '.join(PARTS)}.")
     config = config or recipe.LOOPS[name]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = root / name
-    folder.mkdir(parents=True, exist_ok=True)
+    with held_folder(folder):
+        yield from _train_part(name, data, root, config, device)
+        if name == "autoencoder":
+            measure_scaling(data, root)
+
+
+def _train_part(name: str, data: Pictures, root: Path, config: LoopConfig, device: str) -> Iterator[TrainProgress]:
+    folder = root / name
     part = PARTS[name](data, root, config, device)
     saved = time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -53,8 +62,6 @@ def train_part(
                 part.state.save(folder / CHECKPOINT)
                 draw_samples(root, folder / f"samples-{progress.step:06d}.png")
             yield progress
-    if name == "autoencoder":
-        measure_scaling(data, root)
 
 
 def plot_losses(folder: Path) -> None:

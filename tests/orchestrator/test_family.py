@@ -23,6 +23,7 @@ from orchestrator.family.data import MIXTURE, MixturePoints
 from orchestrator.family.folder import load_model
 from orchestrator.family.train import SMALL, Plan, loss_of, train_family
 from orchestrator.progress_display import SilentDisplay
+from orchestrator.run_folder import held_folder
 from tests.orchestrator.conftest import command_environment
 
 POINTS = {"objective": "ddpm", "data": "mixture2d", "data.num_pictures": "512", "network.hidden": "16", "loop.num_steps": "3"}
@@ -272,6 +273,12 @@ def test_the_sheet_of_a_model_has_whole_pixels_and_the_names_of_labels(
 )
 def test_bad_training_commands(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
     assert sentence in refused(capsys, "train", *arguments)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held_folder(tmp_path / "busy"):
+        said = refused(capsys, "train", "objective=ddpm", "data=mixture2d", "loop.num_steps=1", "--out", tmp_path / "busy")
+    assert "busy is in use by another dreamkiln process" in said
 
 
 def test_another_training_is_not_overwritten(points: Path, capsys: pytest.CaptureFixture[str]) -> None:
