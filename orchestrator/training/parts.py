@@ -19,6 +19,7 @@ from diffusion.training.contrastive import clip_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss
 from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, load_average, train
 from jobs.errors import InputError
+from orchestrator.family.settings import diffusion_errors_are_input
 from orchestrator.training import recipe
 from orchestrator.training.latents import all_latents
 from orchestrator.training.pictures import Pictures
@@ -36,10 +37,15 @@ class Part:
 
 
 def started(module: nn.Module, folder: Path, config: LoopConfig) -> TrainState:
-    """The state at the folder's checkpoint, or at the beginning."""
+    """The state at the folder's checkpoint, or at the beginning.
+
+    Raises:
+        InputError: the checkpoint belongs to another optimiser or text tower.
+    """
     state = TrainState(module, config)
     if (folder / CHECKPOINT).exists():
-        state.load(folder / CHECKPOINT)
+        with diffusion_errors_are_input():
+            state.load(folder / CHECKPOINT)
     return state
 
 

@@ -275,6 +275,11 @@ def test_bad_training_commands(capsys: pytest.CaptureFixture[str], arguments: li
     assert sentence in refused(capsys, "train", *arguments)
 
 
+def test_a_checkpoint_of_another_optimiser_is_one_sentence(points: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = [f"{key}={value}" for key, value in POINTS.items()]
+    assert "was written with 1 optimisers" in refused(capsys, "train", *same, "loop.optimizer=muon", "--out", points)
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with held_folder(tmp_path / "busy"):
         said = refused(capsys, "train", "objective=ddpm", "data=mixture2d", "loop.num_steps=1", "--out", tmp_path / "busy")
