@@ -195,11 +195,17 @@ class Clip(nn.Module):
         return F.normalize(self.visual(2 * images - 1).float(), dim=-1)
 
 
-def contrastive_loss(images_BE: Tensor, texts_BE: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE over a batch of unit vectors (Radford et al. 2021, figure 3); `logit_scale` is a logarithm."""
-    logits = logit_scale.exp().clamp(max=100) * images_BE @ texts_BE.T
+def contrastive_loss(
+    images_BE: Tensor, texts_BE: Tensor, logit_scale: Tensor, *, distractors_DE: Tensor | None = None
+) -> Tensor:
+    """Symmetric InfoNCE over a batch of unit vectors (Radford et al. 2021, figure 3); `logit_scale` is a logarithm.
+
+    distractors_DE: texts that are true of none of the images; an image has to tell its own from them, too.
+    """
+    texts = texts_BE if distractors_DE is None else torch.cat([texts_BE, distractors_DE])
+    logits = logit_scale.exp().clamp(max=100) * images_BE @ texts.T
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(logits)].T, target)) / 2
 
 
 def save_clip(clip: Clip, tokenizer: Tokenizer, folder: Path, *, with_text: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Iterator
 
 from nerf3d.toybox.kinds import KINDS, Kind
@@ -71,6 +72,22 @@ def _two_colours(kind: Kind, main: str, second: Second, proportion: str, form: f
     if form < 0.44 and len(kind.parts) == 2:
         return f"{proportion} {main} and {second[1]} {kind.name}".strip()
     return f"{proportion} {main} {kind.name} with {extra}".strip()
+
+
+def near_miss(prompt: str) -> str:
+    """The same sentence about something else: its two colours exchanged, or its only colour another.
+
+    Always the same one for the same prompt. Raises ValueError for a sentence without a colour.
+    """
+    words = re.findall(r"[a-z]+", prompt)
+    named = list(dict.fromkeys(word for word in words if word in COLOURS))
+    if not named:
+        raise ValueError(f"{prompt!r} names no colour; give a sentence of the toybox.")
+    others = [colour for colour in COLOURS if colour not in named]
+    second = named[1] if len(named) > 1 else others[zlib.crc32(prompt.encode()) % len(others)]
+    turned = {named[0]: second} | ({second: named[0]} if len(named) > 1 else {})
+    told = re.sub(r"[a-z]+", lambda word: turned.get(word[0], word[0]), prompt)
+    return re.sub(r"\ban? (?=([a-z]))", lambda found: "an " if found[1] in "aeiou" else "a ", told)
 
 
 _VIEW = re.compile(r",?\s*\b(" + "|".join(sorted(all_view_phrases(), key=len, reverse=True)) + r")\s*$")

@@ -19,6 +19,7 @@ from diffusion.training.contrastive import clip_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss
 from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, load_average, train
 from jobs.errors import InputError
+from nerf3d.toybox.captions import near_miss
 from orchestrator.family.settings import diffusion_errors_are_input
 from orchestrator.training import recipe
 from orchestrator.training.latents import all_latents
@@ -77,17 +78,35 @@ def clip(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
 
 
 def judge(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
-    """The judge, on prompts without view words: it says what is in a picture, not from where."""
-    return _towers(recipe.judge_config, data, data.prompts, root / "judge", config, device)
+    """The judge, on prompts without view words: it says what is in a picture, not from where.
+
+    It learns to tell each prompt from the one with its colours exchanged, which R-Precision asks of it.
+    """
+    wrong = [near_miss(prompt) for prompt in data.prompts]
+    return _towers(recipe.judge_config, data, data.prompts, root / "judge", config, device, distractors=wrong)
 
 
-def _towers(sizes: Callable, data: Pictures, texts: list[str], folder: Path, config: LoopConfig, device: str) -> Part:
+def _towers(
+    sizes: Callable,
+    data: Pictures,
+    texts: list[str],
+    folder: Path,
+    config: LoopConfig,
+    device: str,
+    distractors: list[str] | None = None,
+) -> Part:
     torch.manual_seed(config.seed)
     tokenizer = recipe.toybox_tokenizer()
     module = Clip(sizes(tokenizer)).to(device)
     state = started(module, folder, config)
     table = tokenizer(texts).to(torch.int16)
-    loss = clip_loss(module, lambda rows: data.batch(rows).to(device), lambda rows, _: table[rows].long().to(device))
+    wrong = tokenizer(distractors).to(torch.int16) if distractors else None
+    loss = clip_loss(
+        module,
+        lambda rows: data.batch(rows).to(device),
+        lambda rows, _: table[rows].long().to(device),
+        None if wrong is None else lambda rows: wrong[rows].long().to(device),
+    )
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 
 

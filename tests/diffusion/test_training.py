@@ -11,7 +11,7 @@ from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTiny
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import stream
-from diffusion.text.clip import Clip, ClipConfig, TextConfig
+from diffusion.text.clip import Clip, ClipConfig, TextConfig, contrastive_loss
 from diffusion.training.autoencoder import reconstruction_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss, stratified_timesteps
 from diffusion.training.figures import by_noise
@@ -226,3 +226,15 @@ def test_the_autoencoder_learns_a_flat_picture() -> None:
     assert progress[0].pace == progress[0].seconds
     pace = progress[0].pace + (progress[1].seconds - progress[0].pace) / PACE_STEPS
     assert progress[1].seconds_left == pytest.approx((progress[1].num_steps - 2) * pace)
+
+
+def test_distractors_count_against_images_alone() -> None:
+    images, texts, wrong = (nn.functional.normalize(torch.randn(n, 5, dtype=torch.float64), dim=-1) for n in (4, 4, 3))
+    scale = torch.tensor(1.5, dtype=torch.float64)
+    all_logits = scale.exp() * images @ torch.cat([texts, wrong]).T
+    own = all_logits.diagonal()
+    of_images = (all_logits.logsumexp(dim=1) - own).mean()
+    of_texts = (all_logits[:, :4].logsumexp(dim=0) - own).mean()
+    value = contrastive_loss(images, texts, scale, distractors_DE=wrong)
+    torch.testing.assert_close(value, (of_images + of_texts) / 2)
+    assert value > contrastive_loss(images, texts, scale)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nerf3d.toybox.captions import parse
+from nerf3d.toybox.captions import near_miss, parse
 from nerf3d.toybox.heldout import held_out_colours, held_out_prompts, is_held_out
 from nerf3d.toybox.items import MIN_BACKGROUND_DISTANCE, TWO_COLOUR_SHARE, make_item
 from nerf3d.toybox.kinds import CATALOGUE, KINDS
@@ -125,3 +125,24 @@ def test_small_objects_are_small():
         return object_from_prompt(prompt).parts.frame[0, 0, 0]
 
     assert_close(reach("a small red ball"), 0.7 * reach("a red ball"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "miss"),
+    [
+        ("an orange and blue mushroom", "a blue and orange mushroom"),
+        ("a lamp with a white shade and an orange base", "a lamp with an orange shade and a white base"),
+        ("a toy mug, purple with a gray handle", "a toy mug, gray with a purple handle"),
+    ],
+)
+def test_a_near_miss_exchanges_the_colours(prompt, miss):
+    assert near_miss(prompt) == miss and near_miss(miss) == prompt
+
+
+def test_a_near_miss_is_never_true():
+    for index in range(400):
+        prompt = make_item(index).prompt
+        right, wrong = parse(prompt), parse(near_miss(prompt))
+        assert wrong.kind == right.kind and wrong.proportion == right.proportion and wrong.colours != right.colours, prompt
+    with pytest.raises(ValueError, match="names no colour"):
+        near_miss("a table")
