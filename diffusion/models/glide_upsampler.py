@@ -26,6 +26,7 @@ from diffusion.models.text_to_pixels import (
     split_options,
 )
 from diffusion.networks.pixel_unet import PixelUNetConfig
+from diffusion.networks.projected_context import ProjectedContext
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, normal_rows, stream, uniform
 
@@ -73,9 +74,9 @@ class GlideUpsampler(TextToPixels):
         nn.init.zeros_(self.network.conv_out.weight)
         nn.init.zeros_(self.network.conv_out.bias)  # type: ignore[arg-type]
 
-    def output(self, x_t: Tensor, t: Tensor, tokens: Tensor, extra: Tensor) -> Tensor:
+    def output(self, x_t: Tensor, t: Tensor, text: Tensor | ProjectedContext, extra: Tensor) -> Tensor:
         """As `TextToPixels.output`; where it is x0, the enlarged picture is part of it."""
-        added = super().output(x_t, t, tokens, extra)
+        added = super().output(x_t, t, text, extra)
         return extra[:, :-1] + added if self.config.schedule.prediction_type == "sample" else added
 
     @property

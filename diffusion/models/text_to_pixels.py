@@ -23,6 +23,7 @@ from diffusion.models.sampling import Predict, draw
 from diffusion.models.schedules import GLIDE
 from diffusion.networks.build import with_channels
 from diffusion.networks.pixel_unet import PixelUNet, PixelUNetConfig
+from diffusion.networks.projected_context import ProjectedContext
 from diffusion.parameterisation import Prediction, training_target
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, uniform
@@ -88,13 +89,14 @@ class TextToPixels(Model):
         squared = F.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
         return squared.mean(), by_noise(squared.detach(), t, schedule.num_train_timesteps)
 
-    def output(self, x_t: Tensor, t: Tensor, tokens: Tensor, extra: Tensor) -> Tensor:
+    def output(self, x_t: Tensor, t: Tensor, text: Tensor | ProjectedContext, extra: Tensor) -> Tensor:
         """What the network says, of the schedule's prediction_type.
 
         Args:
-            x_t: (B, C, H, W). t: (B,). tokens: (B, S, D) text states. extra: (B, num_extra_channels, H, W).
+            x_t: (B, C, H, W). t: (B,). text: states (B, S, D), or what the network's `project_context` made of them.
+            extra: (B, num_extra_channels, H, W).
         """
-        return self.network(torch.cat([x_t, extra.to(x_t.dtype)], dim=1), t, context=tokens)
+        return self.network(torch.cat([x_t, extra.to(x_t.dtype)], dim=1), t, context=text)
 
     def predictor(self, prompts: Sequence[str], scale: float, extra: Tensor, negative_prompt: str = "") -> Predict:
         """(x_t, t) -> the prediction with classifier-free guidance uncond + s (cond - uncond), one forward for both halves.
@@ -105,11 +107,13 @@ class TextToPixels(Model):
         """
         schedule, cond = self.config.schedule, self.text(prompts).tokens
         halves = 1 if scale == 1 else 2
-        tokens = cond if halves == 1 else torch.cat([self.text([negative_prompt] * len(prompts)).tokens, cond])
+        states = cond if halves == 1 else torch.cat([self.text([negative_prompt] * len(prompts)).tokens, cond])
+        with torch.no_grad():
+            text = self.network.project_context(states)
         extra = extra.to(self.device).repeat(halves, 1, 1, 1)
 
         def predict(x_t: Tensor, t: Tensor) -> Prediction:
-            said = self.output(x_t.repeat(halves, 1, 1, 1), t.repeat(halves), tokens, extra)
+            said = self.output(x_t.repeat(halves, 1, 1, 1), t.repeat(halves), text, extra)
             guided = said if halves == 1 else classifier_free(said[: len(x_t)], said[len(x_t) :], scale)
             return Prediction.from_output(guided, x_t, schedule.alpha(t), schedule.sigma(t), schedule.prediction_type)
 

@@ -8,13 +8,14 @@ timestep as in GLIDE (2112.10741 section 3.1).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import Attention, KeyValue, SpatialTransformer
-from diffusion.networks.projected_context import cross_attentions
+from diffusion.networks.projected_context import ProjectedContext, cross_attentions
 from diffusion.networks.unet import Resampler, ResnetBlock, TextTimeEmbedding, TimestepEmbedding, timestep_embedding
 
 NORM_GROUPS = 32
@@ -154,14 +155,25 @@ class PixelUNet(nn.Module):
         self.conv_out = nn.Conv2d(channels, patch * config.out_channels, 3, padding=1)
         self._cross_attentions = cross_attentions(self)
 
-    def forward(self, x_BCHW: Tensor, t: Tensor, *, labels: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def project_context(self, context_BSD: Tensor) -> ProjectedContext:
+        """All that the network computes from the text alone, for any number of `forward`s."""
+        return ProjectedContext.of(self._cross_attentions, context_BSD, self.pooled_text(context_BSD))
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        t: Tensor,
+        *,
+        labels: Tensor | None = None,
+        context: Tensor | ProjectedContext | None = None,
+    ) -> Tensor:
         """Predicts for noisy pictures.
 
         Args:
             x_BCHW: (B, in_channels, H, W); H and W divisible by `config.factor`.
             t: (B,) times, float or long, each row its own, in the units of a schedule of about 1000 steps.
             labels: (B,) long in [0, num_classes], where num_classes means "no label"; None: no label in any row.
-            context: (B, S, context_dim) text states.
+            context: (B, S, context_dim) text states, or what `project_context` made of them.
 
         Returns:
             (B, out_channels, H, W).
@@ -180,9 +192,12 @@ class PixelUNet(nn.Module):
             none = torch.full((len(x_BCHW),), config.num_classes, dtype=torch.long, device=x_BCHW.device)
             temb = temb + self.class_embedding(none if labels is None else labels)
         text: Iterator[KeyValue] = iter(())
-        if context is not None:
+        if isinstance(context, Tensor):
             temb = temb + self.pooled_text(context)
             text = (layer.key_value(context) for layer in self._cross_attentions)
+        elif context is not None:
+            temb = temb + cast(Tensor, context.embedding)
+            text = context.layer_by_layer(self._cross_attentions)
         temb = F.silu(temb)
 
         x = self.conv_in(F.pixel_unshuffle(x_BCHW, config.patch_size))

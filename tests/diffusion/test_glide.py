@@ -69,6 +69,7 @@ def answers(model: TextToPixels, denoiser: Denoiser) -> None:
         return Prediction.from_output(x0, x_t.double(), alpha, sigma, "sample").as_kind(schedule.prediction_type).to(x_t)
 
     model.output = output  # type: ignore[method-assign]
+    model.network.project_context = lambda states: states  # type: ignore[method-assign,assignment]
 
 
 def gaussian_x0(x_t: Tensor, alpha: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -551,3 +552,25 @@ def test_the_guides_and_the_upsampler_say_what_they_need() -> None:
         NoisyClip.default_config((2,), None)
     with pytest.raises(DiffusionError, match=r"options.classifier is a NoisyClip"):
         DDPM(DDPMConfig(network=MLPConfig())).sample(SampleRequest((0,), labels=(0,), options={"classifier": noisy_clip()}))
+
+
+def test_the_network_reads_the_captions_once_however_many_steps() -> None:
+    model, calls = glide(), []
+    layers = [m for name, m in model.network.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v", "pooled_text"))]
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    predict = model.predictor(PROMPTS, 3.0, torch.zeros(3, model.num_extra_channels, 8, 8))
+    x_t = normal((3, 3, 8, 8), stream(0, "x"))
+    for t in (900, 500, 100):
+        once = predict(x_t, torch.full((3,), t)).x0
+        said = model.output(
+            x_t.repeat(2, 1, 1, 1),
+            torch.full((6,), t),
+            torch.cat([model.text([""] * 3).tokens, model.text(PROMPTS).tokens]),
+            torch.zeros(6, model.num_extra_channels, 8, 8),
+        )
+        schedule, at = model.config.schedule, torch.full((3,), t)
+        guided = said[:3] + 3.0 * (said[3:] - said[:3])
+        anew = Prediction.from_output(guided, x_t, schedule.alpha(at), schedule.sigma(at), schedule.prediction_type).x0
+        torch.testing.assert_close(once, anew, rtol=1e-4, atol=1e-4)
+    assert len(layers) >= 3 and len(calls) == (1 + 3) * len(layers)
