@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+_GLOBAL_GENERATOR = threading.Lock()
 
 
 def stream_seed(seed: int, *keys: int | str) -> int:
@@ -17,6 +22,19 @@ def stream_seed(seed: int, *keys: int | str) -> int:
 def stream(seed: int, *keys: int | str) -> torch.Generator:
     """A CPU generator for (seed, *keys). CPU also for CUDA fits, whose draws then match."""
     return torch.Generator().manual_seed(stream_seed(seed, *keys))
+
+
+@contextmanager
+def global_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seeds torch's global generators for code that draws from nothing else, and puts them back afterwards.
+
+    They belong to the whole process: threads that fit side by side enter one after another, or they would draw each other's
+    numbers.
+    """
+    device = torch.device(device)
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nerf3d.fields.base import Field, FieldConfig, FieldQuery, FieldSamples, initial_density
-from nerf3d.streams import stream, stream_seed, uniform
+from nerf3d.streams import global_stream, stream, stream_seed, uniform
 
 _PRIMES = (1, 2_654_435_761, 805_459_861)
 """Equation 4 of the paper; the first is 1 for cache coherence."""
@@ -33,8 +33,7 @@ class HashGrid(Field):
             [nn.Parameter(uniform((n, config.features_per_level), draws, -1e-4, 1e-4)) for n in lengths]
         )
         width = config.num_levels * config.features_per_level
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(seed, "hash_grid", "network"))
+        with global_stream(stream_seed(seed, "hash_grid", "network")):
             self.trunk = nn.Linear(width, config.hidden_width)
             self.density_head = nn.Linear(config.hidden_width, 1)
             self.colour_head = nn.Linear(config.hidden_width, 3)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nerf3d.errors import BackendUnavailable
+from nerf3d.streams import global_stream
 
 _LERP_FIX = "#pragma once\n#include <cmath>\n#include <math.h>\n#define lerp nerfacc_lerp\n"
 """nerfacc defines a global `lerp`; in C++20, which new torch builds extensions as, it clashes with the standard one."""
@@ -32,12 +33,10 @@ def make_estimator(resolution: int, radius: float):
 def refresh_estimator(estimator, density_times_step, *, threshold: float, decay: float, seed: int) -> None:
     """Evaluates every cell at one random point of it and thresholds the decayed maximum (Instant-NGP, appendix C).
 
-    density_times_step: (N, 3) -> (N,), about the opacity of one sample. nerfacc draws from the global generator: it is
-    seeded here and put back afterwards, so that a refresh is a function of the field and the seed.
+    density_times_step: (N, 3) -> (N,), about the opacity of one sample. nerfacc draws from the global generator: with
+    global_stream a refresh is a function of the field and the seed.
     """
-    device = estimator.occs.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
+    with global_stream(seed, estimator.occs.device), torch.no_grad():
         estimator.train()
         estimator.update_every_n_steps(
             step=0,

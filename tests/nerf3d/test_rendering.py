@@ -1,13 +1,14 @@
 """The renderer against a plain torch twin, analytic balls and the toybox."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from nerf3d.cameras import Cameras
-from nerf3d.fields import DensePyramid, FieldConfig
+from nerf3d.fields import DensePyramid, FieldConfig, HashGrid
 from nerf3d.rendering import Lights, Occupancy, headlights, nerfacc_backend, render, render_views
 from nerf3d.rendering.background import sample_backgrounds
 from nerf3d.rendering.shading import sample_lights, shade
@@ -171,6 +172,21 @@ def test_occupancy_refresh_is_pure_and_leaves_the_global_generator_alone():
         occupancy.refresh(ball(0.4), seed=5, step=8)
         grids.append(occupancy.estimator.occs.clone())
     assert torch.equal(*grids) and torch.equal(before, torch.get_rng_state())
+
+
+def test_threads_that_refresh_and_begin_side_by_side_draw_what_each_would_alone():
+    def drawn(seed: int) -> list[torch.Tensor]:
+        occupancy = Occupancy(resolution=16)
+        for step in range(20):
+            occupancy.refresh(lambda points: points[:, 0] + 2, seed=seed, step=step)  # each cell keeps where it was asked
+        network = HashGrid(FieldConfig(num_levels=1, log2_table_size=4), seed=seed).trunk.weight.detach()
+        return [occupancy.estimator.occs.clone(), network]
+
+    alone = [drawn(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(drawn, range(8)))
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
 def test_empty_occupancy_has_bounds_without_volume():
