@@ -67,8 +67,8 @@ def _in_fair_order(
         queue = queues[index]
         job = queue.jobs.popleft()
         charged[queue.user] += expected
-        others = f", least of {len(heap) + 1} users" if heap else ""
-        yield job, f"priority {job.priority}; {job.user} has used {share:.0f} s of their share{others}"
+        place = f"of {len(heap) + 1} users, {job.user} has had and runs least ({share:.0f} s)" if heap else "next in line"
+        yield job, f"priority {job.priority}; {place}"
         if queue.jobs:
             heapq.heappush(heap, (rank(queue), index))
 

@@ -36,7 +36,8 @@ def plan(*jobs: QueuedJob, workers: int = 2, memory: float = 100, **others) -> P
 def test_priority_goes_before_share_and_share_before_age():
     order = plan(queued(1), queued(2, priority=5), queued(3), queued(4, user="bob"), workers=4).start
     assert list(order) == [2, 4, 1, 3]
-    assert order[2] == "priority 5; ada has used 0 s of their share; its prior 'toybox' is loaded"
+    assert order[2] == "priority 5; next in line; its prior 'toybox' is loaded"
+    assert order[4] == "priority 0; of 2 users, bob has had and runs least (0 s)"
 
 
 def test_a_user_who_used_less_goes_first_and_weights_count():
