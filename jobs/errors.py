@@ -44,7 +44,8 @@ class InputError(DreamKilnError):
 class OutputError(InputError):
     """The output folder cannot take the files: no right to write, no space, or it belongs to another run.
 
-    is_disk_full, may_pass: what an unattended job goes by: it waits for space, and tries again where a store did not answer.
+    is_disk_full, may_pass: what an unattended job goes by: it waits for space, and tries again where a store or a shared disk
+    did not answer.
     They travel between processes, which the causes of an exception do not.
     """
 

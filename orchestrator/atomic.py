@@ -13,7 +13,7 @@ from jobs.errors import OutputError
 
 TEMPORARY_PREFIX = ".writing-"
 
-_REASONS = {
+_LASTING = {
     errno.ENOSPC: ("the disk is full", "free some space or choose another --out"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another --out"),
     errno.EACCES: ("you may not write there", "change its permissions or choose another --out"),
@@ -63,10 +63,19 @@ def clear_output_errors(path: str | os.PathLike[str], *, option: str = "--out") 
     try:
         yield
     except OSError as error:
-        reason, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), "choose another --out"))
-        refusal = OutputError(f"{os.fspath(path)} could not be written: {reason}; {fix.replace('--out', option)}.")
-        refusal.is_disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise refusal from error
+        reason, fix = _LASTING.get(error.errno or 0, (error.strerror or str(error), "choose another --out"))
+        message = f"{os.fspath(path)} could not be written: {reason}; {fix.replace('--out', option)}."
+        raise output_error(message, error) from error
+
+
+def output_error(message: str, cause: Exception) -> OutputError:
+    """An OutputError that knows whether its cause may pass: a shared disk that does not answer (EIO, ESTALE) comes back,
+    while a missing right or a damaged file stays."""
+    error = OutputError(message)
+    if isinstance(cause, OSError):
+        error.is_disk_full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        error.may_pass = cause.errno not in _LASTING
+    return error
 
 
 def remove_half_written(folder: Path) -> None:

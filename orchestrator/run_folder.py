@@ -28,7 +28,14 @@ from jobs.errors import InputError, OutputError
 from jobs.events import Checkpoint, Progress
 from jobs.prior_client import PriorInfo
 from jobs.specs import JobSpec
-from orchestrator.atomic import atomic_path, clear_output_errors, remove_half_written, write_bytes, write_text
+from orchestrator.atomic import (
+    atomic_path,
+    clear_output_errors,
+    output_error,
+    remove_half_written,
+    write_bytes,
+    write_text,
+)
 from orchestrator.manifest import MANIFEST, begun, end_attempt, first_difference
 
 __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
@@ -239,7 +246,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise OutputError(f"{self.file(MANIFEST)} cannot be read ({error}); choose another --out.") from error
+            raise output_error(f"{self.file(MANIFEST)} cannot be read ({error}); choose another --out.", error) from error
         if not isinstance(manifest, dict):
             raise OutputError(f"{self.file(MANIFEST)} is not a manifest; choose another --out.")
         return manifest

@@ -23,6 +23,7 @@ from jobs.batch_images import BatchImagesSpec, Row, batched, row_digest, shard_r
 from jobs.codec import from_plain
 from jobs.errors import InputError, JobFailed, OutputError
 from jobs.prior_client import PriorInfo
+from orchestrator.atomic import output_error
 from orchestrator.batch import markers, preview
 from orchestrator.batch.contact_sheet import GRID, PAGE
 from orchestrator.batch.records import column_types
@@ -244,7 +245,8 @@ class JobFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise OutputError(f"{self._store.location}/{MANIFEST} cannot be read ({error}); choose another --out.") from error
+            message = f"{self._store.location}/{MANIFEST} cannot be read ({error}); choose another --out."
+            raise output_error(message, error) from error
         if not isinstance(manifest, dict):
             raise OutputError(f"{self._store.location}/{MANIFEST} is not a manifest; choose another --out.")
         return manifest

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, shard_range
-from jobs.errors import OutputError
+from orchestrator.atomic import output_error
 from orchestrator.batch.stores import Store
 
 __all__ = ["FOLDER", "TIMINGS", "marked_shards", "marker_name", "read_marker", "write_marker"]
@@ -41,9 +41,8 @@ def read_marker(store: Store, shard: int) -> dict[str, Any]:
         if not isinstance(marker, dict) or marker.get("shard") != shard:
             raise ValueError("another content was expected")
     except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{store.location}/{name} cannot be read ({error}); delete it, and the same command draws its shard again."
-        ) from error
+        message = f"{store.location}/{name} cannot be read ({error}); delete it, and the same command draws its shard again."
+        raise output_error(message, error) from error
     return marker
 
 

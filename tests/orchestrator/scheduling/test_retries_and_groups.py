@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import pickle
 
 import pytest
@@ -116,6 +117,60 @@ def test_a_full_disk_is_recognised_in_another_process():
     with pytest.raises(OutputError, match="the disk is full") as caught:
         there.reraise()
     assert caught.value.__cause__ is None and failure_kind(caught.value) == FailureKind.DISK_FULL
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN])
+def test_a_shared_disk_that_does_not_answer_is_asked_again_from_any_process(number):
+    with pytest.raises(OutputError) as caught, clear_output_errors("/shared/run"):
+        raise OSError(number, os.strerror(number))
+    there = pickle.loads(pickle.dumps(Raised(caught.value)))
+    for error in (caught.value, there.error):
+        assert failure_kind(error) == FailureKind.UNEXPECTED and os.strerror(number) in sentence(error)
+    assert delay(failure_kind(caught.value), 0) == pytest.approx(5, rel=0.2)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR])
+def test_a_place_that_cannot_be_written_is_not_tried_again(number):
+    with pytest.raises(OutputError) as caught, clear_output_errors("/shared/run"):
+        raise OSError(number, os.strerror(number))
+    there = pickle.loads(pickle.dumps(Raised(caught.value)))
+    assert failure_kind(caught.value) == failure_kind(there.error) == FailureKind.BAD_INPUT
+
+
+class HiccupingStore:
+    """A folder on a disk that answers every read with the error `number`."""
+
+    location = "/shared/run"
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def open(self, name: str):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def test_a_manifest_or_marker_that_cannot_be_read_now_is_read_again_later(tmp_path, monkeypatch):
+    from jobs.specs import ImagesSpec
+    from orchestrator.batch.markers import read_marker
+    from orchestrator.run_folder import RunFolder
+
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(OutputError, match="cannot be read") as caught:
+        RunFolder(tmp_path, ImagesSpec(prompt="a chair"), ())
+    assert failure_kind(caught.value) == FailureKind.BAD_INPUT
+
+    def stale(self, *_: object, **__: object) -> str:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("pathlib.Path.read_text", stale)
+    with pytest.raises(OutputError, match="Stale file handle") as caught:
+        RunFolder(tmp_path, ImagesSpec(prompt="a chair"), ())
+    assert failure_kind(caught.value) == FailureKind.UNEXPECTED
+
+    for number, kind in ((errno.EIO, FailureKind.UNEXPECTED), (errno.EACCES, FailureKind.BAD_INPUT)):
+        with pytest.raises(OutputError, match=r"_shards/00003\.json cannot be read") as caught:
+            read_marker(HiccupingStore(number), 3)
+        assert failure_kind(caught.value) == kind
 
 
 def test_a_store_that_does_not_answer_is_asked_again_and_a_missing_bucket_is_not():
