@@ -123,9 +123,14 @@ class AttemptTable:
             return [row.id for row in rows if row.state == State.LOST]
 
     def settle_lost(self, job_id: int, *, reason: str, retry_at: float | None, counts: bool = True) -> None:
-        """lost -> queued, not before `retry_at`; or without one lost -> failed, a dead letter."""
+        """lost -> queued, not before `retry_at`; or without one lost -> failed, a dead letter.
+
+        Nothing where it is lost no more: its user has cancelled or paused it since.
+        """
         with self._database.write() as session:
-            self._fail(session, find_job(session, job_id, lock=True), FailureKind.WORKER_LOST, reason, retry_at, counts)
+            row = find_job(session, job_id, lock=True)
+            if row.state == State.LOST:
+                self._fail(session, row, FailureKind.WORKER_LOST, reason, retry_at, counts)
 
     def wish(self, job_id: int, wish: Wish, reason: str) -> None:
         """What a running job's worker is told at its next sign of life; what its user wished goes before."""

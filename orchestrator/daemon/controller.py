@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from jobs.events import Message, Progress
@@ -252,8 +253,9 @@ class Controller:
         plan = schedule(view, self._policy)
         self.waiting = {**{job.id: f"waits for its retry: {job.reason}" for job in queued if job.not_before > now}, **plan.wait}
         for job_id, reason in plan.refuse.items():
-            lease = self._ledger.attempts.start(job_id, "the scheduler", seconds=self._timing.lease)
-            self._ledger.attempts.fail(lease, FailureKind.BAD_INPUT, reason, retry_at=None)
+            with contextlib.suppress(IllegalTransition):  # cancelled or paused a moment ago
+                lease = self._ledger.attempts.start(job_id, "the scheduler", seconds=self._timing.lease)
+                self._ledger.attempts.fail(lease, FailureKind.BAD_INPUT, reason, retry_at=None)
         for source in plan.evict:
             self._workers.evict(source)
         for job_id, reason in plan.start.items():
@@ -262,8 +264,9 @@ class Controller:
                 self.wake.set()
                 return
         for job_id, reason in plan.make_room.items():
-            self._ledger.attempts.wish(job_id, Wish.YIELD, f"makes room: {reason}")
-            self._obey(self._running[job_id], Wish.YIELD)
+            with contextlib.suppress(IllegalTransition):  # given up a moment ago, as its user wished it to stop
+                self._ledger.attempts.wish(job_id, Wish.YIELD, f"makes room: {reason}")
+                self._obey(self._running[job_id], Wish.YIELD)
 
     def _start(self, job_id: int, reason: str) -> None:
         job = self._ledger.jobs.get(job_id)  # first: once the job is leased, nothing may fail before its worker begins

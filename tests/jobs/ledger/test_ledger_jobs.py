@@ -193,6 +193,19 @@ def test_a_wish_outlives_the_worker_that_should_have_obeyed(ledger: Ledger, cloc
         ledger.attempts.succeed(leases[0])
 
 
+@pytest.mark.parametrize("is_retried", [True, False])
+@pytest.mark.parametrize(("action", "state"), [("cancel", State.CANCELLED), ("pause", State.PAUSED)])
+def test_what_was_wished_of_a_lost_job_stands(ledger: Ledger, clock: Clock, action: str, state: State, is_retried: bool):
+    job = submit(ledger)
+    ledger.attempts.start(job, "w", seconds=30)
+    clock.advance(31)
+    assert ledger.attempts.expire() == [job]
+    getattr(ledger.jobs, action)(job)
+    ledger.attempts.settle_lost(job, reason="w fell silent", retry_at=clock.now if is_retried else None)
+    record = ledger.jobs.get(job)
+    assert (record.state, record.num_failures, record.is_dead_letter) == (state, 0, False)
+
+
 def test_yielding_goes_back_to_the_queue_without_a_failure(ledger: Ledger):
     job = submit(ledger)
     lease = ledger.attempts.start(job, "w", seconds=30)

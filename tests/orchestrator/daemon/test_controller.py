@@ -336,6 +336,28 @@ def test_what_can_never_fit_fails_with_a_sentence_and_idle_priors_are_evicted(ri
     assert rig.workers.evicted == ["old"] and rig.state(large) == State.RUNNING
 
 
+class Impatient(ScriptedWorkers):
+    """Somebody acts while a round is being planned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act: Callable[[], object] = lambda: None
+
+    def priors(self) -> list[PriorView]:
+        self.act()
+        return super().priors()
+
+
+@pytest.mark.parametrize(("action", "state"), [("cancel", State.CANCELLED), ("pause", State.PAUSED)])
+def test_what_can_never_fit_may_be_cancelled_while_its_refusal_is_planned(tmp_path: Path, action: str, state: State):
+    rig = Rig(tmp_path / "state", make_workers=Impatient)
+    (too_large,) = rig.submit(submission(1, memory_bytes=50 * GB))
+    rig.workers.act = lambda: getattr(rig.ledger.jobs, action)(too_large)
+    rig.tick()
+    assert rig.state(too_large) == state and not rig.ledger.jobs.get(too_large).is_dead_letter
+    rig.ledger.close()
+
+
 def test_closing_queues_what_runs_and_starts_nothing(rig: Rig, one: int):
     rig.controller.close()
     (later,) = rig.submit(submission(2))
