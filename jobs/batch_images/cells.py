@@ -31,6 +31,8 @@ SETTINGS = (
 )
 """Columns that set something for their row; an empty cell leaves the job's own value. The others are kept as they are."""
 ALIASES = {"steps": "num_steps"}
+WHOLE_LIMIT = 2**64
+SHOWN_CHARACTERS = 60
 
 Cause = Literal["unreadable", "prompt", "setting", "initial image", "prior"]
 """Why a row has no picture."""
@@ -111,20 +113,39 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}, but a number was expected.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+        raise InputError(f"{name} is {_shown(value)}, but a number was expected.")
     return value
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-        return int(value)  # not through a float, which would round a large seed
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    number = _number(name, value)
-    if not float(number).is_integer():
-        raise InputError(f"{name} is {value!r}, but a whole number was expected.")
+    number = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            number = int(value)  # not through a float, which would round a large seed
+    if not isinstance(number, int) or isinstance(number, bool):
+        number = _number(name, number)
+        if not float(number).is_integer():
+            raise InputError(f"{name} is {value!r}, but a whole number was expected.")
+    if abs(number) >= WHOLE_LIMIT:
+        raise InputError(f"{name} is {_shown(value)}, but a whole number of at most 64 bits was expected.")
     return int(number)
+
+
+def _is_finite(number: float) -> bool:
+    """An integer may be larger than any float."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    """The value as a message shows it: Python writes out no integers of thousands of digits, and nobody reads them."""
+    if isinstance(value, int) and abs(value) >= WHOLE_LIMIT:
+        return f"a number of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _text(name: str, value: Any) -> str:
@@ -157,6 +178,6 @@ def _check_size(value: Any, info: PriorInfo) -> None:
         wanted = set()
     if wanted != {info.image_size} or len(sides) > 2:
         raise InputError(
-            f"size is {value!r}, but the prior {info.name!r} draws {info.image_size}x{info.image_size}; leave the cell empty "
-            "or use a prior of that size."
+            f"size is {_shown(value)}, but the prior {info.name!r} draws {info.image_size}x{info.image_size}; leave the cell "
+            "empty or use a prior of that size."
         )
