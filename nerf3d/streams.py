@@ -14,7 +14,10 @@ _GLOBAL_GENERATOR = threading.Lock()
 
 
 def stream_seed(seed: int, *keys: int | str) -> int:
-    """A 63-bit integer that depends on every key, stable across processes and versions."""
+    """A 63-bit integer that depends on every key, stable across processes and versions.
+
+    torch's CPU generator (Mersenne Twister) keeps the lower 32 bits of it, its CUDA generator (Philox) all of them.
+    """
     digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -33,7 +36,11 @@ def global_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
     """
     device = torch.device(device)
     with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # torch.manual_seed would reseed every other CUDA device too, for good.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield
 
 
