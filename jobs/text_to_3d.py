@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from nerf3d.fields import Field
 from nerf3d.fit import FitConfig, FitProgress, FitResult, fit
 from nerf3d.guide import GuideReply
 from nerf3d.mesh import Mesh, MeshError, extract_mesh
+from nerf3d.rendering import build_cuda_kernels, needs_compiling
 from nerf3d.view_words import view_phrase
 
 __all__ = ["PriorGuide", "TextTo3DResult", "text_to_3d", "view_prompts"]
@@ -147,7 +148,7 @@ def text_to_3d(
     Raises:
         CollapsedError: the fit or the mesh came to nothing.
         PriorFailed: the prior stopped answering.
-        JobFailed: the checkpoint does not belong to this spec.
+        JobFailed: the checkpoint does not belong to this spec, or the device lacks what the renderer needs.
     """
     seconds: dict[str, float] = {}
     begin = clock()
@@ -157,6 +158,7 @@ def text_to_3d(
     fit_config, note = _shown_at_the_priors_size(spec.fit, info)
     if note is not None:
         yield note
+    yield from _compile_kernels(spec, device)
     yield Progress(stage="prepare", step=1, total=1)
     seconds["prepare"] = clock() - begin
 
@@ -179,6 +181,17 @@ def text_to_3d(
         text = "The object reaches the walls of the scene box and may be cut off there; try another seed."
         yield Message(text=text, level="warning")
     return result
+
+
+def _compile_kernels(spec: TextTo3DSpec, device: torch.device | str) -> Iterator[Event]:
+    """Where the renderer has to compile something first: says so, and does it before a step's time is taken."""
+    if not needs_compiling(device):
+        return
+    yield Message(text="Compiling nerfacc's CUDA kernels, once for this environment; it takes some minutes.")
+    try:
+        build_cuda_kernels()
+    except Nerf3DError as error:
+        raise JobFailed(str(error), job=spec.name) from error
 
 
 def _fit(

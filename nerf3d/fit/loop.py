@@ -26,7 +26,7 @@ from nerf3d.fit.config import FitConfig
 from nerf3d.fit.scene import Scene, draw_scene, object_colours
 from nerf3d.fit.state import FitState
 from nerf3d.guide import Guide, GuideReply, PromptGuide
-from nerf3d.rendering import Occupancy, RenderOutput, render
+from nerf3d.rendering import Occupancy, RenderOutput, build_cuda_kernels, render
 from nerf3d.streams import stream
 
 
@@ -64,8 +64,11 @@ def fit(
     """Optimises a field from a blob, or goes on from `state` (a FitState or its state_dict()).
 
     Yields after every step; returns the result. Raises FitCollapsed when nothing is left, when everything is full, or
-    when a number is not finite, and StateMismatch for a state of another seed or configuration.
+    when a number is not finite, StateMismatch for a state of another seed or configuration, and BackendUnavailable where
+    nerfacc's kernels cannot be built.
     """
+    if torch.device(device).type == "cuda":
+        build_cuda_kernels()  # minutes the first time, which no step shall be charged with
     if not isinstance(state, FitState):
         saved, state = state, FitState.create(config, seed=seed, device=device)
         if saved is not None:

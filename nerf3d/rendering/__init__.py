@@ -1,6 +1,7 @@
 """From a field to pictures: occupancy, volume rendering, shading, background."""
 
 from nerf3d.rendering.background import sample_backgrounds
+from nerf3d.rendering.nerfacc_backend import build_cuda_kernels, needs_compiling
 from nerf3d.rendering.occupancy import Occupancy
 from nerf3d.rendering.shading import SHADINGS, Lights, Shading, headlights, sample_lights
 from nerf3d.rendering.volume import RaySamples, RenderOutput, render, render_views
@@ -12,7 +13,9 @@ __all__ = [
     "RaySamples",
     "RenderOutput",
     "Shading",
+    "build_cuda_kernels",
     "headlights",
+    "needs_compiling",
     "render",
     "render_views",
     "sample_backgrounds",

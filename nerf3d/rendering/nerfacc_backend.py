@@ -96,8 +96,15 @@ def march(
         )
 
 
+def needs_compiling(device: torch.device | str) -> bool:
+    """Whether a render on `device` would first compile nerfacc's kernels, which takes minutes."""
+    if torch.device(device).type != "cuda" or "nerfacc.csrc" in sys.modules:
+        return False
+    return not (_extensions_folder() / "nerfacc_cuda" / "nerfacc_cuda.so").exists()
+
+
 def build_cuda_kernels() -> None:
-    """Compiles nerfacc's kernels once per environment, or loads them; call it before workers start.
+    """Compiles nerfacc's kernels once per environment, or loads them; called before the first step of a fit.
 
     nerfacc's own builder deletes an empty build folder, which processes that start together trip over, and fails in C++20.
     So they are built here, behind a file lock, in a folder of this environment (TORCH_EXTENSIONS_DIR if that is set),
@@ -116,7 +123,9 @@ def build_cuda_kernels() -> None:
     forced = ["-O3", "-include", str(header)]
     with open(folder.parent / "nerfacc_cuda.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not header.exists():
+        # torch's own lock outlives a builder that was killed, and torch would wait for it for ever; under ours it is stale.
+        (folder / "lock").unlink(missing_ok=True)
+        if not header.exists() or header.read_text() != _LERP_FIX:  # a new time of change would build everything anew
             header.write_text(_LERP_FIX)
         try:
             nerfacc.csrc = cpp_extension.load(

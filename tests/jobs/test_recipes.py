@@ -16,6 +16,7 @@ from jobs.prior_client import DistillationQuery, DrawRequest
 from jobs.specs import MESH_METRICS, ImagesSpec, TextTo3DSpec
 from jobs.text_to_3d import PriorGuide, TextTo3DResult, text_to_3d, view_prompts
 from nerf3d.cameras import Cameras
+from nerf3d.errors import BackendUnavailable
 from nerf3d.mesh import Mesh
 from orchestrator.prior_service import LocalPrior
 from tests.fakes import FAST_FIT, FAST_MESH, FakePrior
@@ -74,6 +75,28 @@ def test_a_mesh_that_is_cut_off_by_the_scene_box_is_reported(half_width, reaches
     faces = np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
     mesh = Mesh(corners, faces, corners / np.linalg.norm(corners, axis=1, keepdims=True), np.ones((4, 3)))
     assert TextTo3DResult(mesh, None, {}).metrics()["reaches_bounds"] is reaches
+
+
+def test_kernels_are_compiled_and_announced_before_the_first_step(prior, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("jobs.text_to_3d.needs_compiling", lambda device: not compiled)
+    monkeypatch.setattr("jobs.text_to_3d.build_cuda_kernels", lambda: compiled.append(True))
+    for event in text_to_3d(SPEC, prior):
+        if isinstance(event, Message) and "Compiling" in event.text:
+            assert not compiled
+        if isinstance(event, Progress) and event.stage == "fit":
+            break
+    assert compiled == [True]
+
+
+def test_kernels_that_do_not_build_fail_the_job(prior, monkeypatch):
+    def build():
+        raise BackendUnavailable("there is no nvcc")
+
+    monkeypatch.setattr("jobs.text_to_3d.needs_compiling", lambda device: True)
+    monkeypatch.setattr("jobs.text_to_3d.build_cuda_kernels", build)
+    with pytest.raises(JobFailed, match="no nvcc"):
+        exhaust(text_to_3d(SPEC, prior))
 
 
 def test_a_checkpoint_of_another_seed_is_refused(prior, undisturbed):

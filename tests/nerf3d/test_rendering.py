@@ -1,15 +1,19 @@
 """The renderer against a plain torch twin, analytic balls and the toybox."""
 
 import dataclasses
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
+import nerfacc
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils import cpp_extension
 
 from nerf3d.cameras import Cameras
 from nerf3d.fields import DensePyramid, FieldConfig, HashGrid
-from nerf3d.rendering import Lights, Occupancy, headlights, nerfacc_backend, render, render_views
+from nerf3d.rendering import Lights, Occupancy, headlights, needs_compiling, nerfacc_backend, render, render_views
 from nerf3d.rendering.background import sample_backgrounds
 from nerf3d.rendering.shading import sample_lights, shade
 from nerf3d.rendering.volume import ray_interval
@@ -174,6 +178,15 @@ def test_occupancy_refresh_is_pure_and_leaves_the_global_generator_alone():
     assert torch.equal(*grids) and torch.equal(before, torch.get_rng_state())
 
 
+def test_draws_from_the_cpus_global_generator_leave_every_cuda_generator_alone(monkeypatch):
+    def reseeds_all(seed):
+        raise AssertionError("torch.manual_seed also reseeds every CUDA device, which nothing puts back")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeds_all)
+    Occupancy(4).refresh(random_field().density, seed=0, step=0)
+    HashGrid(FieldConfig(kind="hash_grid", num_levels=2))
+
+
 def test_threads_that_refresh_and_begin_side_by_side_draw_what_each_would_alone():
     def drawn(seed: int) -> list[torch.Tensor]:
         occupancy = Occupancy(resolution=16)
@@ -255,6 +268,33 @@ def test_traversal_refuses_rays_that_are_not_on_a_cuda_device():
         nerfacc_backend.march(
             Occupancy(4).estimator, torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1), torch.ones(1), step_size=0.1
         )
+
+
+def test_a_killed_build_of_the_cuda_kernels_does_not_stop_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.delattr(nerfacc, "csrc", raising=False)
+    monkeypatch.setitem(sys.modules, "nerfacc.csrc", None)
+    torchs_lock, header = tmp_path / "nerfacc_cuda" / "lock", tmp_path / "nerfacc_cuda" / "lerp_fix.h"
+    torchs_lock.parent.mkdir()
+    torchs_lock.touch()
+    header.touch()  # killed while it was written
+
+    def load(name, **_):
+        assert not torchs_lock.exists() and "nerfacc_lerp" in header.read_text()
+        return ModuleType(name)
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    nerfacc_backend.build_cuda_kernels()
+    assert sys.modules["nerfacc.csrc"] is nerfacc.csrc and nerfacc.csrc.__name__ == "nerfacc_cuda"
+
+
+def test_kernels_need_compiling_on_cuda_until_they_are_built(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nerfacc.csrc", raising=False)
+    assert not needs_compiling("cpu") and needs_compiling("cuda") and needs_compiling(torch.device("cuda", 1))
+    (tmp_path / "nerfacc_cuda").mkdir()
+    (tmp_path / "nerfacc_cuda" / "nerfacc_cuda.so").touch()
+    assert not needs_compiling("cuda")
 
 
 @pytest.mark.requires_cuda
