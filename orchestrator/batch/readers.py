@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -23,6 +24,7 @@ __all__ = ["READERS", "Record", "read_header", "read_records"]
 
 MAX_LINE_BYTES = 1024**2
 DELIMITERS = (",", ";", "\t")
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,27 @@ def _read_jsonl(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
             continue
         try:
             values = json.loads(line)
+            row = _plain_row(values) if isinstance(values, dict) else None
+            half = _half_character(line, values)
         except (ValueError, RecursionError) as error:
             yield Record(problem=f"the line is not JSON ({error})", line=number)
             continue
-        if not isinstance(values, dict):
+        if half is not None:
+            yield Record(problem=f"the line holds half a character ({half})", line=number)
+        elif row is None:
             yield Record(problem=f"the line is {line.strip()[:60]!r}, but a JSON object was expected", line=number)
-            continue
-        yield Record(_plain_row(values), line=number)
+        else:
+            yield Record(row, line=number)
+
+
+def _half_character(line: str, values: Any) -> str | None:
+    """A surrogate without its partner, as JSON can write it and UTF-8 cannot: what would stop every file that it comes to."""
+    if SURROGATE.search(line) is not None:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return rf"\u{ord(error.object[error.start]):04x}"
+    return None
 
 
 def _read_csv(file: IO[bytes], prompt_column: str) -> Iterator[Record]:

@@ -142,6 +142,21 @@ def test_a_finished_job_has_nothing_to_do(finished, table):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_half_a_character_in_a_row_leaves_the_others_their_pictures(tmp_path, output_format):
+    table = write_table(tmp_path / "t.jsonl", 7, prompt={2: "a \ud83d chair"}, note={1: "\U0001f642", 5: "half \udc00"})
+    outcome = run(table, tmp_path / "out", output_format=output_format)
+    assert outcome.report["failures_by_cause"] == {"unreadable": 2} and outcome.report["num_succeeded"] == 5
+    lines = [json.loads(line) for line in (tmp_path / "out" / "_failures.jsonl").read_text().splitlines()]
+    assert [line["message"] for line in lines] == [
+        r"t.jsonl, row 3 (line 3): the line holds half a character (\ud83d).",
+        r"t.jsonl, row 6 (line 6): the line holds half a character (\udc00).",
+    ]
+    found = records(output_format, tmp_path / "out")
+    assert sorted(index for index, (_, png) in found.items() if png) == [0, 1, 3, 4, 6]
+    assert found[1][0]["note"] == "\U0001f642"
+
+
 def test_seeds_and_settings_of_the_job(good_table, tmp_path):
     run(good_table, tmp_path / "out", seed=50, output_format="png", sampler="euler")
     metadata = read_png_metadata(tmp_path / "out" / "00001" / "000000007.png")

@@ -130,6 +130,23 @@ def test_bad_jsonl_rows_do_not_stop_the_others(tmp_path):
     assert rows[-1].line == 6 and table.columns["x"] == "text"
 
 
+def test_half_a_character_or_a_deep_nest_makes_a_row_unreadable_and_a_whole_character_does_not(tmp_path):
+    lines = [
+        r'{"prompt": "a \ud83d chair"}',
+        r'{"prompt": "a", "note": {"deep": ["\uDE42"]}}',
+        r'{"prompt": "b", "\udfff": 1}',
+        r'{"prompt": "c \ud83d\ude42", "note": "\\ud83d"}',
+        '{"prompt": "d", "note": ' + "[" * 700 + "]" * 700 + "}",
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    table, rows = read(tmp_path / "t.jsonl")
+    words = [row.problem for row in rows]
+    assert words[:3] == [rf"the line holds half a character ({half})" for half in (r"\ud83d", r"\ude42", r"\udfff")]
+    assert words[3] is None and rows[3].values == {"prompt": "c \U0001f642", "note": r"\ud83d"}
+    assert words[4] is not None and "maximum recursion depth" in words[4]
+    assert list(table.columns) == ["prompt", "note"]
+
+
 def test_parquet_values_become_json_values(tmp_path):
     row = {
         "prompt": "a",
