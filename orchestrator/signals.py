@@ -5,30 +5,49 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["signals_deferred", "stop_signals_interrupt"]
+__all__ = ["forget_stop_signal", "last_stop_signal", "signals_deferred", "stop_signals_interrupt"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_FOR_IMPORTS = 10.0
+SECONDS_BETWEEN_TRIES = 0.05
+
+_last: int | None = None
+
+
+def last_stop_signal() -> int | None:
+    """The stop signal that came last in a block of this module, whatever became of its interrupt; None if none came.
+
+    A library may turn the interrupt into an error of its own, which says nothing of a signal.
+    """
+    return _last
+
+
+def forget_stop_signal() -> None:
+    """A command begins: what came before was not for it."""
+    global _last
+    _last = None
 
 
 @contextlib.contextmanager
 def stop_signals_interrupt() -> Iterator[None]:
-    """Inside the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
+    """Inside the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does; both wait for the end of an import."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS if _can_be_handled(number)}
+    interrupter = _Interrupter()
+    before = {number: signal.signal(number, interrupter) for number in STOP_SIGNALS if _can_be_handled(number)}
     try:
         yield
     finally:
+        is_due = interrupter.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+    if is_due:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -46,8 +65,66 @@ def signals_deferred() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if noted:
+            _note(noted[-1])
     if noted:
         raise KeyboardInterrupt
+
+
+class _Interrupter:
+    """A signal handler that raises KeyboardInterrupt, but not in the middle of an import.
+
+    There the interrupt would surface as whatever the imported library makes of it, and leave a module half imported. So an
+    alarm sends the signal again until no import is under way, or one has taken too long.
+    """
+
+    def __init__(self) -> None:
+        self._first_at: float | None = None
+        self._is_waiting = False
+        self._handler_before: signal._HANDLER = None
+        self._has_alarm = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        _note(number)
+        now = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
+        if _is_importing(frame) and now - self._first_at < SECONDS_FOR_IMPORTS:
+            self._send_again(number)
+            return
+        self._first_at = None
+        raise KeyboardInterrupt
+
+    def close(self) -> bool:
+        """End the alarm; whether a signal still waits for an import."""
+        if self._has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._handler_before)
+        return self._is_waiting
+
+    def _send_again(self, number: int) -> None:
+        def again(_: int, frame: FrameType | None) -> None:
+            self._is_waiting = False
+            signal.raise_signal(number)  # by then it may be `signals_deferred` that has it
+
+        before = signal.signal(signal.SIGALRM, again)
+        if not self._has_alarm:
+            self._handler_before, self._has_alarm = before, True
+        self._is_waiting = True
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_BETWEEN_TRIES)
+
+
+def _note(number: int) -> None:
+    global _last
+    _last = number
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _can_be_handled(number: int) -> bool:

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError, UnexpectedError
+from orchestrator import signals
 from orchestrator.cli import (
     common,
     doctor,
@@ -102,6 +103,7 @@ def _run(given: list[str]) -> int:
     given = [argument for argument in given if argument != "--debug"]
     as_json = "--json" in given
     common.set_run_folder(None)
+    signals.forget_stop_signal()
     try:
         _refuse_empty_options(given)
         result = typer.main.get_command(app).main(given, prog_name="dreamkiln", standalone_mode=False)
@@ -139,6 +141,8 @@ def _explained(error: Exception, given: Sequence[str] = ()) -> DreamKilnError:
         where = f" that holds {error.filename}" if error.filename else ""
         return OutputError(f"The disk{where} is full; free some space and repeat the same command to continue.")
     what = _first_line(error) if isinstance(error, UnexpectedError) else f"{type(error).__name__}: {_first_line(error)}"
+    if signals.last_stop_signal() is not None:  # a library has made something else of the interrupt
+        return Interrupted(f"Stopped. What was interrupted said {what}; the details are in {_write_log(error)}.")
     return DreamKilnError(f"Something unexpected went wrong ({what}); the details are in {_write_log(error)}.")
 
 

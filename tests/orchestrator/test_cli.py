@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import DreamKilnError, UnexpectedError
+from jobs.errors import DreamKilnError, InputError, UnexpectedError
 from orchestrator.cli import common
 from orchestrator.cli.main import main
+from orchestrator.signals import stop_signals_interrupt
 from tests.fakes import FAST_OVERRIDES
 from tests.orchestrator.conftest import COMMAND, command_environment
 
@@ -165,6 +167,40 @@ def test_ctrl_c_before_the_job_has_begun(capsys, monkeypatch):
     assert main(["images", "a chair", "--json"]) == 130
     captured = capsys.readouterr()
     assert captured.err == "dreamkiln: Stopped.\n" and json.loads(captured.out)["exit_code"] == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_library_makes_of_an_interrupt_is_the_interrupt(capsys, monkeypatch, number):
+    def swallows(*_: object, **__: object) -> None:
+        with stop_signals_interrupt():
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                raise RuntimeError("half imported") from None
+
+    monkeypatch.setattr(common, "run_job", swallows)
+    assert main(["images", "a chair", "--json"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err.startswith("dreamkiln: Stopped. What was interrupted said RuntimeError: half imported; the details")
+    assert json.loads(captured.out)["exit_code"] == 130
+
+
+@pytest.mark.parametrize("error", [InputError("the honest end"), RuntimeError("a mistake")])
+def test_an_interrupt_of_before_does_not_explain_an_error(capsys, monkeypatch, error):
+    def first(*_: object, **__: object) -> None:
+        with stop_signals_interrupt(), contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        if isinstance(error, InputError):
+            raise error  # on purpose, after the signal
+
+    def second(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(common, "run_job", first)
+    assert main(["images", "a chair"]) == (2 if isinstance(error, InputError) else 0)
+    monkeypatch.setattr(common, "run_job", second)
+    assert main(["images", "a chair"]) == (2 if isinstance(error, InputError) else 1)
+    assert str(error) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
