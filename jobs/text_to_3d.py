@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,26 +26,31 @@ from jobs.specs import TextTo3DSpec
 from jobs.vocabulary import warn_of_unknown_words
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, Nerf3DError
-from nerf3d.fields import Field
+from nerf3d.fields import Field, FieldConfig
 from nerf3d.fit import FitConfig, FitProgress, FitResult, fit
 from nerf3d.guide import GuideReply
 from nerf3d.mesh import Mesh, MeshError, extract_mesh
 from nerf3d.rendering import build_cuda_kernels, needs_compiling
 from nerf3d.view_words import view_phrase
 
-__all__ = ["PriorGuide", "TextTo3DResult", "text_to_3d", "view_prompts"]
+__all__ = ["PriorGuide", "TextTo3DResult", "reaches_edge", "text_to_3d", "view_prompts"]
 
 
-REACH = 0.98
+REACH = 0.97
+"""Share of the field's radius. A surface that is cut off there comes out at 0.98 to 1.02 of it."""
 
 
 @dataclass(frozen=True)
 class TextTo3DResult:
-    """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage."""
+    """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage.
+
+    reaches_bounds: the surface comes to the edge of the field's sphere, where it may be cut off.
+    """
 
     mesh: Mesh
     field: Field | None
     seconds: dict[str, float]
+    reaches_bounds: bool
 
     def metrics(self) -> dict[str, float | int | bool]:
         """Figures of the mesh for the manifest."""
@@ -57,11 +63,6 @@ class TextTo3DResult:
             "volume": round(mesh.volume, 6),
             "reaches_bounds": self.reaches_bounds,
         }
-
-    @property
-    def reaches_bounds(self) -> bool:
-        """Whether the surface comes to the walls of the scene box [-1, 1]^3, where it may be cut off."""
-        return bool(abs(self.mesh.vertices).max() > REACH)
 
 
 @dataclass(frozen=True)
@@ -176,11 +177,16 @@ def text_to_3d(
         raise CollapsedError(str(error), kind=type(error).__name__, step=fit_config.num_steps, job=spec.name) from error
     yield Progress(stage="mesh", step=1, total=1)
     seconds["mesh"] = clock() - begin
-    result = TextTo3DResult(mesh, fitted.field, seconds)
+    result = TextTo3DResult(mesh, fitted.field, seconds, reaches_edge(mesh, fitted.config.field))
     if result.reaches_bounds:
-        text = "The object reaches the walls of the scene box and may be cut off there; try another seed."
+        text = "The object reaches the edge of the scene and may be cut off there; try another seed."
         yield Message(text=text, level="warning")
     return result
+
+
+def reaches_edge(mesh: Mesh, field: FieldConfig) -> bool:
+    """Whether an extracted mesh, still in the scene's metres, comes to the edge of the sphere outside which no density is."""
+    return bool(np.linalg.norm(mesh.vertices, axis=1).max() > REACH * field.radius)
 
 
 def _compile_kernels(spec: TextTo3DSpec, device: torch.device | str) -> Iterator[Event]:

@@ -14,10 +14,11 @@ from jobs.images import chunks, images
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, DrawRequest
 from jobs.specs import MESH_METRICS, ImagesSpec, TextTo3DSpec
-from jobs.text_to_3d import PriorGuide, TextTo3DResult, text_to_3d, view_prompts
+from jobs.text_to_3d import PriorGuide, reaches_edge, text_to_3d, view_prompts
 from nerf3d.cameras import Cameras
 from nerf3d.errors import BackendUnavailable
-from nerf3d.mesh import Mesh
+from nerf3d.fields import FieldConfig
+from nerf3d.mesh import MeshConfig, extract_mesh
 from orchestrator.prior_service import LocalPrior
 from tests.fakes import FAST_FIT, FAST_MESH, FakePrior
 
@@ -69,12 +70,41 @@ def test_a_resumed_fit_ends_with_the_same_mesh(prior, undisturbed, step):
     assert_same_mesh(result.mesh, resumed.mesh)
 
 
-@pytest.mark.parametrize(("half_width", "reaches"), [(0.7, False), (0.999, True)])
-def test_a_mesh_that_is_cut_off_by_the_scene_box_is_reported(half_width, reaches):
-    corners = half_width * np.array([[-1, -1, -1], [1, -1, 1], [-1, 1, 1], [1, 1, -1]], dtype="f4")
-    faces = np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
-    mesh = Mesh(corners, faces, corners / np.linalg.norm(corners, axis=1, keepdims=True), np.ones((4, 3)))
-    assert TextTo3DResult(mesh, None, {}).metrics()["reaches_bounds"] is reaches
+@dataclasses.dataclass
+class SolidBall:
+    """A ball of even density around (centre, 0, 0), as far as the sphere of the default field goes."""
+
+    radius: float
+    centre: float
+    value: float
+
+    def density(self, points):
+        inside = (points - torch.tensor([self.centre, 0, 0])).norm(dim=-1) < self.radius
+        return self.value * (inside & (points.norm(dim=-1) < FieldConfig().radius)).float()
+
+    def colour(self, points):
+        return torch.full_like(points, 0.5)
+
+
+@pytest.mark.parametrize("value", [20.0, 3000.0])
+@pytest.mark.parametrize(
+    ("radius", "centre", "reaches"), [(0.6, 0.0, False), (0.8, 0.0, False), (2.0, 0.0, True), (0.3, 0.8, True)]
+)
+def test_a_surface_that_the_edge_of_the_scene_cuts_off_is_told_from_one_within(radius, centre, reaches, value):
+    mesh = extract_mesh(SolidBall(radius, centre, value), MeshConfig(resolution=96))
+    assert reaches_edge(mesh, FieldConfig()) is reaches
+
+
+@pytest.mark.parametrize(("density_bias", "reaches"), [(-5.2, False), (2.0, True)])
+def test_an_object_at_the_edge_of_the_scene_is_reported(prior, density_bias, reaches):
+    field = FieldConfig(resolutions=(8, 16), density_bias=density_bias)
+    fit = dataclasses.replace(SPEC.fit, num_steps=1, field=field)
+    spec = dataclasses.replace(SPEC, fit=fit, mesh=MeshConfig(resolution=64))
+    events, result = exhaust(text_to_3d(spec, prior))
+    assert result.metrics()["reaches_bounds"] is reaches
+    assert [event.level for event in events if isinstance(event, Message) and "edge of the scene" in event.text] == (
+        ["warning"] if reaches else []
+    )
 
 
 def test_kernels_are_compiled_and_announced_before_the_first_step(prior, monkeypatch):
