@@ -44,7 +44,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Enough to go on from `step` with a bit-equal result.
+    """Enough to go on from `step` with a bit-equal result (on CUDA: up to rounding).
 
     Args:
         step: optimisation steps that the state has behind it.

@@ -1,7 +1,7 @@
 """What a job is: frozen, validated, written as JSON and read back, and known by its fingerprint.
 
 A spec holds what shapes the result and nothing else: not where the files go, nor on which machine it runs. Two specs
-with one fingerprint give the same pictures and the same mesh (on one machine, with one prior).
+with one fingerprint give the same pictures and the same mesh (on one machine, with one prior; on CUDA up to rounding).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class TextTo3DSpec(_Spec):
         prompt: the sentence, 1 to 2,000 characters.
         seed: every random number of the job follows from it; 0 to 2^63 - 1.
         prior: "toybox" or the folder of another prior.
-        strict: the mesh is the same to the last bit whatever else the shared prior is asked meanwhile, which costs speed.
-            Otherwise a prior that serves several jobs at once shows in the last bits of its answers.
+        strict: on a CPU the mesh is the same to the last bit whatever else the shared prior is asked meanwhile, which costs
+            speed. Otherwise a prior that serves several jobs at once shows in the last bits of its answers.
         formats: mesh files to write, among `MESH_FORMATS`; they do not change the mesh, so not the fingerprint either.
         fit, distillation, mesh: the settings of the three packages that do the work.
 

@@ -144,7 +144,8 @@ def text_to_3d(
     """Fit and cut; yields progress after every step and a checkpoint every `checkpoint_every` steps and at the end.
 
     Args:
-        checkpoint: where an earlier attempt at the same spec got to; the mesh comes out the same, bit by bit.
+        checkpoint: where an earlier attempt at the same spec got to; the mesh comes out the same, bit by bit on a
+            CPU, up to rounding in each step on CUDA.
 
     Raises:
         CollapsedError: the fit or the mesh came to nothing.

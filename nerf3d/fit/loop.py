@@ -2,7 +2,8 @@
 
 DreamFusion's loop (Poole et al. 2022, section 3): draw cameras, lights and backgrounds; render; ask the guide; descend.
 All randomness of step k comes from (seed, k) and the optimiser's moments are part of the state, so a fit that was stopped
-after step k and continued equals, bit by bit, one that never stopped (same machine, same number of threads).
+after step k and continued equals one that never stopped: on a CPU bit by bit (same machine, same number of threads), on
+CUDA up to rounding, because sums there add in an order that changes from run to run, and later steps amplify that.
 """
 
 from __future__ import annotations
