@@ -509,11 +509,20 @@ def environment_of_ray() -> Iterator[None]:
     before = dict(os.environ)
     os.environ |= {**OWN_RAY, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [before.get("PYTHONPATH")])])
+    _forget_rays_token()
     try:
         yield
     finally:
         os.environ.clear()
         os.environ |= before
+        _forget_rays_token()
+
+
+def _forget_rays_token() -> None:
+    """Ray reads its token once a process; another Ray may have run in this one before."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 if __name__ == "__main__":
