@@ -77,7 +77,7 @@ class CollapsedError(JobFailed):
 
     Args:
         message: one sentence for the user.
-        kind: "empty", "full" or "nan".
+        kind: "empty", "full" or "not_finite" for a fit, "empty_mesh" or "broken_field" for its mesh.
         step: optimisation step at which it was seen.
         job: fingerprint or name of the job, when known.
     """

@@ -175,7 +175,7 @@ def text_to_3d(
     try:
         mesh = extract_mesh(fitted.field, spec.mesh, device=device)
     except MeshError as error:
-        raise CollapsedError(str(error), kind=type(error).__name__, step=fit_config.num_steps, job=spec.name) from error
+        raise CollapsedError(str(error), kind=error.kind, step=fit_config.num_steps, job=spec.name) from error
     yield Progress(stage="mesh", step=1, total=1)
     seconds["mesh"] = clock() - begin
     result = TextTo3DResult(mesh, fitted.field, seconds, reaches_edge(mesh, fitted.config.field))

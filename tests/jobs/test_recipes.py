@@ -156,7 +156,7 @@ def test_an_empty_field_is_a_collapse(prior):
     spec = dataclasses.replace(SPEC, fit=dataclasses.replace(SPEC.fit, field=field, num_steps=1))
     with pytest.raises(CollapsedError) as caught:
         exhaust(text_to_3d(spec, prior))
-    assert caught.value.job == spec.name
+    assert caught.value.job == spec.name and caught.value.kind == "empty_mesh"
 
 
 def test_the_guide_is_a_pure_function_of_the_step(prior):
