@@ -23,8 +23,9 @@ class DensePyramid(Field):
     start: Tensor
     distance: Tensor
 
-    def __init__(self, config: FieldConfig):
+    def __init__(self, config: FieldConfig, *, seed: int = 0):
         super().__init__()
+        del seed  # it starts from zeros
         self.config = config
         sides = sorted(config.resolutions)
         self.density_grids = nn.ParameterList([nn.Parameter(torch.zeros(1, 1, s, s, s)) for s in sides])

@@ -33,7 +33,7 @@ class FitState:
     @classmethod
     def create(cls, config: FitConfig, *, seed: int, device: torch.device | str = "cpu") -> FitState:
         """The state before the first step."""
-        field = make_field(config.field).to(device)
+        field = make_field(config.field, seed=seed).to(device)
         step_size = 2 * config.field.radius / config.num_samples
         occupancy = Occupancy(config.occupancy_resolution, threshold=config.occupancy_threshold, step_size=step_size).to(device)
         groups = [

@@ -132,6 +132,14 @@ def test_two_fits_are_bit_equal_and_another_seed_differs():
     assert any(not torch.equal(fields[0][k], fields[2][k]) for k in fields[0])
 
 
+@pytest.mark.parametrize(("kind", "follows"), [("dense_pyramid", False), ("hash_grid", True)])
+def test_a_fields_first_weights_follow_the_seed_where_they_are_random(kind, follows):
+    config = dataclasses.replace(TINY, field=dataclasses.replace(TINY.field, kind=kind, num_levels=2))
+    first, again, other = (list(FitState.create(config, seed=seed).field.parameters()) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True)) is not follows
+
+
 def test_a_saved_state_is_a_copy_of_plain_tensors():
     steps = fit(TINY, ball_guide(TINY), seed=0)
     saved = next(steps).state.state_dict()
