@@ -49,7 +49,7 @@ def check_prompt(prompt: str, *, name: str = "prompt", allow_empty: bool = False
 def slug(prompt: str, *, num_characters: int = 40) -> str:
     """A safe file name for any prompt: lower-case ASCII letters, digits and dashes, never empty, never a path.
 
-    Different prompts may share a slug, so names also carry a hash; see `hash8`.
+    Different prompts may share a slug, so names also carry a hash (`jobs.specs`).
     """
     ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = "".join(c if c.isalnum() else " " for c in ascii_text).split()

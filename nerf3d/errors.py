@@ -41,7 +41,7 @@ class FitCollapsed(Nerf3DError):
 
 
 class StateMismatch(Nerf3DError, ValueError):
-    """A saved fit state does not belong to this configuration or seed."""
+    """A saved fit state is of another seed, or its tensors do not fit this configuration."""
 
 
 class BackendUnavailable(Nerf3DError, RuntimeError):

@@ -65,8 +65,8 @@ def fit(
     """Optimises a field from a blob, or goes on from `state` (a FitState or its state_dict()).
 
     Yields after every step; returns the result. Raises FitCollapsed when nothing is left, when everything is full, or
-    when a number is not finite, StateMismatch for a state of another seed or configuration, and BackendUnavailable where
-    nerfacc's kernels cannot be built.
+    when a number is not finite, StateMismatch for a state of another seed or with tensors of other shapes, and
+    BackendUnavailable where nerfacc's kernels cannot be built.
     """
     if torch.device(device).type == "cuda":
         build_cuda_kernels()  # minutes the first time, which no step shall be charged with

@@ -114,7 +114,8 @@ def density_grid(field: DensityField, resolution: int, *, device: torch.device |
 
 
 def smooth_levels(grid: np.ndarray, smoothing: float) -> np.ndarray:
-    """log(1 + density) after a Gaussian of `smoothing` voxels; the box's walls mirror, so they do not thin a solid.
+    """log(1 + density) after a Gaussian of `smoothing` voxels; values at the box's walls go on beyond them, so that a solid
+    there does not get thin.
 
     The logarithm keeps a few very dense voxels from swallowing their surroundings.
     """

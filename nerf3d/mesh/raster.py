@@ -37,12 +37,13 @@ def draw_mesh(
 ) -> tuple[Tensor, Tensor]:
     """The mesh from V cameras: rgb (V, 3, size, size) in [0, 1] over the background, and alpha (V, 1, size, size).
 
-    Takes the same arguments and gives the same picture as `nerf3d.toybox.render.render_object`:
+    With the same `light`, the picture that `nerf3d.toybox.render.render_object` draws of the object:
     colour = albedo * (ambient + (1 - ambient) * max(0, n . l)), drawn with supersample^2 rays a pixel. Faces seen from
     behind are not drawn, as in a game engine, so an inside-out mesh looks wrong here too. No gradients flow.
 
     shading: "lambert"; "albedo" (unlit vertex colours); "textureless" (white, lit); "normal" (n / 2 + 1 / 2).
-    light: a world direction toward the light; without it each view is lit from above its own camera.
+    light: a world direction toward the light; without it each view is lit from above its own camera
+    (`render_object`: from above and left of it).
     Raises ValueError for another shading.
     """
     if shading not in SHADINGS:

@@ -33,6 +33,7 @@ def make_estimator(resolution: int, radius: float):
 def refresh_estimator(estimator, density_times_step, *, threshold: float, decay: float, seed: int) -> None:
     """Evaluates every cell at one random point of it and thresholds the decayed maximum (Instant-NGP, appendix C).
 
+    A cell is occupied above `threshold`, or above the mean of all cells where that is lower (nerfacc's rule).
     density_times_step: (N, 3) -> (N,), about the opacity of one sample. nerfacc draws from the global generator: with
     global_stream a refresh is a function of the field and the seed.
     """

@@ -17,7 +17,8 @@ class Occupancy(nn.Module):
 
     Each refresh evaluates one random point of every cell; the occupied cells are then grown by one cell to every side, so
     that a surface which that point missed, or which moves until the next refresh, is not cut.
-    threshold: on density * step_size, about the opacity of one sample. decay: of the running maximum per refresh.
+    threshold: on density * step_size, about the opacity of one sample; the mean over all cells counts where it is lower,
+    as in a nearly empty scene. decay: of the running maximum per refresh.
     step_size: metres between samples. Starts with every cell occupied.
     """
 

@@ -55,6 +55,7 @@ class Parts:
 
 
 def cat(parts: list[Parts]) -> Parts:
+    """All parts of several objects as one, in order; on one device."""
     return Parts(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Parts)))
 
 
