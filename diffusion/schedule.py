@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
+from diffusion.parameterisation import per_row
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -242,15 +243,13 @@ class NoiseSchedule:
         """x_t = alpha_t x_0 + sigma_t eps (2006.11239 eq. 4).
 
         Args:
-            x0, eps: (B, ...) of one shape.
-            t: (B,) timesteps, one a row.
+            x0, eps: (B, ...) of one shape, on one device.
+            t: (B,) timesteps, one a row, on that device or on the CPU.
 
         Returns:
-            (B, ...) in x0's dtype; gradients flow to x0 and eps.
+            (B, ...) in x0's dtype, on its device; gradients flow to x0 and eps.
         """
-        shape = (-1,) + (1,) * (x0.ndim - 1)
-        alpha, sigma = (scale.to(x0.dtype).reshape(shape) for scale in (self.alpha(t), self.sigma(t)))
-        return alpha * x0 + sigma * eps
+        return per_row(self.alpha(t), x0) * x0 + per_row(self.sigma(t), x0) * eps
 
     # -- timesteps ---------------------------------------------------------------------------------------------------
 
