@@ -18,12 +18,12 @@ from jobs.prior_client import PriorClient
 from jobs.vocabulary import warn_of_unknown_words
 from orchestrator.batch import report as reports
 from orchestrator.batch.job_folder import JobFolder, Mode
-from orchestrator.batch.settings import FAILURES
+from orchestrator.batch.settings import FAILURES, SHARD_WORKER_BYTES
 from orchestrator.batch.shard import Committed, ShardJob, ShardTask
 from orchestrator.batch.stores import Store, open_store
 from orchestrator.batch.tables import TableSource
 from orchestrator.batch.urls import absolute
-from orchestrator.batch.workers import Report, Tasks, run_here, run_in_actors
+from orchestrator.batch.workers import Report, Tasks, actor_options, run_here, run_in_actors
 from orchestrator.perform import make_runtime
 from orchestrator.progress_display import Display, SilentDisplay
 from orchestrator.runtimes.base import PriorLoader, resolve_device
@@ -65,6 +65,7 @@ def perform_batch(
     display: Display | None = None,
     load_prior: PriorLoader | None = None,
     shared_prior: PriorClient | None = None,
+    shard_worker_bytes: int = 0,
     is_stopping: Callable[[], bool] = lambda: False,
     on_commit: Callable[[Committed], None] | None = None,
 ) -> BatchOutcome:
@@ -77,6 +78,8 @@ def perform_batch(
         load_prior: what loads the prior; `orchestrator.prior_service.load_prior` by default.
         shared_prior: draws instead of one that is loaded for this job; `runtime` says nothing then. Of several workers
             each is an actor of the Ray that this process belongs to.
+        shard_worker_bytes: memory that each of several workers asks of Ray to find a place; on the cluster that `runtime` names
+            it is `SHARD_WORKER_BYTES`.
         is_stopping: asked before each shard; once it is true no more are begun, and the job is interrupted when those in
             work are committed.
         on_commit: told of each shard that is committed, those of earlier attempts included.
@@ -97,7 +100,17 @@ def perform_batch(
             return BatchOutcome(store.location, "nothing to do", folder.report)
         folder.check_rows(source)
         attempt = _Attempt(
-            spec, source, store, folder, runtime, display, price_per_hour, is_stopping, on_commit, shared_prior is not None
+            spec,
+            source,
+            store,
+            folder,
+            runtime,
+            display,
+            price_per_hour,
+            is_stopping,
+            on_commit,
+            is_prior_shared=shared_prior is not None,
+            shard_worker_bytes=SHARD_WORKER_BYTES if shared_prior is None and runtime.address else shard_worker_bytes,
         )
         try:
             with contextlib.ExitStack() as stack:
@@ -134,6 +147,7 @@ class _Attempt:
     is_stopping: Callable[[], bool]
     on_commit: Callable[[Committed], None] | None
     is_prior_shared: bool
+    shard_worker_bytes: int
     was_stopped: bool = False
     num_done: int = 0
     num_drawn: int = 0
@@ -156,7 +170,8 @@ class _Attempt:
         if num_workers == 1 and (self.runtime.kind == "inline" or self.is_prior_shared):
             reports_of_shards = run_here(job, prior, tasks, self.store)
         else:
-            reports_of_shards = run_in_actors(job, prior, tasks, num_workers=num_workers)
+            options = actor_options(self.shard_worker_bytes)
+            reports_of_shards = run_in_actors(job, prior, tasks, num_workers=num_workers, options=options)
         self._watch(reports_of_shards)
         if self.was_stopped:
             raise KeyboardInterrupt

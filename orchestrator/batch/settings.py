@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from jobs.errors import InputError
 
-__all__ = ["FAILURES", "BatchSettings"]
+__all__ = ["FAILURES", "SHARD_WORKER_BYTES", "BatchSettings"]
 
 FAILURES = "_failures.jsonl"
 """In the job's folder: every row without a picture."""
 MAX_WORKERS = 1024
+SHARD_WORKER_BYTES = 500_000_000
+"""Of each process that draws shards: an estimate, not a measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)

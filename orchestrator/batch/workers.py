@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from orchestrator.metrics.meters import meter_shard
 from orchestrator.runtimes.threads import use_threads
 from orchestrator.shared_disk import require_witness
 
-__all__ = ["run_here", "run_in_actors"]
+__all__ = ["actor_options", "run_here", "run_in_actors"]
 
 MAX_ATTEMPTS = 3
 
@@ -59,8 +59,25 @@ class ShardActor:
             yield Raised(error)
 
 
-def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Tasks, *, num_workers: int) -> Iterator[Report]:
+def actor_options(memory_bytes: int = 0) -> dict[str, Any]:
+    """What an actor asks of Ray. memory_bytes: 0 on one machine, where everything has a place.
+
+    The actors wait for the prior most of the time, and must find a place on a cluster whose cores are all taken by priors and
+    jobs, their own among them: they ask for none. A dead one is replaced here, not by Ray: while Ray restarts an actor, every
+    call to it fails.
+    """
+    return {"num_cpus": 0, **({"memory": memory_bytes} if memory_bytes else {})}
+
+
+def run_in_actors(
+    job: ShardJob, prior: PriorClient, tasks: Tasks, *, num_workers: int, options: Mapping[str, Any]
+) -> Iterator[Report]:
     """Every task in one of `num_workers` actors; the rows of no more tasks than that are held.
+
+    Where not all of them find a place at once, those that have one draw, and make room at the end.
+
+    Args:
+        options: see `actor_options`.
 
     An actor that dies is replaced, and its shard drawn again.
 
@@ -69,9 +86,7 @@ def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Tasks, *, num_worker
     """
     import ray
 
-    # The actors wait for the prior most of the time, and must find a place on a cluster whose cores are all taken by priors and
-    # jobs, their own among them. A dead one is replaced here, not by Ray: while Ray restarts an actor, every call to it fails.
-    kind = ray.remote(ShardActor).options(num_cpus=0)
+    kind = ray.remote(ShardActor).options(**options)
 
     def make() -> Any:
         return kind.remote(job, prior)
@@ -82,6 +97,7 @@ def run_in_actors(job: ShardJob, prior: PriorClient, tasks: Tasks, *, num_worker
         while idle:
             task = next(tasks, None)
             if task is None:
+                idle.clear()  # ends them: a task may wait for an actor that has no place yet
                 break
             if isinstance(task, Committed):
                 yield task

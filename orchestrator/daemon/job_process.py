@@ -36,6 +36,7 @@ class JobProcess:
         prior: the shared prior, wherever it is.
         is_rows_retry: of a batch job that was finished before: draw the rows that have no picture.
         witness: see `orchestrator.shared_disk`; it is looked for before `poll` can be answered.
+        shard_worker_bytes: that each shard worker of a batch job asks of Ray; 0: none.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class JobProcess:
         prior: PriorClient,
         is_rows_retry: bool = False,
         witness: str = "",
+        shard_worker_bytes: int = 0,
     ) -> None:
         self._spec, self._settings, self._out = spec, settings, out
         self._prior = prior
         self._is_rows_retry = is_rows_retry
+        self._shard_worker_bytes = shard_worker_bytes
         self._lock = threading.Lock()
         self._reports: list[Report] = []
         self._shards: list[ShardRecord] = []
@@ -157,6 +160,7 @@ class JobProcess:
             # Told to stop at a checkpoint it ends between two shards, which `is_stopping` sees to.
             display=_ReportDisplay(self, self._stop, lambda progress: progress.stage == "start"),
             shared_prior=self._prior,
+            shard_worker_bytes=self._shard_worker_bytes,
             is_stopping=lambda: self._stop.is_asked,
             on_commit=self.note,
         )

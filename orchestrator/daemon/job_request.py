@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ from jobs.errors import InputError
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import Submission
 from jobs.specs import ImagesSpec, TextTo3DSpec
+from orchestrator.batch.settings import SHARD_WORKER_BYTES
 from orchestrator.batch.urls import is_url
 from orchestrator.daemon.job_settings import JobSettings
 
-__all__ = ["GroupRequest", "JobRequest", "SubmitRequest"]
+__all__ = ["GroupRequest", "JobRequest", "SubmitRequest", "bytes_of_its_own_process"]
 
 # Estimates, not measurements: generous for the toybox prior.
 TEXT_TO_3D_BYTES = 1_500_000_000
 IMAGES_BYTES = 900_000_000
-SHARD_WORKER_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,17 @@ class JobRequest:
         if self.settings.batch is None or self.settings.batch.num_workers == 1:
             return IMAGES_BYTES
         return IMAGES_BYTES + SHARD_WORKER_BYTES * self.settings.batch.num_workers
+
+
+def bytes_of_its_own_process(settings: Mapping[str, Any], memory_bytes: int) -> int:
+    """What a job's actor asks of one node, of the whole that the job needs: the shard workers of a table ask for their part
+    themselves, each where there is room, because all of it together would fit on no node.
+
+    Args:
+        settings, memory_bytes: of the job's row.
+    """
+    num_workers = (settings.get("batch") or {}).get("num_workers", 1)
+    return min(memory_bytes, IMAGES_BYTES) if num_workers > 1 else memory_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

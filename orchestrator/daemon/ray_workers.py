@@ -9,8 +9,10 @@ from typing import Any
 from jobs.events import Message
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
+from orchestrator.batch.settings import SHARD_WORKER_BYTES
 from orchestrator.batch.urls import is_url
 from orchestrator.daemon.job_process import JobProcess
+from orchestrator.daemon.job_request import bytes_of_its_own_process
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed, Report
 from orchestrator.metrics.meters import FitMeter
@@ -83,8 +85,9 @@ class RayWorkers:
         import ray
 
         self._last_used[job.prior] = self._clock()
+        memory_bytes = bytes_of_its_own_process(job.settings, job.memory_bytes)
         options = {
-            **self._placement.job_options(job.memory_bytes),
+            **self._placement.job_options(memory_bytes),
             "max_concurrency": 4,  # `poll` and `stop` must be answered at any time
             "max_restarts": 0,  # a new attempt is the ledger's decision
         }
@@ -93,8 +96,10 @@ class RayWorkers:
         is_rows_retry = bool(job.metrics.get("num_failed"))  # said only by a batch job's end
         settings = self._placement.settings_there(job.settings)
         witness = lay_witness(job.out) if self._options.address and not is_url(job.out) else ""
-        actor = ray.remote(JobProcess).options(**options).remote(job.spec, settings, job.out, prior, is_rows_retry, witness)
-        place = f"{options['num_cpus']:g} cores, {options['num_gpus']:g} GPUs, {job.memory_bytes / 1e9:.1f} GB"
+        shard_worker_bytes = SHARD_WORKER_BYTES if self._placement.is_memory_asked else 0
+        arguments = (job.spec, settings, job.out, prior, is_rows_retry, witness, shard_worker_bytes)
+        actor = ray.remote(JobProcess).options(**options).remote(*arguments)
+        place = f"{options['num_cpus']:g} cores, {options['num_gpus']:g} GPUs, {memory_bytes / 1e9:.1f} GB"
         return RayWorker(actor, prior, witness=witness, place=place if self._options.address else "")
 
     def priors(self) -> Sequence[PriorView]:

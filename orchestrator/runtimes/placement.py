@@ -45,7 +45,7 @@ class Placement:
         device: of torch. job, prior: `num_cpus` and `num_gpus`, as Ray takes them.
         job_threads, prior_threads: of torch in an actor that was not told how many; 0: every core of its node.
         num_jobs: jobs that find a place beside the priors. memory_bytes: of all nodes, as Ray counts it.
-        is_memory_asked: jobs say how much memory they need, so that Ray places them where it is.
+        is_memory_asked: jobs and shard workers say how much memory they need, so that Ray places them where it is.
     """
 
     device: str

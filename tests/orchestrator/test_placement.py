@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.batch_images import BatchImagesSpec, Table, TableFile
 from jobs.errors import InputError
+from orchestrator.batch.settings import SHARD_WORKER_BYTES, BatchSettings
+from orchestrator.batch.workers import actor_options
+from orchestrator.daemon.job_request import JobRequest, bytes_of_its_own_process
+from orchestrator.daemon.job_settings import JobSettings
 from orchestrator.runtimes.placement import ClusterSizes, on_cluster, on_this_machine
 
 HEAD = {"CPU": 0.0, "memory": 4e9}
@@ -50,6 +55,18 @@ def test_a_job_takes_its_threads_from_its_place_and_joins_nothing():
         "export": {"a": 1},
     }
     assert place.settings_there({"runtime": {"num_threads": 1}})["runtime"]["num_threads"] == 1
+
+
+def test_no_actor_of_a_table_with_many_shard_workers_asks_more_than_a_small_node_has():
+    settings = JobSettings(batch=BatchSettings(prompts="s3://bucket/t.csv", num_workers=64))
+    table = Table(files=(TableFile(name="t.csv", num_bytes=1, sha256="0" * 64, num_rows=9),), columns={"prompt": "text"})
+    job = JobRequest(spec=BatchImagesSpec(table=table).to_json(), out="s3://bucket/out", settings=settings).to_submission()
+    assert job.memory_bytes == 900_000_000 + 64 * 500_000_000, "the scheduler counts all of it"
+    place = on_cluster([SMALL])
+    assert place.job_options(bytes_of_its_own_process(job.settings, job.memory_bytes))["memory"] == 900_000_000
+    assert actor_options(SHARD_WORKER_BYTES) == {"num_cpus": 0, "memory": 500_000_000}
+    assert actor_options() == {"num_cpus": 0}
+    assert place.job_options(bytes_of_its_own_process({"batch": None}, 1_500_000_000))["memory"] == 1_500_000_000
 
 
 @pytest.mark.parametrize(

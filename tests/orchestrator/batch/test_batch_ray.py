@@ -13,12 +13,14 @@ import psutil
 import pytest
 from PIL import Image
 
+from orchestrator.batch.perform import perform_batch
 from orchestrator.batch.ray_data import DrawImages
 from orchestrator.prior_service import LocalPrior, load_prior
 from orchestrator.runtimes.ray_runtime import RayRuntime
+from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
 from orchestrator.settings import RuntimeSettings
 from tests.fakes import FakePrior
-from tests.orchestrator.batch.batch_fakes import contents, run, write_table
+from tests.orchestrator.batch.batch_fakes import contents, load_poisoned_prior, run, spec_of, write_table
 
 # ray opens files at interpreter exit and warns in its own modules; that is not ours to mend.
 RAY = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -100,3 +102,25 @@ def _command_line(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+@with_ray
+def test_where_only_one_of_three_workers_finds_room_it_draws_and_makes_room_at_the_end(tmp_path):
+    table = write_table(tmp_path / "t.jsonl", 20)
+    run(table, tmp_path / "inline", load_prior=load_poisoned_prior)
+    start_ray("")
+    try:
+        memory_bytes = int(sum(node["memory"] for node in living_nodes()))
+        spec, source = spec_of(table)
+        outcome = perform_batch(
+            spec,
+            source,
+            out=str(tmp_path / "ray"),
+            runtime=ON_RAY,
+            num_workers=3,
+            shared_prior=LocalPrior(FakePrior()),
+            shard_worker_bytes=int(0.6 * memory_bytes),
+        )
+    finally:
+        stop_ray()
+    assert outcome.report["num_succeeded"] == 20 and contents(tmp_path / "ray") == contents(tmp_path / "inline")
