@@ -153,7 +153,7 @@ def _show(state: FitState, query: FieldQuery, scene: Scene, guide: Guide, index:
         radius=config.field.radius,
         generator=samples,
     )
-    rgb = _enlarged(picture.rgb, config.guide_size)
+    rgb = resized(picture.rgb, config.guide_size)
     question = (rgb.detach().clamp(0, 1), scene.cameras)
     when: dict[str, Any] = {"background": scene.background, "step": step, "num_steps": config.num_steps}
     if config.guide_parts == 1:
@@ -164,11 +164,15 @@ def _show(state: FitState, query: FieldQuery, scene: Scene, guide: Guide, index:
     return Shown(scene, picture, rgb, guide.ask(*question, **when, first_view=first, num_views=config.num_views))
 
 
-def _enlarged(rgb: Tensor, size: int) -> Tensor:
-    """Bilinear to the guide's size; autograd carries the guide's gradient back."""
+def resized(rgb: Tensor, size: int) -> Tensor:
+    """(V, 3, H, W) -> (V, 3, size, size), bilinear; autograd carries the guide's gradient back.
+
+    Shrinking is antialiased: plain interpolation reads four pixels for each new one and would leave most rays unseen.
+    """
     if rgb.shape[-1] == size:
         return rgb
-    return F.interpolate(rgb, size=(size, size), mode="bilinear", align_corners=False)
+    shrinks = rgb.shape[-1] > size
+    return F.interpolate(rgb, size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
 def _guide_loss(shown: Tensor, reply: GuideReply) -> Tensor:

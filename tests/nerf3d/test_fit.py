@@ -5,15 +5,17 @@ import dataclasses
 import pytest
 import torch
 from image_guide import ImageGuide
+from torch.nn import functional as F
 
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, StateMismatch
 from nerf3d.fields import FieldConfig, make_field
-from nerf3d.fit import FitConfig, FitState, draw_scene, fit, object_colours, sphere_share
+from nerf3d.fit import PRESETS, FitConfig, FitState, draw_scene, fit, object_colours, sphere_share
+from nerf3d.fit.loop import resized
 from nerf3d.guide import GuideReply
 from nerf3d.regularisers import Schedule
 from nerf3d.rendering import render_views
-from nerf3d.streams import stream
+from nerf3d.streams import stream, uniform
 from nerf3d.toybox.items import build_parts
 from nerf3d.toybox.kinds import KINDS
 from nerf3d.toybox.render import render_object
@@ -255,6 +257,23 @@ def test_presets_are_named_and_unknown_ones_refused():
 def test_settings_out_of_range_are_refused(bad, sentence):
     with pytest.raises(ValueError, match=sentence):
         FitConfig(**bad)
+
+
+def test_a_guide_that_wants_smaller_pictures_sees_and_moves_every_ray():
+    rendered = uniform((1, 3, 64, 64), stream(0, "rendered")).requires_grad_()
+    shown = resized(rendered, 16)
+    assert shown.shape == (1, 3, 16, 16)
+    assert shown.std() < 0.5 * F.interpolate(rendered, size=(16, 16), mode="bilinear").std()  # means, not single rays
+    shown.sum().backward()
+    assert rendered.grad.min() > 0.02 and rendered.grad.max() < 0.1  # 1/16 but for the border, where windows are cut
+    enlarged = F.interpolate(rendered, size=(96, 96), mode="bilinear", align_corners=False)
+    assert torch.equal(resized(rendered, 96), enlarged) and resized(rendered, 64) is rendered
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_renders_more_than_its_guide_is_shown(name):
+    config = FitConfig.preset(name)
+    assert max(size for _, size in config.render_sizes) <= config.guide_size
 
 
 def test_render_sizes_start_at_the_first_step():
