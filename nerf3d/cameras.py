@@ -91,32 +91,6 @@ class Cameras:
         return Cameras(**{f.name: function(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
-def sample_orbit(
-    num_views: int,
-    *,
-    generator: torch.Generator,
-    azimuth_range: tuple[float, float] = (0.0, 360.0),
-    elevation_range: tuple[float, float] = (-10.0, 65.0),
-    stratified: bool = True,
-    radius: float = 2.7,
-    fov_degrees: float = 40.0,
-) -> Cameras:
-    """Random cameras with azimuth and elevation (degrees) uniform in their ranges, on the generator's device.
-
-    stratified puts one view in each of num_views equal azimuth slices, so that no side is missed in a step.
-    Raises ValueError when num_views is under 1.
-    """
-    if num_views < 1:
-        raise ValueError(f"num_views is {num_views}; ask for at least 1, because no cameras render nothing.")
-    device = generator.device
-    fraction, height = torch.empty((2, num_views), device=device).uniform_(generator=generator)
-    if stratified:
-        fraction = (torch.arange(num_views, device=device) + fraction) / num_views
-    azimuth = azimuth_range[0] + fraction * (azimuth_range[1] - azimuth_range[0])
-    elevation = elevation_range[0] + height * (elevation_range[1] - elevation_range[0])
-    return Cameras.orbit(azimuth, elevation, radius=radius, fov_degrees=fov_degrees, device=device)
-
-
 def _check_orbit(elevation: Tensor, radius: Tensor, fov: Tensor) -> None:
     if not (elevation.abs() < 90).all():
         raise ValueError(

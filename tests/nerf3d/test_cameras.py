@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nerf3d.cameras import Cameras, sample_orbit
+from nerf3d.cameras import Cameras
 
 
 def project(cameras: Cameras, point: tuple[float, float, float]) -> torch.Tensor:
@@ -54,15 +54,6 @@ def test_subsets_keep_everything_together():
     torch.testing.assert_close(cameras.to("cpu").camera_to_world, cameras.camera_to_world)
 
 
-def test_stratified_views_reach_every_slice_and_repeat_by_seed():
-    draw = [sample_orbit(8, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert (draw[0].azimuth_degrees // 45).tolist() == list(range(8))
-    assert ((draw[0].elevation_degrees >= -10) & (draw[0].elevation_degrees <= 65)).all()
-    torch.testing.assert_close(draw[0].camera_to_world, draw[1].camera_to_world, atol=0, rtol=0)
-    free = sample_orbit(64, generator=torch.Generator().manual_seed(3), azimuth_range=(10, 20), stratified=False)
-    assert ((free.azimuth_degrees >= 10) & (free.azimuth_degrees <= 20)).all()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -75,8 +66,3 @@ def test_stratified_views_reach_every_slice_and_repeat_by_seed():
 def test_impossible_orbits_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Cameras.orbit(**({"azimuth_degrees": 0.0, "elevation_degrees": 0.0} | arguments))
-
-
-def test_no_views_are_refused():
-    with pytest.raises(ValueError, match="num_views is 0"):
-        sample_orbit(0, generator=torch.Generator())
