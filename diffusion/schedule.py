@@ -290,6 +290,10 @@ class NoiseSchedule:
                 ascending = (k * (self.last / max(num_steps - 1, 1))).round().long()
         return ascending.flip(0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copies on other devices: a process without a GPU must be able to read a schedule used on one."""
+        return vars(self) | {"_tables": {torch.device("cpu"): self.alphas_cumprod}}
+
     def _on(self, device: torch.device) -> Tensor:
         if device not in self._tables:
             self._tables[device] = self.alphas_cumprod.to(device)

@@ -128,6 +128,15 @@ def test_equal_schedules_are_equal_and_travel() -> None:
     torch.testing.assert_close(travelled.alphas_cumprod, schedule.alphas_cumprod, rtol=0, atol=0)
 
 
+def test_a_schedule_used_on_a_gpu_travels_to_a_process_without_one() -> None:
+    schedule = NoiseSchedule()
+    schedule.alpha(torch.tensor([5], device="meta"))
+    travelled = pickle.loads(pickle.dumps(schedule))
+    assert travelled._tables.keys() == {torch.device("cpu")}
+    assert torch.equal(travelled.alphas_cumprod, schedule.alphas_cumprod)
+    assert torch.device("meta") in schedule._tables
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
