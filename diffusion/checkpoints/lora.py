@@ -59,11 +59,19 @@ class Factors:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a PEFT configuration adds to the factors: alpha where the file has no tensor for it, and rsLoRA's root."""
+    """What a PEFT configuration adds to the factors: alpha where the file has no tensor for it, and rsLoRA's root.
+
+    `alphas` replace alpha for some modules: patterns of the ends of their names, as PEFT reads its `alpha_pattern`.
+    """
 
     alpha: float | None = None
     alphas: dict[str, float] = field(default_factory=dict)
     rank_stabilised: bool = False
+
+    def alpha_of(self, module: str) -> float | None:
+        """The alpha of the first pattern that ends at the module's name or a dot in it, otherwise the general one."""
+        matching = (alpha for pattern, alpha in self.alphas.items() if re.match(rf"(.*\.)?({pattern})$", module))
+        return next(matching, self.alpha)
 
 
 def merge_lora(checkpoint: Checkpoint, path: Path, scale: float = 1.0) -> None:
@@ -112,7 +120,7 @@ def strength(factors: Factors, settings: Settings, name: str) -> float:
     assert factors.down is not None
     rank = len(factors.down)
     module = name.partition(".")[2]
-    alpha = factors.alpha if factors.alpha is not None else settings.alphas.get(module, settings.alpha)
+    alpha = factors.alpha if factors.alpha is not None else settings.alpha_of(module)
     divisor = math.sqrt(rank) if settings.rank_stabilised else rank
     return 1.0 if alpha is None else alpha / divisor
 

@@ -191,6 +191,31 @@ def test_peft_settings_scale_the_factors(saved: Saved, tmp_path: Path) -> None:
         torch.testing.assert_close(change, scale * up @ down, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "alpha"),
+    [
+        ({"attn1.to_q": 12}, 12),
+        ({"to_q": 12}, 12),
+        ({r"down_blocks\.0\..*": 5, r"mid_block\..*\.to_[qk]": 12}, 12),
+        ({"1.to_q": 12}, 9),
+        ({"attn1": 12}, 9),
+    ],
+)
+def test_peft_patterns_are_of_the_ends_of_names(pattern: dict[str, int], alpha: int, saved: Saved, tmp_path: Path) -> None:
+    pipeline, folder = saved("sd15")
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    down, up = factors(pipeline, "unet", [name])[name]
+    metadata = {"unet.lora_alpha": 9, "unet.r": RANK, "unet.alpha_pattern": pattern}
+    path = tmp_path / "pattern.safetensors"
+    tensors = {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(metadata)})
+    checkpoint = read_folder(folder)
+    before = modules(checkpoint)[f"unet.{name}"].clone()
+    merge_lora(checkpoint, path)
+    change = modules(checkpoint)[f"unet.{name}"] - before
+    torch.testing.assert_close(change, alpha / RANK * up @ down, rtol=0, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing(saved: Saved, tmp_path: Path) -> None:
     _, folder = saved("sd15")
     checkpoint = read_folder(folder)
