@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -121,6 +122,7 @@ def build_cuda_kernels() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     header = folder / "lerp_fix.h"
     source = Path(nerfacc.__file__).parent / "cuda" / "csrc"
+    _show_ninja()
     forced = ["-O3", "-include", str(header)]
     with open(folder.parent / "nerfacc_cuda.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -139,10 +141,17 @@ def build_cuda_kernels() -> None:
             )
         except (OSError, RuntimeError, ImportError) as error:
             raise BackendUnavailable(
-                f"nerfacc's CUDA kernels did not build in {folder}: {error}. Put nvcc of CUDA {torch.version.cuda} on PATH "
-                "(and set CUDA_HOME), or use the device cpu; the traversal of the occupancy grid has no other CUDA path."
+                f"nerfacc's CUDA kernels did not build in {folder}: {error}. Put nvcc of CUDA {torch.version.cuda} and a C++ "
+                "compiler on PATH (and set CUDA_HOME), or use the device cpu; the traversal of the occupancy grid has no other "
+                "CUDA path."
             ) from error
     sys.modules["nerfacc.csrc"] = nerfacc.csrc
+
+
+def _show_ninja() -> None:
+    """torch starts ninja by name, but it lies beside Python, which is not on PATH where no environment is activated."""
+    folders = [*os.environ.get("PATH", os.defpath).split(os.pathsep), sysconfig.get_path("scripts")]
+    os.environ["PATH"] = os.pathsep.join(dict.fromkeys(folders))
 
 
 def _extensions_folder() -> Path:

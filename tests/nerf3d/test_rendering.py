@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils import cpp_extension
 
 from nerf3d.cameras import Cameras
+from nerf3d.errors import BackendUnavailable
 from nerf3d.fields import DensePyramid, FieldConfig, HashGrid
 from nerf3d.rendering import Lights, Occupancy, headlights, needs_compiling, nerfacc_backend, render, render_views
 from nerf3d.rendering.background import sample_backgrounds
@@ -286,6 +287,29 @@ def test_a_killed_build_of_the_cuda_kernels_does_not_stop_the_next_one(tmp_path,
     monkeypatch.setattr(cpp_extension, "load", load)
     nerfacc_backend.build_cuda_kernels()
     assert sys.modules["nerfacc.csrc"] is nerfacc.csrc and nerfacc.csrc.__name__ == "nerfacc_cuda"
+
+
+def test_ninja_is_found_where_no_environment_is_activated(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delattr(nerfacc, "csrc", raising=False)
+    monkeypatch.setitem(sys.modules, "nerfacc.csrc", None)
+    assert not cpp_extension.is_ninja_available()
+    monkeypatch.setattr(cpp_extension, "load", lambda name, **_: cpp_extension.verify_ninja_availability() or ModuleType(name))
+    nerfacc_backend.build_cuda_kernels()
+    nerfacc_backend.build_cuda_kernels()  # loaded: nothing to do
+    assert nerfacc.csrc.__name__ == "nerfacc_cuda"
+
+
+def test_kernels_that_do_not_build_say_what_is_missing(tmp_path, monkeypatch):
+    def load(name, **_):
+        raise OSError("CUDA_HOME environment variable is not set")
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.delattr(nerfacc, "csrc", raising=False)
+    monkeypatch.setattr(cpp_extension, "load", load)
+    with pytest.raises(BackendUnavailable, match=r"CUDA_HOME .* not set.* Put nvcc .* or use the device cpu"):
+        nerfacc_backend.build_cuda_kernels()
 
 
 def test_kernels_need_compiling_on_cuda_until_they_are_built(tmp_path, monkeypatch):
