@@ -46,6 +46,18 @@ class AutoencoderStage:
         return [answers[index] for index in range(len(requests))]
 
     def _answer(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> list[Tensor | Exception]:
+        """Together while that works; otherwise each alone, so that an exception ends the request that it belongs to."""
+        try:
+            return list(self._together(kind, requests, rows=rows))
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+            if is_out_of_memory(error):
+                release_cached_memory()
+        rows = min(rows, self._rows)
+        return [answer for request in requests for answer in self._answer(kind, [request], rows=rows)]
+
+    def _together(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> Sequence[Tensor]:
         counts = [len(_tensors(request)[0]) for request in requests]
         columns = [torch.cat(column) for column in zip(*map(_tensors, requests), strict=True)]
         done: list[Tensor] = []
@@ -59,11 +71,10 @@ class AutoencoderStage:
                     release_cached_memory()
                     self._rows = rows = rows // 2
                     continue
-                if len(requests) == 1:
-                    return [error]
-                return [answer for request in requests for answer in self._answer(kind, [request], rows=rows)]
+                raise
             start += rows
-        return list(torch.cat(done).split(counts))
+        # Of a model that dropped a picture, the answers do not add up, and splitting them raises.
+        return torch.cat(done).split(counts)
 
 
 def _tensors(request: CodingRequest) -> list[Tensor]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.engine.memory import is_out_of_memory, release_cached_memory
+
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -47,12 +49,15 @@ def profile_batches(
     rates: dict[int, float] = {}
     begin = clock()
     for size in sizes:
-        x_t = torch.zeros((size, *latent_shape), device=device)
-        t = torch.zeros(size, dtype=torch.long, device=device)
-        text = tokens.to(device).expand(size, *tokens.shape[1:]).contiguous()
         try:
+            x_t = torch.zeros((size, *latent_shape), device=device)
+            t = torch.zeros(size, dtype=torch.long, device=device)
+            text = tokens.to(device).expand(size, *tokens.shape[1:]).contiguous()
             fastest = min(_time(network, x_t, t, text, clock) for _ in range(repeats + (size == sizes[0])))
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            release_cached_memory()
             break
         rates[size] = size / max(fastest, 1e-9)
         if fastest > longest_forward or rates[size] < 0.5 * max(rates.values()) or clock() - begin > seconds:

@@ -312,17 +312,18 @@ class Engine:
         """Run the network; what goes wrong for one ticket ends that one alone."""
         try:
             output = self._model.predict(*batch.inputs())
+            if len(output) != batch.size:
+                raise DiffusionError.explained(
+                    f"the network answered {len(output)} rows", expected=f"the {batch.size} it was asked", fix="repair the prior"
+                )
+            finite = output.isfinite().flatten(1).all(dim=1).tolist()
+            broken = [part.ticket for part in batch.parts if not all(finite[place] for place in part.places)]
+            Batch([part for part in batch.parts if part.ticket not in broken], batch.size).hand_out(output)
         except Exception as error:
             self._recover(batch, error)
             return
-        finite = output.isfinite()
-        if not bool(finite.all()):
-            rows_finite = finite.flatten(1).all(dim=1)
-            for part in batch.parts:
-                if not bool(rows_finite[torch.as_tensor(part.places, device=output.device)].all()):
-                    self._end(part.ticket, "failed", error=_not_finite(part.ticket))
-        parts = [part for part in batch.parts if not part.ticket.finished]
-        Batch(parts, batch.size).hand_out(output)
+        for ticket in broken:
+            self._end(ticket, "failed", error=_not_finite(ticket))
         for part in batch.parts:
             self._report.rows[part.ticket.job] = self._report.rows.get(part.ticket.job, 0) + len(part.rows)
             self._taken[part.ticket] = self._taken.get(part.ticket, 0) - len(part.rows)

@@ -9,12 +9,14 @@ from diffusion.engine import BatchProfile, profile_batches
 class Device:
     """A forward of n rows takes `fixed + n * row` seconds and memory for at most `memory` rows."""
 
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory")
+
     def __init__(self, *, fixed: float, row: float, memory: int = 10**6) -> None:
         self.fixed, self.row, self.memory, self.now = fixed, row, memory, 0.0
 
     def __call__(self, x_t, t, tokens):
         if len(x_t) > self.memory:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         self.now += self.fixed + self.row * len(x_t)
         return x_t
 
@@ -40,3 +42,17 @@ def test_it_stops_where_memory_ends() -> None:
     assert max(Device(fixed=0.01, row=0.0, memory=20).profile().rows_per_second) == 16
     with pytest.raises(torch.OutOfMemoryError, match="not even one row"):
         Device(fixed=0.0, row=0.0, memory=0).profile()
+
+
+def test_a_cpu_without_memory_is_known_by_its_sentence_and_other_errors_are_not_hidden() -> None:
+    device = Device(fixed=0.01, row=0.0, memory=3)
+    device.error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    assert max(device.profile().rows_per_second) == 2
+    device.error = RuntimeError("a mistake in the network")
+    with pytest.raises(RuntimeError, match="a mistake in the network"):
+        device.profile()
+
+
+def test_memory_may_end_before_the_forward() -> None:
+    # The inputs of 2**50 rows have no room anywhere.
+    assert max(Device(fixed=0.01, row=0.0).profile(sizes=(1, 2, 2**50)).rows_per_second) == 2

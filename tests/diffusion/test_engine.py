@@ -283,6 +283,38 @@ def test_a_broken_row_fails_its_own_request_alone() -> None:
         torch.testing.assert_close(ticket.result(), alone(sampling([seed]), 1), rtol=1e-5, atol=1e-5)
 
 
+class DropsARow(OracleModel):
+    """Answers a row too few where a row starts with 99, from the network and from the autoencoder."""
+
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        output = super().predict(x_t, t, tokens)
+        return output[1:] if (x_t[:, 0, 0, 0] == 99).any() else output
+
+    def answer(self, request: Any) -> Any:
+        output = super().answer(request)
+        return output[1:] if (request.latents[:, 0, 0, 0] == 99).any() else output
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_answer_that_lacks_a_row_fails_its_own_request_alone(strict: bool) -> None:
+    engine = Engine(DropsARow())
+    good = [submit_images(engine, [seed, seed + 50], job=str(seed), strict=strict) for seed in range(3)]
+    short = engine.submit(starting_at(99.0), prompts=["a cup"], slots=[7] if strict else None)
+
+    def decodes(condition):
+        return (yield DecodeRequest(torch.full((1, *SHAPE), 99.0)))
+
+    undecoded = engine.submit(decodes, prompts=["a cup"], slots=[7] if strict else None)
+    until_idle(engine)
+    expected = "the network answered 15 rows; expected the 16 it was asked" if strict else "answered 0 rows; expected the 1 it"
+    with pytest.raises(ValueError, match=expected):
+        short.result()
+    with pytest.raises((RuntimeError, ValueError)):
+        undecoded.result()
+    for seed, ticket in enumerate(good):
+        torch.testing.assert_close(ticket.result(), alone(sampling([seed, seed + 50]), 2), rtol=1e-5, atol=1e-5)
+
+
 def test_an_error_inside_a_request_fails_it_alone() -> None:
     engine = Engine(OracleModel())
 
