@@ -24,7 +24,7 @@ class Answers(Protocol):
 
 
 class AutoencoderStage:
-    """At most `rows` pictures a call; half as many each time memory runs out."""
+    """At most `rows` pictures a call; when memory runs out for several, half as many as those from then on."""
 
     def __init__(self, model: Answers, *, rows: int) -> None:
         self._model = model
@@ -63,16 +63,17 @@ class AutoencoderStage:
         done: list[Tensor] = []
         start = 0
         while start < sum(counts):
-            chunk = kind(*(column[start : start + rows] for column in columns))
+            size = min(rows, sum(counts) - start)
+            chunk = kind(*(column[start : start + size] for column in columns))
             try:
                 done.append(self._model.answer(chunk))
             except Exception as error:
-                if is_out_of_memory(error) and rows > 1:
+                if is_out_of_memory(error) and size > 1:
                     release_cached_memory()
-                    self._rows = rows = rows // 2
+                    self._rows = rows = size // 2
                     continue
                 raise
-            start += rows
+            start += size
         # Of a model that dropped a picture, the answers do not add up, and splitting them raises.
         return torch.cat(done).split(counts)
 

@@ -51,3 +51,20 @@ def test_what_cannot_be_put_side_by_side_is_answered_alone(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "cat", without_memory)
     assert answers(AutoencoderStage(Decoder(), rows=8), latents(1, 2), latents(3)) == [[2, 4], [6]]
+
+
+def test_the_batch_is_halved_from_what_did_not_fit() -> None:
+    decoder = Decoder(limit=3)
+    stage = AutoencoderStage(decoder, rows=64)
+    assert answers(stage, latents(1, 2, 3, 4, 5)) == [[2, 4, 6, 8, 10]]
+    assert decoder.asked == [5, 2, 2, 1]
+
+
+def test_one_picture_that_does_not_fit_leaves_the_batch_as_it_is() -> None:
+    decoder = Decoder(limit=0)
+    stage = AutoencoderStage(decoder, rows=8)
+    (error,) = answers(stage, latents(1))
+    assert isinstance(error, torch.OutOfMemoryError) and decoder.asked == [1]
+    decoder.limit = 8
+    answers(stage, latents(*range(16)))
+    assert decoder.asked == [1, 8, 8]
