@@ -44,13 +44,14 @@ class InputError(DreamKilnError):
 class OutputError(InputError):
     """The output folder cannot take the files: no right to write, no space, or it belongs to another run.
 
-    is_disk_full, may_pass: what an unattended job goes by: it waits for space, and tries again where a store or a shared disk
-    did not answer.
+    is_disk_full, may_pass, is_in_use: what an unattended job goes by: it waits for space, and tries again where a store or a
+    shared disk did not answer, or where another process writes, which may be an attempt that was given up for lost.
     They travel between processes, which the causes of an exception do not.
     """
 
     is_disk_full: bool = False
     may_pass: bool = False
+    is_in_use: bool = False
 
 
 class JobFailed(DreamKilnError):

@@ -264,7 +264,9 @@ def hold_folder(path: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise OutputError(f"{path} is in use by another dreamkiln process; wait for it, or choose another --out.") from None
+        refusal = OutputError(f"{path} is in use by another dreamkiln process; wait for it, or choose another --out.")
+        refusal.is_in_use = True
+        raise refusal from None
     except OSError:
         pass  # a file system without locks; the fingerprint still keeps different jobs apart
     try:

@@ -1,8 +1,10 @@
 """A hold on a place that has no locks: an object that says who writes there, and is renewed as long as that is true.
 
 Clocks of two machines are never compared. A waiting process watches the object: if it does not change for longer than
-its holder would need to renew it, the holder is gone. Should a holder come back from a longer sleep, both write the same
-bytes, because what a shard holds follows from the job alone.
+its holder would need to renew it, the holder is gone. Nothing makes reading and writing it one step, so whoever has
+written it reads it again a moment later, before each renewal and before each commit: of two that took it at once, or of a
+holder that slept and the one that took over, the last to write goes on and the other one stops. What the two have drawn until
+then has the same bytes, because what a shard holds follows from the job alone.
 """
 
 from __future__ import annotations
@@ -31,16 +33,17 @@ if TYPE_CHECKING:
         def remove(self, names: Iterable[str]) -> None: ...
 
 
-__all__ = ["LEASE", "Lease"]
+__all__ = ["LEASE", "Lease", "require_lease"]
 
 LEASE = "_lease.json"
 
 
 class Lease:
-    """A context manager.
+    """A context manager, which gives the holder's token.
 
     Args:
         every_seconds: between two renewals. patience: renewals that may be missed.
+        settle_seconds: after taking the place, before looking whether another one did so at the same time.
     """
 
     def __init__(
@@ -49,64 +52,94 @@ class Lease:
         *,
         every_seconds: float = 10.0,
         patience: float = 3.0,
+        settle_seconds: float = 0.3,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store = store
         self._every = every_seconds
         self._patience = patience
+        self._settle = settle_seconds
         self._sleep = sleep
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
+        self._token = secrets.token_hex(8)
         self._ended = threading.Event()
         self._count = 0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> str:
         self._wait_for_holder()
         self._renew()
+        self._ended.wait(self._settle)
+        require_lease(self._store, self._token)
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
+        return self._token
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(OutputError):
-            if (self._read() or {}).get("token") == self._me["token"]:
+            if (_read(self._store) or {}).get("token") == self._token:
                 self._store.remove([LEASE])
 
     def _wait_for_holder(self) -> None:
-        """Return once nobody holds the place. Raises OutputError where the holder shows life."""
-        found = self._read()
+        """Return once nobody holds the place.
+
+        Raises:
+            OutputError: the holder showed life, and did not end while a dead one would have been waited for.
+        """
+        found = _read(self._store)
         if found is None or _is_dead(found):
             return
         steps = max(1, round(self._patience * 4))
+        is_alive = False
         for _ in range(steps):
             self._sleep(self._every / 4)
-            now = self._read()
-            if now is None:
+            now = _read(self._store)
+            if now is None or _is_dead(now):
                 return
-            if now != found:
-                raise OutputError(
-                    f"{self._store.location} is in use by another dreamkiln process (pid {now.get('pid')} on "
-                    f"{now.get('host')}); wait for it, or choose another --out."
-                )
+            is_alive = is_alive or now != found
+            found = now
+        if is_alive:
+            raise _in_use(self._store, found)
 
     def _keep(self) -> None:
+        """Renew until the end, or until another one has taken over."""
         while not self._ended.wait(self._every):
             with contextlib.suppress(OutputError):
+                if (_read(self._store) or {}).get("token", self._token) != self._token:
+                    return
                 self._renew()
 
     def _renew(self) -> None:
         self._count += 1
-        self._store.put({LEASE: json.dumps({**self._me, "renewed": self._count}).encode()})
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token, "renewed": self._count}
+        self._store.put({LEASE: json.dumps(holder).encode()})
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            with self._store.open(LEASE) as file:
-                found = json.loads(file.read())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+
+def require_lease(store: _Place, token: str) -> None:
+    """Raises OutputError where another one holds the place by now."""
+    found = _read(store)
+    if found is not None and found.get("token") != token:
+        raise _in_use(store, found)
+
+
+def _read(store: _Place) -> dict[str, Any] | None:
+    try:
+        with store.open(LEASE) as file:
+            found = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _in_use(store: _Place, holder: dict[str, Any]) -> OutputError:
+    refusal = OutputError(
+        f"{store.location} is in use by another dreamkiln process (pid {holder.get('pid')} on {holder.get('host')}); wait for "
+        "it, or choose another --out."
+    )
+    refusal.is_in_use = True
+    return refusal
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:

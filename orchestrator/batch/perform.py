@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
-from jobs.errors import DreamKilnError, Interrupted
+from jobs.errors import DreamKilnError, Interrupted, OutputError
 from jobs.events import Progress
 from jobs.pace import Pace
 from jobs.prior_client import PriorClient
@@ -91,7 +91,7 @@ def perform_batch(
     """
     runtime, display = runtime or RuntimeSettings(), display or SilentDisplay()
     store = open_store(out)
-    with store.hold():
+    with store.hold() as held:
         folder = JobFolder(store, spec, mode)
         if folder.is_complete:
             if on_commit is not None:
@@ -103,6 +103,7 @@ def perform_batch(
             spec,
             source,
             store,
+            held,
             folder,
             runtime,
             display,
@@ -128,6 +129,8 @@ def perform_batch(
             folder.stop("interrupted", message, attempt.figures())
             raise Interrupted(message) from None
         except DreamKilnError as error:
+            if isinstance(error, OutputError) and error.is_in_use:
+                raise  # the manifest is the other one's now
             folder.stop("failed", str(error), attempt.figures())
             raise
         except Exception as error:
@@ -140,6 +143,7 @@ class _Attempt:
     spec: BatchImagesSpec
     source: TableSource
     store: Store
+    held: str
     folder: JobFolder
     runtime: RuntimeSettings
     display: Display
@@ -164,7 +168,8 @@ class _Attempt:
         self.folder.begin(info, device=info.device, settings=settings)
         self.num_gpus = int(info.device.startswith("cuda"))
         self.display.event(Progress(stage="start", step=1, total=1))
-        job = ShardJob(self.spec, self.source, absolute(self.store.location), info)  # workers have other working folders
+        location = absolute(self.store.location)  # workers have other working folders
+        job = ShardJob(self.spec, self.source, location, info, self.held)
         tasks = self._until_stopped(self._with_warning(self.folder.tasks(self.source), prior))
         num_workers = min(num_workers, self.spec.num_shards)
         if num_workers == 1 and (self.runtime.kind == "inline" or self.is_prior_shared):
@@ -215,6 +220,7 @@ class _Attempt:
                 attempts=self.folder.attempts(),
                 num_pictures=report["num_succeeded"],
             )
+        self.store.require_held(self.held)
         self.folder.finish(report)
         self.display.event(Progress(stage="export", step=1, total=1))
         return BatchOutcome(self.store.location, "drawn", report, tuple(self.messages))

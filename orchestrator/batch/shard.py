@@ -29,12 +29,13 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What all shards of a job share; picklable."""
+    """What all shards of a job share; picklable. held: the token of the job's hold on its place."""
 
     spec: BatchImagesSpec
     source: TableSource
     location: str
     info: PriorInfo
+    held: str
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class ShardWriter:
         self._spec = job.spec
         self._info = job.info
         self._prior = prior
+        self._held = job.held
         self._store = store or open_store(job.location)
         self._sink = make_sink(job.spec, self._store)
         self._initial_images = InitialImages(job.source)
@@ -83,7 +85,7 @@ class ShardWriter:
         """Yields now and then how many more rows of the shard are done, and at last that it is committed.
 
         Raises:
-            OutputError: the shard cannot be written. JobFailed: the prior is gone.
+            OutputError: the shard cannot be written, or another process has taken the place over. JobFailed: the prior is gone.
         """
         begin = last = time.monotonic()
         preview = Preview(len(task.rows))
@@ -152,6 +154,7 @@ class ShardWriter:
             "preview": preview.captions,
             "failures": tally.failures,
         }
+        self._store.require_held(self._held)
         return markers.write_marker(self._store, self._spec, shard, content)
 
 

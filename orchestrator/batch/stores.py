@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol
 
 from jobs.errors import OutputError
 from orchestrator.atomic import TEMPORARY_PREFIX, atomic_path, clear_output_errors, remove_half_written
-from orchestrator.batch.lease import Lease
+from orchestrator.batch.lease import Lease, require_lease
 from orchestrator.batch.urls import clear_url_errors, is_url, open_filesystem
 from orchestrator.run_folder import held_folder
 
@@ -54,8 +54,12 @@ class Store(Protocol):
         """Delete what a killed process left half-written in a folder; only for the holder."""
         ...
 
-    def hold(self) -> contextlib.AbstractContextManager[None]:
-        """Keep every other process of ours from writing there. Raises OutputError where one does."""
+    def hold(self) -> contextlib.AbstractContextManager[str]:
+        """Keep every other process of ours from writing there; gives a token. Raises OutputError where one does."""
+        ...
+
+    def require_held(self, token: str) -> None:
+        """To be asked before each commit, in any process. Raises OutputError where another one holds the place by now."""
         ...
 
 
@@ -133,10 +137,13 @@ class LocalStore:
         remove_half_written(self._folder / folder)
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> Iterator[str]:
         """See `Store`. The folder itself is locked, so the hold leaves no file and ends with the process."""
         with held_folder(self._folder):
-            yield
+            yield ""
+
+    def require_held(self, token: str) -> None:
+        """Nothing: a lock is not lost."""
 
     def _path(self, name: str) -> Path:
         path = self._folder / name
@@ -207,9 +214,13 @@ class RemoteStore:
     def clean(self, folder: str = "") -> None:
         """Nothing: unfinished uploads are invisible, and the bucket's lifecycle rule ends them."""
 
-    def hold(self) -> contextlib.AbstractContextManager[None]:
+    def hold(self) -> contextlib.AbstractContextManager[str]:
         """See `Store`. A lease that is renewed; one that is not is taken over."""
         return Lease(self)
+
+    def require_held(self, token: str) -> None:
+        """See `Store`."""
+        require_lease(self, token)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -22,9 +22,9 @@ def failure_kind(error: BaseException) -> FailureKind:
         return FailureKind.DISK_FULL
     if any(_OUT_OF_MEMORY & {cls.__name__ for cls in type(link).__mro__} for link in chain):
         return FailureKind.OUT_OF_MEMORY
-    if any(isinstance(link, BlockingIOError) for link in chain):
-        return FailureKind.WORKER_LOST  # a worker that was given up for lost still holds the run folder
     match error:
+        case OutputError(is_in_use=True):
+            return FailureKind.WORKER_LOST  # a worker that was given up for lost still holds the place
         case OutputError(may_pass=True):
             return FailureKind.UNEXPECTED
         case InputError():
