@@ -58,7 +58,7 @@ class AutoencoderStage:
         return [answer for request in requests for answer in self._answer(kind, [request], rows=rows)]
 
     def _together(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> Sequence[Tensor]:
-        counts = [len(_tensors(request)[0]) for request in requests]
+        counts = [num_pictures(request) for request in requests]
         columns = [torch.cat(column) for column in zip(*map(_tensors, requests), strict=True)]
         done: list[Tensor] = []
         start = 0
@@ -76,6 +76,11 @@ class AutoencoderStage:
             start += size
         # Of a model that dropped a picture, the answers do not add up, and splitting them raises.
         return torch.cat(done).split(counts)
+
+
+def num_pictures(request: CodingRequest) -> int:
+    """B, the rows that a request asks for."""
+    return len(_tensors(request)[0])
 
 
 def _tensors(request: CodingRequest) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffusion.engine.autoencoder_stage import AutoencoderStage
+from diffusion.engine.autoencoder_stage import AutoencoderStage, num_pictures
 from diffusion.engine.fair_share import FairShare
 from diffusion.engine.memory import is_out_of_memory, release_cached_memory
 from diffusion.engine.network_rows import NetworkRows
@@ -314,7 +314,9 @@ class Engine:
             output = self._model.predict(*batch.inputs())
             if len(output) != batch.size:
                 raise DiffusionError.explained(
-                    f"the network answered {len(output)} rows", expected=f"the {batch.size} it was asked", fix="repair the prior"
+                    f"the network answered {len(output)} rows",
+                    expected=f"the {batch.size} it was asked",
+                    fix="check what the prior's network returns",
                 )
             finite = output.isfinite().flatten(1).all(dim=1).tolist()
             broken = [part.ticket for part in batch.parts if not all(finite[place] for place in part.places)]
@@ -371,7 +373,7 @@ class Engine:
         queries = [ticket for ticket in asked if ticket.kind == "query"]
         others = [ticket for ticket in asked if ticket.kind != "query"]
         if any(ticket.kind == "query" for ticket in (*self._queued, *self._denoising, *self._coding)):
-            others = others[: self.config.autoencoder_rows]
+            others = self._one_call_of(others)
         for tickets in (queries, others):
             requests = [self._coding[ticket] for ticket in tickets]
             answers = self._autoencoder.answer_all(requests, strict=[ticket.strict for ticket in tickets])
@@ -381,6 +383,17 @@ class Engine:
                 else:
                     del self._coding[ticket]
                     self._advance(ticket, answer)
+
+    def _one_call_of(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """The first of the tickets, until their pictures fill a call of the autoencoder."""
+        taken: list[Ticket] = []
+        pictures = 0
+        for ticket in tickets:
+            if pictures >= self.config.autoencoder_rows:
+                break
+            taken.append(ticket)
+            pictures += num_pictures(self._coding[ticket])
+        return taken
 
     def _preview(self) -> None:
         glimpses, self._glimpses = self._glimpses, []

@@ -193,6 +193,30 @@ def test_queries_wait_least() -> None:
         assert report.batch_rows == 16
 
 
+def test_a_query_waits_for_one_call_of_trajectories_pictures() -> None:
+    class Decoding(OracleModel):
+        decoded = 0
+
+        def answer(self, request: Any) -> Any:
+            self.decoded += len(request.latents) if isinstance(request, DecodeRequest) else 0
+            return super().answer(request)
+
+    model = Decoding()
+    engine = Engine(model, config=EngineConfig(autoencoder_rows=8, admitted_row_caps=100))
+    sizes = [5, 5, 20, 1]
+    for size in sizes:
+
+        def decodes(condition, size=size):
+            return (yield DecodeRequest(torch.zeros(size, *SHAPE)))
+
+        engine.submit(decodes, prompts=["a cup"] * size)
+
+    for turn, decoded in enumerate((10, 30, 31)):
+        query = submit_query(engine, turn, job="mesh", views=1)
+        engine.step()
+        assert query.state == "done" and model.decoded == decoded
+
+
 def test_nobody_starves_behind_a_flood_of_queries() -> None:
     engine = Engine(OracleModel(), config=EngineConfig(row_cap=8))
     image = submit_images(engine, [1], steps=5)
