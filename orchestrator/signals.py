@@ -34,7 +34,10 @@ def forget_stop_signal() -> None:
 
 @contextlib.contextmanager
 def stop_signals_interrupt() -> Iterator[None]:
-    """Inside the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does; both wait for the end of an import."""
+    """Inside the block SIGTERM raises KeyboardInterrupt, as Ctrl-C does; both wait for the end of an import.
+
+    The interrupt's only argument is the signal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -43,11 +46,11 @@ def stop_signals_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        is_due = interrupter.close()
+        waiting = interrupter.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if is_due:
-        raise KeyboardInterrupt
+    if waiting is not None:
+        raise KeyboardInterrupt(waiting)
 
 
 @contextlib.contextmanager
@@ -68,7 +71,7 @@ def signals_deferred() -> Iterator[None]:
         if noted:
             _note(noted[-1])
     if noted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(noted[-1])
 
 
 class _Interrupter:
@@ -80,7 +83,7 @@ class _Interrupter:
 
     def __init__(self) -> None:
         self._first_at: float | None = None
-        self._is_waiting = False
+        self._waiting: int | None = None
         self._handler_before: signal._HANDLER = None
         self._has_alarm = False
 
@@ -93,24 +96,24 @@ class _Interrupter:
             self._send_again(number)
             return
         self._first_at = None
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
-    def close(self) -> bool:
-        """End the alarm; whether a signal still waits for an import."""
+    def close(self) -> int | None:
+        """End the alarm; the signal that still waits for an import."""
         if self._has_alarm:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._handler_before)
-        return self._is_waiting
+        return self._waiting
 
     def _send_again(self, number: int) -> None:
         def again(_: int, frame: FrameType | None) -> None:
-            self._is_waiting = False
+            self._waiting = None
             signal.raise_signal(number)  # by then it may be `signals_deferred` that has it
 
         before = signal.signal(signal.SIGALRM, again)
         if not self._has_alarm:
             self._handler_before, self._has_alarm = before, True
-        self._is_waiting = True
+        self._waiting = number
         signal.setitimer(signal.ITIMER_REAL, SECONDS_BETWEEN_TRIES)
 
 

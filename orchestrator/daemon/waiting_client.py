@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,18 +30,22 @@ def perform_there(job: PreparedJob, client: Client, *, state: Path, user: str, d
     Raises:
         InputError, JobFailed: what the job failed with. NotRunningError: the orchestrator is gone; the job goes on with the
             next one.
-        Interrupted: Ctrl-C, which cancels the job; the same command continues.
+        Interrupted: Ctrl-C, which cancels the job; or SIGTERM, which ends this command alone. The same command continues.
     """
     request = job.request(state=state, user=user)
     number = _find_same(client, job, request["out"])
+    is_joining = number is not None
     if number is None:
         number = client.post("/v1/jobs", {"jobs": [request]})["jobs"][0]["id"]
-        display.message(f"Job {number} of the orchestrator at {client.endpoint.url}; --local runs it here instead.")
-    else:
-        display.message(f"Joining job {number} of the orchestrator at {client.endpoint.url}, which is the same.")
     try:
+        if is_joining:
+            display.message(f"Joining job {number} of the orchestrator at {client.endpoint.url}, which is the same.")
+        else:
+            display.message(f"Job {number} of the orchestrator at {client.endpoint.url}; --local runs it here instead.")
         last = _Watcher(client, number, display).follow(until=_has_ended)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if signal.SIGTERM in stop.args:  # not a wish about the job: `timeout`, or the end of a session
+            raise Interrupted(f"Stopped waiting; job {number} goes on, and the same command joins it.") from None
         raise Interrupted(_cancel(client, number, job)) from None
     return _outcome(job, last)
 

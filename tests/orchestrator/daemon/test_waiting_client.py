@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from orchestrator.daemon.state_folder import Endpoint
 from orchestrator.daemon.waiting_client import perform_there
 from orchestrator.prepared_job import PreparedJob, compose_here, prepare_images
 from orchestrator.progress_display import SilentDisplay
+from tests.orchestrator.conftest import COMMAND, command_environment
 from tests.orchestrator.daemon.test_controller import Rig, ScriptedWorker, ScriptedWorkers
 
 DONE = Succeeded(metrics={"did": "start", "seconds": {"draw": 2.5}}, artefacts={"grid.png": (9, "a" * 64)})
@@ -125,6 +128,32 @@ def test_ctrl_c_cancels_the_job(rig: Rig, tmp_path):
     with pytest.raises(Interrupted, match=r"Cancelled job 1 at step 1 of 2 of draw in .*; the same"):
         perform_there(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=Impatient())
     assert rig.state(1) == State.CANCELLED and rig.worker(1).is_killed
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "said"),
+    [
+        (signal.SIGINT, State.CANCELLED, "Cancelled job 1 at step 1 of 2 of draw"),
+        (signal.SIGTERM, State.RUNNING, "job 1 goes on, and the same command joins it"),
+    ],
+)
+def test_a_signal_to_the_command_itself(rig: Rig, tmp_path, number, state, said):
+    """`timeout 8h dreamkiln images …` ends the command; only Ctrl-C is about the job."""
+    rig.workers.script = [Progress(stage="draw", step=1, total=2)]
+    arguments = ["images", "a red table", "--out", str(tmp_path / "out"), "--state", str(rig.folder.path)]
+    environment = command_environment()
+    process = subprocess.Popen([*COMMAND, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said_before = process.stderr.readline() + process.stderr.readline()
+    assert "Job 1 of the orchestrator" in said_before and "draw 1/2" in said_before
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said in errors and "Traceback" not in errors
+    assert rig.state(1) == state
+
+    if state == State.RUNNING:
+        threading.Timer(1.5, lambda: rig.worker(1).reports.append(DONE)).start()
+        assert images(rig, tmp_path) == 0 and len(rig.ledger.jobs.recent()) == 1
 
 
 def test_without_one_or_with_local_it_runs_here(rig: Rig, capsys, tmp_path, monkeypatch):
