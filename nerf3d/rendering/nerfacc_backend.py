@@ -126,6 +126,8 @@ def build_cuda_kernels() -> None:
     forced = ["-O3", "-include", str(header)]
     with open(folder.parent / "nerfacc_cuda.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if hasattr(nerfacc, "csrc"):  # another thread had the lock; a module's types can be registered only once
+            return
         # torch's own lock outlives a builder that was killed, and torch would wait for it for ever; under ours it is stale.
         (folder / "lock").unlink(missing_ok=True)
         if not header.exists() or header.read_text() != _LERP_FIX:  # a new time of change would build everything anew

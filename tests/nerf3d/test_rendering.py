@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
@@ -299,6 +300,24 @@ def test_ninja_is_found_where_no_environment_is_activated(tmp_path, monkeypatch)
     nerfacc_backend.build_cuda_kernels()
     nerfacc_backend.build_cuda_kernels()  # loaded: nothing to do
     assert nerfacc.csrc.__name__ == "nerfacc_cuda"
+
+
+def test_threads_that_begin_side_by_side_load_the_kernels_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.delattr(nerfacc, "csrc", raising=False)
+    monkeypatch.setitem(sys.modules, "nerfacc.csrc", None)
+    loads = []
+
+    def load(name, **_):
+        time.sleep(0.2)
+        loads.append(name)
+        return ModuleType(name)
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    with ThreadPoolExecutor(3) as pool:
+        for built in [pool.submit(nerfacc_backend.build_cuda_kernels) for _ in range(3)]:
+            built.result()
+    assert loads == ["nerfacc_cuda"]
 
 
 def test_kernels_that_do_not_build_say_what_is_missing(tmp_path, monkeypatch):
