@@ -111,6 +111,22 @@ class NetworkInputs:
     guided: Tensor
 
 
+def guided_samples(request: DenoiseRequest) -> Tensor:
+    """The samples that cost an unconditional row: (G,) long, those whose guidance scale is not 1 at their timestep.
+
+    Raises:
+        DiffusionError: there are some and the condition has no negative.
+    """
+    guided = (row_scales(request.guidance, request.t) != 1).nonzero().flatten()
+    if len(guided) and request.condition.negative is None:
+        raise DiffusionError.explained(
+            f"guidance scale {request.guidance.scale} without a negative condition",
+            expected="the encoded negative (or empty) prompts",
+            fix="give Condition(tokens, negative), or use scale 1",
+        )
+    return guided
+
+
 def network_inputs(request: DenoiseRequest) -> NetworkInputs:
     """The rows that a request costs: a sample whose guidance scale is 1 at its timestep costs one, any other two.
 
@@ -118,15 +134,9 @@ def network_inputs(request: DenoiseRequest) -> NetworkInputs:
         DiffusionError: a row needs the unconditional half and the condition has no negative.
     """
     x_t, t, condition = request.x_t, request.t, request.condition
-    guided = (row_scales(request.guidance, t) != 1).nonzero().flatten()
-    if len(guided) == 0:
+    guided = guided_samples(request)
+    if len(guided) == 0 or condition.negative is None:
         return NetworkInputs(x_t, t, condition.tokens, guided)
-    if condition.negative is None:
-        raise DiffusionError.explained(
-            f"guidance scale {request.guidance.scale} without a negative condition",
-            expected="the encoded negative (or empty) prompts",
-            fix="give Condition(tokens, negative), or use scale 1",
-        )
     negative = condition.negative if len(guided) == len(t) else condition.negative[guided]
     tokens = torch.cat([negative, condition.tokens])
     return NetworkInputs(torch.cat([x_t[guided], x_t]), torch.cat([t[guided], t]), tokens, guided)
