@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import socket
 import struct
 import time
@@ -85,8 +86,11 @@ class ShardWriter:
         """Yields now and then how many more rows of the shard are done, and at last that it is committed.
 
         Raises:
-            OutputError: the shard cannot be written, or another process has taken the place over. JobFailed: the prior is gone.
+            OutputError: the shard cannot be written, pictures that are to be kept were moved away, or another process has taken
+                the place over. JobFailed: the prior is gone.
         """
+        if task.kept:
+            self._require_kept(task)
         begin = last = time.monotonic()
         preview = Preview(len(task.rows))
         tally = _Tally(task.shard)
@@ -111,6 +115,26 @@ class ShardWriter:
         yield num_unsaid
         marker = self._commit(task.shard, file.written, tally, preview, time.monotonic() - begin)
         yield Committed(marker, worker=f"process {os.getpid()} on {socket.gethostname()}", num_attempts=1)
+
+    def _require_kept(self, task: ShardTask) -> None:
+        """Raises OutputError where the file that holds the kept pictures is not there: its marker must not be lost over it."""
+        names = list(self._sink.names(task.shard, sorted(task.kept)))
+        folder = posixpath.dirname(names[0])
+        if folder:
+            there = {f"{folder}/{name}" for name in self._store.names(folder)}
+            missing = [name for name in names if name not in there]
+        else:
+            try:
+                self._store.open(names[0]).close()
+                missing = []
+            except FileNotFoundError:
+                missing = names
+        if missing:
+            raise OutputError(
+                f"Shard {task.shard} has rows to draw again, but {missing[0]}, which holds its other pictures, is no longer "
+                f"in {self._store.location}; bring it back and repeat the command, or draw the mended rows "
+                "as a table of their own."
+            )
 
     def _answers(self, task: ShardTask) -> Iterator[Drawn | Failed | Finished]:
         """One answer a row: drawn now, failed, or taken over."""

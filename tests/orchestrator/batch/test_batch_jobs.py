@@ -344,6 +344,22 @@ def test_shards_that_were_moved_away_are_not_drawn_again(good_table, tmp_path):
     assert not (tmp_path / "out" / "00001.tar").exists()
 
 
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_retry_failed_without_a_shard_that_was_moved_away_says_so_and_goes_on_when_it_is_back(tmp_path, output_format):
+    table, out = write_table(tmp_path / "t.jsonl", 12, sampler={7: "dimm"}), tmp_path / "out"
+    run(table, out, output_format=output_format)
+    name = {"png": "00001/000000006.png", "webdataset": "00001.tar", "parquet": "part-00001.parquet"}[output_format]
+    (out / name).rename(tmp_path / "away")
+    before = contents(out)
+    write_table(table, 12)
+    with pytest.raises(OutputError, match=rf"Shard 1 has rows to draw again, but {name}, .* bring it back and repeat"):
+        run(table, out, output_format=output_format, mode="retry-failed")
+    assert contents(out) == before, "its marker stays"
+    (tmp_path / "away").rename(out / name)
+    outcome = run(table, out, output_format=output_format, mode="retry-failed")
+    assert outcome.report["num_drawn_by_last_attempt"] == 1 and outcome.report["num_succeeded"] == 12
+
+
 def test_a_table_that_grows_while_it_is_read_fails_the_job(good_table, tmp_path):
     from orchestrator.batch.perform import perform_batch
     from tests.orchestrator.batch.batch_fakes import INLINE, load_poisoned_prior, spec_of
