@@ -110,7 +110,7 @@ def orchestrator(folder: Path, *, ledger: str | None, num_workers: int, seconds:
 def requests(user: str, prompts: Sequence[str], priority: Callable[[int], int]) -> list[dict[str, Any]]:
     """What POST /v1/jobs takes."""
     return [
-        {"spec": TextTo3DSpec(prompt=prompt).to_json(), "out": "/nowhere", "user": user, "priority": priority(number)}
+        {"spec": TextTo3DSpec(prompt=prompt).to_json(), "out": f"/nowhere/{prompt}", "user": user, "priority": priority(number)}
         for number, prompt in enumerate(prompts)
     ]
 

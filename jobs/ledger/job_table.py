@@ -7,25 +7,18 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import case, func, insert, or_, select
+from sqlalchemy import case, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
 from jobs.ledger.records import EventRecord, JobRecord, Submission
 from jobs.ledger.rows import find_job, job_record, move_job
+from jobs.ledger.submitting import LIVE, Submitted, take_in
 from jobs.ledger.tables import Attempt, Event, Job, User
 from jobs.states import IllegalTransition, State, Wish
 
-__all__ = ["JobTable", "Submitted", "WaitingJob"]
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """What became of a submission. is_new: False if its idempotency key had been seen."""
-
-    id: int
-    is_new: bool
+__all__ = ["JobTable", "WaitingJob"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,46 +43,21 @@ class JobTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._submitting = threading.Lock()  # two requests with one key must not both find it free
+        self._submitting = threading.Lock()  # two requests must not both find a key or a folder free
 
     def submit(self, submissions: Sequence[Submission], *, group_id: int | None = None) -> list[Submitted]:
         """Queue them all, or after an error none.
 
+        One that repeats a job, of the ledger or of these, is that job: by its idempotency key, or as it has the same spec,
+        settings and folder as one that has not ended.
+
         Raises:
-            InputError: an idempotency key that stands for another job.
+            InputError: an idempotency key that stands for another job, or a folder that another job will write into.
         """
         with self._submitting, self._database.write() as session:
             now = self._database.clock()
             self._add_users(session, {submission.user for submission in submissions}, now)
-            answers: list[Submitted | Job] = []
-            seen: dict[tuple[str, str], tuple[Submitted | Job, str]] = {}
-            for submission in submissions:
-                key = (submission.user, submission.idempotency_key) if submission.idempotency_key else None
-                before = (seen.get(key) or self._by_key(session, *key)) if key else None
-                if before is not None:
-                    _check_same(submission, *before)
-                    row = before[0]
-                    answers.append(row)
-                    continue
-                row = _new_job(submission, group_id, now)
-                session.add(row)
-                answers.append(row)
-                if key:
-                    seen[key] = (row, submission.digest())
-            session.flush()
-            new = [answer for answer in dict.fromkeys(answers) if isinstance(answer, Job)]
-            if new:
-                session.execute(
-                    insert(Event),
-                    [{"job_id": row.id, "at": now, "kind": "state", "text": f"{row.state}: submitted"} for row in new],
-                )
-            first: set[int] = set()
-            result = []
-            for answer in answers:
-                is_new = isinstance(answer, Job) and answer.id not in first
-                first.add(answer.id)
-                result.append(Submitted(answer.id, is_new))
-            return result
+            return take_in(session, submissions, group_id=group_id, now=now)
 
     def get(self, job_id: int) -> JobRecord:
         """Raises InputError where there is no such job."""
@@ -211,13 +179,22 @@ class JobTable:
         """failed or cancelled -> queued, its failures forgotten, its checkpoint and files kept.
 
         succeeded -> queued as well if it is a batch job that left rows without a picture (its metrics' `num_failed`).
+
+        Raises:
+            IllegalTransition: its state does not allow that, or another job writes into its folder by now.
         """
-        with self._database.write() as session:
+        with self._submitting, self._database.write() as session:
             row = find_job(session, job_id, lock=True)
             has_bad_rows = row.state == State.SUCCEEDED and row.metrics.get("num_failed", 0) > 0
             if row.state not in (State.FAILED, State.CANCELLED) and not has_bad_rows:
                 hint = "'jobs resume' goes on with a paused one" if row.state == State.PAUSED else "it needs no retry"
                 raise IllegalTransition(f"Job {job_id} is {row.state}; only failed and cancelled jobs can be retried; {hint}.")
+            other = session.scalar(select(Job.id).where(Job.state.in_(LIVE), Job.out == row.out).order_by(Job.id).limit(1))
+            if other is not None:
+                raise IllegalTransition(
+                    f"Job {job_id} cannot be retried now: job {other} writes into the same folder, {row.out}; wait for its end "
+                    f"('dreamkiln jobs watch {other}'), or end it with 'dreamkiln jobs cancel {other}'."
+                )
             move_job(session, row, State.QUEUED, reason, self._database.clock())
             row.num_failures, row.not_before, row.ended_at = 0, 0.0, None
             row.is_dead_letter, row.failure_kind = False, None
@@ -236,48 +213,7 @@ class JobTable:
                 move_job(session, row, state, reason, now)
             return State(row.state)
 
-    def _by_key(self, session: Session, user: str, key: str) -> tuple[Submitted, str] | None:
-        row = session.scalar(select(Job).where(Job.user == user, Job.idempotency_key == key))
-        return None if row is None else (Submitted(row.id, False), _digest(row))
-
     def _add_users(self, session: Session, names: set[str], now: float) -> None:
         known = set(session.scalars(select(User.name).where(User.name.in_(names))))
         session.add_all(User(name=name, weight=1.0, created_at=now) for name in sorted(names - known))
         session.flush()
-
-
-def _new_job(submission: Submission, group_id: int | None, now: float) -> Job:
-    return Job(
-        kind=submission.kind,
-        name=submission.name,
-        user=submission.user,
-        spec=dict(submission.spec),
-        settings=dict(submission.settings),
-        fingerprint=submission.fingerprint,
-        prior=submission.prior,
-        out=submission.out,
-        priority=submission.priority,
-        memory_bytes=submission.memory_bytes,
-        idempotency_key=submission.idempotency_key,
-        group_id=group_id,
-        max_failures=submission.max_failures,
-        state=State.PAUSED if submission.is_paused else State.QUEUED,
-        metrics={},
-        created_at=now,
-        updated_at=now,
-    )
-
-
-def _check_same(submission: Submission, before: Submitted | Job, digest: str) -> None:
-    if submission.digest() != digest:
-        which = "another line of this table" if isinstance(before, Job) else f"job {before.id}"
-        raise InputError(
-            f"The idempotency key {submission.idempotency_key!r} belongs to {which} with another spec, other settings or "
-            "another folder; repeat those exactly, or choose another key."
-        )
-
-
-def _digest(row: Job) -> str:
-    return Submission(
-        kind=row.kind, spec=row.spec, name=row.name, fingerprint=row.fingerprint, out=row.out, settings=row.settings
-    ).digest()

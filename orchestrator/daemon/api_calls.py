@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from jobs.errors import InputError
 from jobs.kinds import spec_from_json
 from jobs.ledger import JobRecord, Ledger, Submission
 from jobs.states import State
+from orchestrator.batch.urls import is_url
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
 from orchestrator.daemon.state_folder import StateFolder
@@ -144,7 +146,10 @@ class Calls:
 
 def _submission(job: JobRequest, number: int) -> Submission:
     try:
-        return job.to_submission()
+        submission = job.to_submission()
+        # One spelling of a folder, by which the ledger sees that two jobs have the same.
+        out = submission.out.rstrip("/") if is_url(submission.out) else os.path.normpath(submission.out)
+        return dataclasses.replace(submission, out=out)
     except InputError as error:
         raise InputError(f"Job {number + 1} of this request: {error}" if number else str(error)) from error
 

@@ -114,13 +114,13 @@ def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
 
 
 def submission(number: int = 0, **others) -> Submission:
-    """A small valid submission; `number` makes its spec different."""
+    """A small valid submission; `number` makes its spec and its folder different."""
     spec = {"kind": "text-to-3d", "prompt": f"a table number {number}"}
     values = {
         "kind": "text-to-3d",
         "spec": spec,
         "name": f"table-{number}",
         "fingerprint": f"{number:064d}",
-        "out": "/runs/x",
+        "out": f"/runs/table-{number}",
     }
     return Submission(**values | others)

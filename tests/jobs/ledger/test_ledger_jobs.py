@@ -113,7 +113,7 @@ def test_idempotency_keys(ledger: Ledger):
     first = submit(ledger, 1, idempotency_key="k")
     (again,) = ledger.jobs.submit([submission(1, idempotency_key="k")])
     assert (again.id, again.is_new) == (first, False)
-    assert submit(ledger, 1, idempotency_key="k", user="bob") != first
+    assert submit(ledger, 1, idempotency_key="k", user="bob", out="/runs/bob") != first
     with pytest.raises(InputError, match=rf"key 'k' belongs to job {first} with another spec"):
         ledger.jobs.submit([submission(3), submission(2, idempotency_key="k")])
     assert len(ledger.jobs.recent()) == 2, "an error submits nothing"
@@ -124,14 +124,56 @@ def test_idempotency_keys(ledger: Ledger):
         ledger.jobs.submit([submission(6, idempotency_key="u"), submission(7, idempotency_key="u")])
 
 
-def test_one_key_from_many_threads_makes_one_job(ledger: Ledger):
+@pytest.mark.parametrize("key", ["k", None])
+def test_one_job_from_many_threads_is_one_job(ledger: Ledger, key: str | None):
     found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(submit(ledger, 1, idempotency_key="k"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(submit(ledger, 1, idempotency_key=key))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len(set(found)) == 1
+
+
+def test_a_job_that_is_submitted_again_before_it_has_ended_is_the_same_one(ledger: Ledger, clock: Clock):
+    first = submit(ledger, is_paused=True)
+    again = [submission(), submission(1), submission(1)]
+    assert [(answer.id - first, answer.is_new) for answer in ledger.jobs.submit(again)] == [(0, False), (1, True), (1, False)]
+    assert len(texts(ledger, first)) == 1, "nothing happened to it"
+    ledger.jobs.resume(first)
+    assert submit(ledger) == first
+    lease = ledger.attempts.start(first, "w", seconds=30)
+    assert submit(ledger, user="ada", priority=3) == first
+    clock.advance(31)
+    ledger.attempts.expire()
+    assert submit(ledger) == first
+    ledger.attempts.settle_lost(first, reason="w fell silent", retry_at=clock.now)
+    lease = ledger.attempts.start(first, "w", seconds=30)
+    ledger.jobs.cancel(first)
+    with pytest.raises(InputError, match=f"Job {first}, which is the same .* is being cancelled; submit this one when"):
+        submit(ledger)
+    ledger.attempts.release(lease, "stopped")
+    assert submit(ledger) not in (first, first + 1)
+
+
+def test_two_jobs_do_not_write_into_one_folder(ledger: Ledger):
+    first = submit(ledger, is_paused=True)
+    free, taken = submission(7), submission(8, out="/runs/table-0")
+    end_it = rf"another folder \(--out\), or end that one with 'dreamkiln jobs cancel {first}'"
+    with pytest.raises(InputError, match=f"Job {first}, which is paused and has another spec, .* /runs/table-0; .*{end_it}"):
+        ledger.jobs.submit([free, taken])
+    with pytest.raises(InputError, match=f"Job {first}, which is paused and has other settings"):
+        submit(ledger, settings={"export": {"formats": ["stl"]}})
+    with pytest.raises(InputError, match=r"Two jobs of this request, table-8 and table-9 .* /runs/here; give each"):
+        ledger.jobs.submit([submission(8, out="/runs/here"), submission(9, out="/runs/here")])
+    assert [job.id for job in ledger.jobs.recent()] == [first], "an error submits nothing"
+
+    ledger.jobs.cancel(first)
+    (second,) = ledger.jobs.submit([taken])
+    with pytest.raises(IllegalTransition, match=f"Job {first} cannot be retried now: job {second.id} writes into"):
+        ledger.jobs.retry(first)
+    ledger.jobs.cancel(second.id)
+    assert ledger.jobs.retry(first) == State.QUEUED
 
 
 @pytest.mark.parametrize(
@@ -288,5 +330,7 @@ def test_a_reader_reads_and_does_not_write(url: str, ledger: Ledger, clock: Cloc
 
 
 def test_a_table_of_jobs_in_one_transaction(ledger: Ledger):
-    ids = [submitted.id for submitted in ledger.jobs.submit([submission(number) for number in range(300)])]
-    assert len(set(ids)) == 300 and [job.id for job in ledger.jobs.waiting()] == ids
+    table = [submission(number) for number in range(1200)]
+    ids = [submitted.id for submitted in ledger.jobs.submit(table)]
+    assert len(set(ids)) == 1200 and [job.id for job in ledger.jobs.waiting()] == ids
+    assert [(again.id, again.is_new) for again in ledger.jobs.submit(table)] == [(job, False) for job in ids]

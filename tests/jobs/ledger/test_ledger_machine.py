@@ -12,15 +12,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
+from jobs.errors import InputError
 from jobs.ledger import Lease, Ledger, StaleLease
-from jobs.states import LEGAL, FailureKind, IllegalTransition, State, Wish
+from jobs.states import LEGAL, TERMINAL, FailureKind, IllegalTransition, State, Wish
 from tests.jobs.ledger.conftest import Clock, submission
 
 LEASE_SECONDS = 30
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The model: each job's state, wish, token and the time its lease runs out."""
+    """The model: each job's state, wish, token, the time its lease runs out, and its folder, which holds one job at a time."""
 
     jobs = Bundle("jobs")
     leases = Bundle("leases")
@@ -34,18 +35,30 @@ class LedgerMachine(RuleBasedStateMachine):
         self.wish: dict[int, Wish] = {}
         self.fence: dict[int, int] = {}
         self.expires: dict[int, float] = {}
+        self.place: dict[int, int] = {}
 
     def teardown(self) -> None:
         self.ledger.close()
         shutil.rmtree(self.folder)
 
-    @rule(target=jobs, is_paused=st.booleans())
-    def submit(self, is_paused: bool):
-        (submitted,) = self.ledger.jobs.submit([submission(is_paused=is_paused)])
+    @rule(target=jobs, is_paused=st.booleans(), place=st.integers(0, 5), is_other=st.sampled_from([False, False, True]))
+    def submit(self, is_paused: bool, place: int, is_other: bool):
+        others = {"spec": {"prompt": "another"}} if is_other else {}
+        asked = submission(place, is_paused=is_paused, **others)
+        there = self.living_in(place)
+        if there is not None and (self.wish[there] == Wish.CANCEL or self.ledger.jobs.get(there).spec != asked.spec):
+            with pytest.raises(InputError, match=f"Job {there}, which is "):
+                self.ledger.jobs.submit([asked])
+            return multiple()
+        (submitted,) = self.ledger.jobs.submit([asked])
         job = submitted.id
+        assert submitted.is_new == (there is None)
+        if there is not None:
+            assert job == there
+            return multiple()
         assert job not in self.state
         self.state[job] = State.PAUSED if is_paused else State.QUEUED
-        self.wish[job], self.fence[job] = Wish.RUN, 0
+        self.wish[job], self.fence[job], self.place[job] = Wish.RUN, 0, place
         return job
 
     @rule(target=leases, job=jobs)
@@ -110,7 +123,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(job=jobs)
     def retry(self, job: int):
-        if self.state[job] in (State.FAILED, State.CANCELLED):
+        if self.state[job] in (State.FAILED, State.CANCELLED) and self.living_in(self.place[job]) is None:
             self.ledger.jobs.retry(job)
             self.end(job, State.QUEUED)
         else:
@@ -148,6 +161,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def they_agree(self):
         found = {job.id: (job.state, job.wish, job.fence) for job in self.ledger.jobs.recent(limit=1000)}
         assert found == {job: (state, self.wish[job], self.fence[job]) for job, state in self.state.items()}
+
+    def living_in(self, place: int) -> int | None:
+        """The job that has not ended there."""
+        found = [job for job, state in self.state.items() if self.place[job] == place and state not in TERMINAL]
+        assert len(found) <= 1
+        return found[0] if found else None
 
     def end(self, job: int, state: State) -> None:
         if state in (State.QUEUED, State.LOST) and self.wish[job] in (Wish.CANCEL, Wish.PAUSE):

@@ -47,7 +47,7 @@ def client(rig: Rig) -> Client:
 
 def request(prompt: str = "a red table", **others) -> dict:
     spec = TextTo3DSpec(prompt=prompt).to_json()
-    return {"spec": spec, "out": "/runs/a", "settings": {"export": {"turntable_frames": 0}}, **others}
+    return {"spec": spec, "out": f"/runs/{prompt}", "settings": {"export": {"turntable_frames": 0}}, **others}
 
 
 def test_nothing_but_health_without_the_token(rig: Rig, client: Client):
@@ -71,7 +71,7 @@ def test_submit_list_show_and_steer(rig: Rig, client: Client):
     first, second = (job["id"] for job in answer["jobs"])
     assert rig.controller.wake.is_set() and [job["is_new"] for job in answer["jobs"]] == [True, True]
     again = client.post("/v1/jobs", {"jobs": [request("a blue chair", idempotency_key="k")]})
-    assert again["jobs"] == [{"id": second, "is_new": False, "out": "/runs/a"}]
+    assert again["jobs"] == [{"id": second, "is_new": False, "out": "/runs/a blue chair"}]
     assert [job["id"] for job in client.get("/v1/jobs", state=["queued"], user="ada")["jobs"]] == [first]
     shown = client.get(f"/v1/jobs/{first}")
     assert shown["job"]["spec"]["prompt"] == "a red table" and shown["job"]["memory_bytes"] > 0
@@ -81,6 +81,27 @@ def test_submit_list_show_and_steer(rig: Rig, client: Client):
     assert client.get("/v1/status")["jobs"]["queued"] == 2
     assert client.put("/v1/users/ada", weight=2.5) == {"name": "ada", "weight": 2.5}
     assert client.get("/v1/status")["weights"]["ada"] == 2.5
+
+
+def test_a_submission_whose_answer_was_lost_can_be_repeated(rig: Rig, client: Client):
+    body = {"jobs": [request(), request("a blue chair"), request(out="/runs/./a red table/")]}
+    first = client.post("/v1/jobs", body)["jobs"]
+    again = client.post("/v1/jobs", body)["jobs"]
+    assert [job["is_new"] for job in first] == [True, True, False] and not any(job["is_new"] for job in again)
+    assert [job["id"] for job in again] == [job["id"] for job in first] and len(rig.ledger.jobs.recent()) == 2
+    bucket = table_request(out="s3://bucket/out/")
+    assert client.post("/v1/jobs", {"jobs": [table_request(), bucket]})["jobs"][1]["is_new"] is False
+
+
+def test_another_job_in_the_folder_of_one_that_waits_is_refused(rig: Rig, client: Client):
+    (first,) = client.post("/v1/jobs", {"jobs": [request()]})["jobs"]
+    with pytest.raises(InputError, match=rf"Job {first['id']}, which is queued and has another spec.*\(--out\).*jobs cancel"):
+        client.post("/v1/jobs", {"jobs": [request("a blue chair"), request("a chair", out=first["out"])]})
+    client.post(f"/v1/jobs/{first['id']}/cancel")
+    (second,) = client.post("/v1/jobs", {"jobs": [request("a chair", out=first["out"])]})["jobs"]
+    with pytest.raises(InputError, match=f"cannot be retried now: job {second['id']} writes into the same folder"):
+        client.post(f"/v1/jobs/{first['id']}/retry")
+    assert len(rig.ledger.jobs.recent()) == 2
 
 
 @pytest.mark.parametrize(
