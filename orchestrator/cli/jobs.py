@@ -66,7 +66,7 @@ def watch(
     json: common.Json = False,
 ) -> int:
     """On a terminal a table that moves; elsewhere a line for each change; with --json a line of JSON for each change."""
-    client = _client(state)
+    client = _patient_client(state)
 
     def look() -> tuple[list[dict[str, Any]], float]:
         if numbers:
@@ -90,7 +90,7 @@ def logs(
     state: common.State = None,
 ) -> None:
     """To stdout."""
-    client, offset = _client(state), 0
+    client, offset = _patient_client(state), 0
     while True:
         answer = client.get(f"/v1/jobs/{job}/log", offset=offset)
         sys.stdout.write(answer["text"])
@@ -138,6 +138,15 @@ def _client(state: Any) -> Any:
     from orchestrator.daemon.state_folder import StateFolder
 
     return Client(StateFolder.find(state))
+
+
+def _patient_client(state: Any) -> Any:
+    from orchestrator.daemon.client import PatientClient
+
+    def say(text: str) -> None:
+        print(f"dreamkiln: {text}", file=sys.stderr)
+
+    return PatientClient(_client(state), say=say, meanwhile="its jobs go on with it, or with the next 'dreamkiln up'")
 
 
 def _print_json(value: Any) -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from jobs.errors import DreamKilnError, InputError
 from orchestrator.daemon.state_folder import Endpoint, StateFolder
 
-__all__ = ["Client", "NotRunningError"]
+__all__ = ["Client", "NotRunningError", "PatientClient", "UnavailableError"]
+
+SECONDS_OF_PATIENCE = 60.0
+SECONDS_BETWEEN_TRIES = 1.0
 
 
 class NotRunningError(InputError):
     """No orchestrator answers."""
+
+
+class UnavailableError(DreamKilnError):
+    """The orchestrator answers that it cannot say now, as while its database restarts."""
 
 
 class Client:
@@ -25,13 +34,17 @@ class Client:
     """
 
     def __init__(self, folder: StateFolder, *, timeout_seconds: float = 30.0) -> None:
-        endpoint = folder.endpoint()
-        if endpoint is None:
-            raise NotRunningError(f"No orchestrator is running ({folder.path}); start one with 'dreamkiln up'.")
-        self.endpoint: Endpoint = endpoint
         self.folder = folder
-        self._token = folder.token()
         self._timeout = timeout_seconds
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Look up where the orchestrator listens, which another one may do elsewhere by now."""
+        endpoint = self.folder.endpoint()
+        if endpoint is None:
+            raise NotRunningError(f"No orchestrator is running ({self.folder.path}); start one with 'dreamkiln up'.")
+        self.endpoint: Endpoint = endpoint
+        self._token = self.folder.token()
 
     def get(self, path: str, **query: Any) -> Any:
         """The parsed answer. Raises what the orchestrator raised: InputError, or DreamKilnError."""
@@ -64,6 +77,45 @@ class Client:
         return _answer(status, data)
 
 
+class PatientClient:
+    """Looks again and again for as long as a job takes: it bears a slow answer, and a restart of the orchestrator, which may
+    then listen elsewhere, or of its database.
+
+    Args:
+        say: where a person is told, once a pause.
+        meanwhile: what is true of the jobs although nobody answers, for the last sentence.
+        has_answered: False: a first question that nobody answers is an error at once.
+    """
+
+    def __init__(self, client: Client, *, say: Callable[[str], None], meanwhile: str, has_answered: bool = False) -> None:
+        self._client, self._say, self._meanwhile, self._has_answered = client, say, meanwhile, has_answered
+
+    def get(self, path: str, **query: Any) -> Any:
+        """As `Client.get`. Raises DreamKilnError after a minute of no answer."""
+        began: float | None = None
+        while True:
+            try:
+                if began is not None:
+                    self._client.reconnect()
+                answer = self._client.get(path, **query)
+            except (NotRunningError, UnavailableError) as error:
+                if not self._has_answered:
+                    raise
+                now = time.monotonic()
+                if began is None:
+                    began = now
+                    self._say(f"{error} Trying again for {SECONDS_OF_PATIENCE:.0f} s.")
+                elif now - began > SECONDS_OF_PATIENCE:
+                    raise DreamKilnError(
+                        f"The orchestrator of {self._client.folder.path} has not answered for {now - began:.0f} s; "
+                        f"{self._meanwhile}."
+                    ) from error
+                time.sleep(SECONDS_BETWEEN_TRIES)
+            else:
+                self._has_answered = True
+                return answer
+
+
 def _answer(status: int, data: bytes) -> Any:
     try:
         content = json.loads(data)
@@ -72,6 +124,8 @@ def _answer(status: int, data: bytes) -> Any:
     if status < 400:
         return content
     sentence = content.get("error") or content.get("detail") or f"The orchestrator answered with status {status}."
+    if status == 503:
+        raise UnavailableError(str(sentence))
     if content.get("exit_code") == 2 or status in (401, 422):
         raise InputError(str(sentence))
     raise DreamKilnError(str(sentence))

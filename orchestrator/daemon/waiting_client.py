@@ -13,7 +13,7 @@ from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
 from jobs.events import Progress
 from jobs.states import FailureKind, State
 from orchestrator.batch.perform import BatchOutcome
-from orchestrator.daemon.client import Client
+from orchestrator.daemon.client import Client, NotRunningError, PatientClient, UnavailableError
 from orchestrator.perform import Outcome, artefact_order
 from orchestrator.prepared_job import PreparedJob
 from orchestrator.progress_display import Display
@@ -28,8 +28,8 @@ def perform_there(job: PreparedJob, client: Client, *, state: Path, user: str, d
     """Queue the job, or join it if the same one is in the queue, and wait for its end.
 
     Raises:
-        InputError, JobFailed: what the job failed with. NotRunningError: the orchestrator is gone; the job goes on with the
-            next one.
+        InputError, JobFailed: what the job failed with.
+        DreamKilnError: nobody has answered for a minute; the job goes on with the next orchestrator.
         Interrupted: Ctrl-C, which cancels the job; or SIGTERM, which ends this command alone. The same command continues.
     """
     request = job.request(state=state, user=user)
@@ -69,7 +69,9 @@ class _Watcher:
     """Shows what is new about a job."""
 
     def __init__(self, client: Client, number: int, display: Display) -> None:
-        self._client, self._number, self._display = client, number, display
+        meanwhile = f"job {number} goes on with it, or with the next 'dreamkiln up', and the same command joins it"
+        self._client = PatientClient(client, say=display.message, meanwhile=meanwhile, has_answered=True)
+        self._number, self._display = number, display
         self._last_event = 0
         self._reason = ""
         self._progress: Progress | None = None
@@ -110,10 +112,13 @@ class _Watcher:
 
 def _cancel(client: Client, number: int, job: PreparedJob) -> str:
     """Cancel the job and give it the time to stop; the sentence for its user."""
-    client.post(f"/v1/jobs/{number}/cancel")
-    deadline = time.monotonic() + SECONDS_TO_CANCEL
-    while not _has_ended(last := client.get(f"/v1/jobs/{number}")["job"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    try:
+        client.post(f"/v1/jobs/{number}/cancel")
+        deadline = time.monotonic() + SECONDS_TO_CANCEL
+        while not _has_ended(last := client.get(f"/v1/jobs/{number}")["job"]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    except (NotRunningError, UnavailableError) as error:
+        return f"Stopped waiting; whether job {number} is cancelled is not known. {error}"
     where = f" at step {last['step']} of {last['total']} of {last['stage']}" if last["stage"] else ""
     return (
         f"Cancelled job {number}{where} in {job.out}; the same command continues. 'dreamkiln submit' queues jobs that do not "

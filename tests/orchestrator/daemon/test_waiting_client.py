@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import Interrupted
+from jobs.errors import DreamKilnError, Interrupted
 from jobs.events import Message, Progress
-from jobs.ledger import JobRecord
+from jobs.ledger import JobRecord, LedgerError
 from jobs.states import FailureKind, State
 from orchestrator.cli.main import main
+from orchestrator.daemon import client as client_module
 from orchestrator.daemon.api_server import ApiServer
 from orchestrator.daemon.client import Client
 from orchestrator.daemon.http_api import make_app
@@ -44,13 +45,21 @@ class ScriptedStarts(ScriptedWorkers):
         return worker
 
 
+class ServedRig(Rig):
+    """With an HTTP API that may pause, and then listens elsewhere."""
+
+    def serve(self) -> None:
+        app = make_app(self.ledger, self.controller, self.folder, self.controller.close)
+        self.server = ApiServer(app, host="127.0.0.1", port=0)
+        self.server.start()
+        self.folder.announce(Endpoint(url=self.server.url, pid=os.getpid(), ledger=self.ledger.where))
+
+
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def rig(tmp_path: Path) -> Iterator[ServedRig]:
     """An orchestrator whose rounds go on by themselves."""
-    made = Rig(tmp_path / "state", make_workers=ScriptedStarts)
-    server = ApiServer(make_app(made.ledger, made.controller, made.folder, made.controller.close), host="127.0.0.1", port=0)
-    server.start()
-    made.folder.announce(Endpoint(url=server.url, pid=os.getpid(), ledger=made.ledger.where))
+    made = ServedRig(tmp_path / "state", make_workers=ScriptedStarts)
+    made.serve()
     over = threading.Event()
 
     def rounds() -> None:
@@ -62,7 +71,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     yield made
     over.set()
     thread.join()
-    server.stop()
+    made.server.stop()
     made.ledger.close()
 
 
@@ -154,6 +163,62 @@ def test_a_signal_to_the_command_itself(rig: Rig, tmp_path, number, state, said)
     if state == State.RUNNING:
         threading.Timer(1.5, lambda: rig.worker(1).reports.append(DONE)).start()
         assert images(rig, tmp_path) == 0 and len(rig.ledger.jobs.recent()) == 1
+
+
+class Restarts(SilentDisplay):
+    """Pauses the HTTP API at the first progress, and lets it listen elsewhere once that was noticed."""
+
+    def __init__(self, rig: ServedRig, *, goes_on: bool) -> None:
+        self.said: list[str] = []
+        self._rig, self._goes_on = rig, goes_on
+
+    def event(self, progress: Progress) -> None:
+        self._rig.server.stop()
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.said.append(text)
+        if "Trying again" in text and self._goes_on:
+            self._rig.serve()
+            self._rig.worker(1).reports.append(DONE)
+
+
+def test_a_waiting_command_bears_a_restart_at_another_port(rig: ServedRig, tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "SECONDS_BETWEEN_TRIES", 0.1)
+    rig.workers.script = [Progress(stage="draw", step=1, total=2)]
+    before, display = rig.server.url, Restarts(rig, goes_on=True)
+    outcome = perform_there(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=display)
+    assert outcome.artefacts == ("grid.png",) and rig.server.url != before
+    assert [before in text and "Trying again for 60 s" in text for text in display.said] == [False, True]
+
+
+def test_a_waiting_command_ends_when_nobody_answers_any_more(rig: ServedRig, tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "SECONDS_BETWEEN_TRIES", 0.1)
+    monkeypatch.setattr(client_module, "SECONDS_OF_PATIENCE", 0.5)
+    rig.workers.script = [Progress(stage="draw", step=1, total=2)]
+    display = Restarts(rig, goes_on=False)
+    with pytest.raises(DreamKilnError, match=r"not answered .* job 1 goes on .* the same command joins it") as failed:
+        perform_there(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=display)
+    assert failed.value.exit_code == 1 and sum("Trying again" in text for text in display.said) == 1
+    assert rig.state(1) == State.RUNNING
+
+
+def test_a_database_that_restarts_ends_nobodys_wait(rig: ServedRig, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "SECONDS_BETWEEN_TRIES", 0.1)
+    faults = [LedgerError("The database does not answer."), None, LedgerError("The database does not answer.")]
+    events = rig.ledger.jobs.events
+
+    def sometimes(job: int) -> object:
+        if faults and (fault := faults.pop()):
+            raise fault
+        return events(job)
+
+    monkeypatch.setattr(rig.ledger.jobs, "events", sometimes)
+    rig.workers.script = [Progress(stage="draw", step=1, total=2), DONE]
+    assert images(rig, tmp_path) == 0 and not faults
+    assert capsys.readouterr().err.count("The database does not answer. Trying again") == 2
+    faults.append(LedgerError("The database does not answer."))
+    assert main(["jobs", "watch", "1", "--state", str(rig.folder.path)]) == 1
+    assert "The database does not answer." in capsys.readouterr().err, "a first look is answered at once"
 
 
 def test_without_one_or_with_local_it_runs_here(rig: Rig, capsys, tmp_path, monkeypatch):
