@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -130,7 +131,7 @@ class JobProcess:
             runtime=replace(settings.runtime, kind="inline"),  # in this process, with the shared prior
             display=_ReportDisplay(self, self._stop, lambda progress: _follows_a_checkpoint(progress, every)),
             load_prior=_always(self._prior),
-            pictures=None if settings.pictures is None else EditPictures.read_from(Path(settings.pictures)),
+            pictures=None if settings.pictures is None else EditPictures.read_from(_seen(Path(settings.pictures))),
         )
         seconds = {stage: round(value, 3) for stage, value in outcome.seconds.items()}
         metrics = {**outcome.metrics, "did": outcome.did, "seconds": seconds}
@@ -215,6 +216,16 @@ def _follows_a_checkpoint(progress: Progress, every: int) -> bool:
     if progress.stage == "fit":
         return progress.step % every == 1 % every
     return progress.stage in ("start", "prepare", "draw")
+
+
+def _seen(pictures: Path) -> Path:
+    """The folder in the orchestrator's --state that `orchestrator.prepared_job` has filled."""
+    if not pictures.is_dir():
+        raise InputError(
+            f"The pictures that the job starts from are not at {pictures} on this node ({socket.gethostname()}); on a cluster "
+            "give 'dreamkiln up' and 'dreamkiln submit' a --state on a disk that every node mounts, and submit the job again."
+        )
+    return pictures
 
 
 def _always(prior: PriorClient) -> PriorLoader:

@@ -143,6 +143,12 @@ def test_every_ray_start_and_dreamkiln_up_has_options_that_exist():
     assert {"--address", "--ledger", "--job-cpus", "--metrics-export-port"} <= seen
 
 
+def test_no_dreamkiln_up_leaves_its_ledger_in_a_state_folder_on_the_shared_disk():
+    """By default the ledger is a SQLite file in the state folder, and SQLite cannot lock files on NFS."""
+    calls = [options for text in TEXTS for options in options_after("dreamkiln up", text.read_text()) if "--state" in options]
+    assert len(calls) == 3 and all("--ledger" in options for options in calls)
+
+
 def options_after(command: str, text: str) -> list[set[str]]:
     """The options of each of a command's calls in a text, whose lines may be folded."""
     calls = re.findall(rf"(?<![\w`'])(?:{command}) ((?:[^\n`'#|&>]|\n +(?=--))*)", text)

@@ -101,6 +101,16 @@ def test_told_to_stop_at_once_a_table_keeps_what_is_committed(tmp_path):
     assert isinstance(last_of(table_job(table, tmp_path / "queued")), Succeeded)
 
 
+def test_an_editing_job_on_a_node_that_does_not_see_its_pictures_says_where_they_must_lie(tmp_path):
+    pictures = EditPictures(np.full((16, 16, 3), 200, np.uint8))
+    spec = ImagesSpec(prompt="a red ball", num_images=2, num_steps=2, **pictures.hashes)
+    settings = {"pictures": str(tmp_path / "elsewhere")}
+    failed = last_of(JobProcess(spec.to_json(), settings, str(tmp_path / "out"), LocalPrior(FakePrior())))
+    assert isinstance(failed, Failed) and failed.kind == FailureKind.BAD_INPUT
+    assert f"not at {tmp_path / 'elsewhere'} on this node" in failed.reason
+    assert "a --state on a disk that every node mounts" in failed.reason and not (tmp_path / "out").exists()
+
+
 def test_an_editing_job_finds_its_pictures(tmp_path):
     pictures = EditPictures(np.full((16, 16, 3), 200, np.uint8), np.full((16, 16), 255, np.uint8))
     (tmp_path / "pictures").mkdir()
