@@ -17,7 +17,12 @@ HELP = "Start the orchestrator: it queues jobs, runs them on one shared prior, a
 def command(
     state: common.State = None,
     ledger: Annotated[
-        str | None, typer.Option(help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; a file in the folder.")
+        str | None,
+        typer.Option(
+            envvar="DREAMKILN_LEDGER",
+            help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; a file in the folder. What has a password is better "
+            "given in the variable, which other users cannot see.",
+        ),
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Of a running Ray cluster, HOST:PORT or auto; otherwise a Ray of its own.")

@@ -1,8 +1,9 @@
 """The orchestrator's process, from its start to its end.
 
-    python -m orchestrator.daemon.daemon '{"state": "…", …}'
+    echo '{"state": "…", …}' | python -m orchestrator.daemon.daemon
 
-`dreamkiln up` starts it so; `dreamkiln up --foreground` calls `serve` in its own process.
+`dreamkiln up` starts it so, because everybody may read a command line, and the ledger's URL may hold a password;
+`dreamkiln up --foreground` calls `serve` in its own process.
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ class _StopSignal:
 
 
 def main() -> int:
-    """The background process: its words go to its log, its last error to stderr as one JSON line."""
-    options = codec.from_plain(DaemonOptions, json.loads(sys.argv[1]))
+    """The background process: options come over stdin, words go to its log, its last error to stderr as a JSON line."""
+    options = codec.from_plain(DaemonOptions, json.load(sys.stdin))
     folder = StateFolder(Path(options.state))
     try:
         folder.create()

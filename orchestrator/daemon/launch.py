@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -43,12 +44,15 @@ def launch(options: DaemonOptions) -> Launched:
     errors = folder.path / "daemon.err"
     with clear_output_errors(errors, option="--state"), errors.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.daemon.daemon", json.dumps(dataclasses.asdict(options))],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "orchestrator.daemon.daemon"],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=stream,
             start_new_session=True,  # Ctrl-C in this terminal is not for it
         )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # its own words say why it has ended
+        pipe.write(json.dumps(dataclasses.asdict(options)).encode())
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         endpoint = _answering(folder)
