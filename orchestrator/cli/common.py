@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -142,6 +143,14 @@ def chosen_formats(formats: str | None) -> list[str] | None:
     return None if formats is None else [name.strip().lower() for name in formats.split(",") if name.strip()]
 
 
+def user_name() -> str:
+    """Who runs this; the number where it has no name, as in a container with a user of its own."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid-{os.getuid()}"
+
+
 def orchestrator_in(state: Path | None) -> Client | None:
     """The client of a running orchestrator, or None; one that has died is mentioned on stderr."""
     from orchestrator.daemon.client import Client, NotRunningError
@@ -184,7 +193,7 @@ def run_job(job: PreparedJob, *, runtime: str | None, is_local: bool, state: Pat
             from orchestrator.daemon.waiting_client import perform_there
 
             folder = StateFolder.find(state).path
-            outcome = perform_there(job, client, state=folder, user=getpass.getuser(), display=display)
+            outcome = perform_there(job, client, state=folder, user=user_name(), display=display)
     from orchestrator.batch.command import say_batch_outcome
     from orchestrator.batch.perform import BatchOutcome
 

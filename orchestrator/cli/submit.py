@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +62,7 @@ def text_to_3d(
         "prior.strict": strict or None,
         "export.formats": common.chosen_formats(formats),
     }
-    fields = {"user": user or getpass.getuser(), "is_paused": paused, "priority": priority}
+    fields = {"user": user or common.user_name(), "is_paused": paused, "priority": priority}
     if prompts is not None:
         if best_of != 1 or metric is not None or key is not None:
             raise InputError("--best-of, --metric and --key go with one prompt; a table says seeds and keys row by row.")
@@ -99,7 +98,7 @@ def images(
     job = prepare()
     if job.mode == "overwrite" and key is not None:
         raise InputError("--overwrite and --key exclude each other: the files would go, and the same key makes no new job.")
-    fields = {"user": user or getpass.getuser(), "priority": priority, "is_paused": paused, "idempotency_key": key}
+    fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
     _send(client, [job.request(state=client.folder.path, **fields)], None, as_json=json)
 
 

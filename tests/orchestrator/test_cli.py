@@ -169,6 +169,16 @@ def test_ctrl_c_before_the_job_has_begun(capsys, monkeypatch):
     assert captured.err == "dreamkiln: Stopped.\n" and json.loads(captured.out)["exit_code"] == 130
 
 
+def test_a_user_without_a_name_has_a_number(monkeypatch):
+    """As under Kubernetes' runAsUser."""
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_001)
+    assert common.user_name() == "uid-4000000001"
+    monkeypatch.setenv("USER", "ada")
+    assert common.user_name() == "ada"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_a_library_makes_of_an_interrupt_is_the_interrupt(capsys, monkeypatch, number):
     def swallows(*_: object, **__: object) -> None:
