@@ -6,6 +6,7 @@
     STATE/token             the clients' password, readable by its owner alone
     STATE/endpoint.json     where the running orchestrator listens
     STATE/daemon.log        its own words
+    STATE/daemon.err        what went wrong before it had a log, or below it
     STATE/logs/7.log        those of job 7
     STATE/pictures/         copies of what queued editing jobs start from
 """
