@@ -4,6 +4,7 @@ The loop is a generator; progress bars, checkpoints and pictures live in the cal
 dropout of step k come from (seed, k) alone, so a resumed run continues as if it had never stopped.
 """
 
+import io
 import math
 import os
 import time
@@ -125,7 +126,11 @@ class TrainState:
         self.step = 0
 
     def save(self, path: Path) -> None:
-        """Writes a resume point atomically."""
+        """Writes a resume point: after a crash `path` holds the old or the new one, never a part.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk; nothing is left of it.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         payload = {
@@ -134,8 +139,17 @@ class TrainState:
             "ema": self.ema,
             "step": self.step,
         }
-        torch.save(payload, temporary)
-        os.replace(temporary, path)
+        whole = io.BytesIO()  # torch's own writing to a file turns a full disk into an error without a number
+        torch.save(payload, whole)
+        try:
+            with temporary.open("wb") as file:
+                file.write(whole.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def load(self, path: Path) -> None:
         """Reads a resume point.

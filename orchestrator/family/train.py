@@ -251,7 +251,8 @@ def _steps(model: Model, data: Data, loop: LoopConfig, out: Path, *, device: str
     steps = train(state, loss_of(model, data, device), loop, num_rows=len(data), device=torch.device(device).type)
     _cut_log(out / LOG, state.step)
     saved = time.monotonic()
-    with (out / LOG).open("a", encoding="utf-8") as log:
+    # Outside of the log, whose closing writes what is left of it.
+    with clear_output_errors(out), (out / LOG).open("a", encoding="utf-8") as log:
         try:
             while state.step < loop.num_steps:
                 with signals_deferred():
@@ -289,10 +290,9 @@ def _checkpoint(state: TrainState, model: Model, out: Path, log: TextIO) -> None
     from orchestrator.training.run import plot_losses
 
     log.flush()
-    with clear_output_errors(out):
-        state.save(out / CHECKPOINT)
-        with state.averaged():
-            save_weights(model, out)
+    state.save(out / CHECKPOINT)
+    with state.averaged():
+        save_weights(model, out)
     if (out / LOG).stat().st_size:
         plot_losses(out)
 

@@ -11,6 +11,7 @@ from diffusion.training.loop import LoopConfig, TrainProgress
 from jobs.codec import from_plain, to_plain
 from jobs.errors import InputError
 from jobs.events import Progress
+from orchestrator.atomic import clear_output_errors
 from orchestrator.progress_display import Display
 from orchestrator.run_folder import held_folder
 from orchestrator.training import recipe
@@ -49,7 +50,8 @@ def _train_part(name: str, data: Pictures, root: Path, config: LoopConfig, devic
     folder = root / name
     part = PARTS[name](data, root, config, device)
     saved = time.monotonic()
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+    # Outside of the log, whose closing writes what is left of it.
+    with clear_output_errors(folder), (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         for progress in part.steps:
             log.write(json.dumps({"step": progress.step, "seconds": progress.seconds, **progress.metrics}) + "\n")
             last = progress.step == progress.num_steps

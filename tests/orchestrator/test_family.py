@@ -286,6 +286,22 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, capsys: pytest
     assert "busy is in use by another dreamkiln process" in said
 
 
+@pytest.mark.parametrize("num_pages", [1, 4])
+def test_a_full_disk_is_one_sentence_and_the_training_goes_on_when_there_is_room(
+    small_disk: Path, capsys: pytest.CaptureFixture[str], num_pages: int
+) -> None:
+    """With one page beside the card the log is the first that finds no room, with four the checkpoint."""
+    same = [f"{key}={value}" for key, value in POINTS.items()]
+    out, page = small_disk / "model", 4096
+    (small_disk / "filler").write_bytes(b"\0" * (256 * 1024 - num_pages * page))
+    said = refused(capsys, "train", *same, "--out", out)
+    assert said.startswith(str(out)) and "could not be written: the disk is full; free some space" in said
+    assert {path.name for path in out.iterdir()} == {"model.json", "log.jsonl"}
+    (small_disk / "filler").unlink()
+    assert main(["train", *same, "--out", str(out)]) == 0
+    assert (out / "checkpoint.pt").exists() and not list(out.glob("*.tmp"))
+
+
 def test_another_training_is_not_overwritten(points: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same = [f"{key}={value}" for key, value in POINTS.items()]
     said = refused(capsys, "train", *same, "network.layers=5", "--out", points)
