@@ -107,7 +107,10 @@ class AttemptTable:
     # The owner's side.
 
     def expire(self) -> list[int]:
-        """running -> lost where a lease has run out, or was given by an owner before this one. Returns the jobs."""
+        """running -> lost where a lease has run out, or was given by an owner before this one. Returns the jobs.
+
+        An attempt lasted until its lease ran out, at most: whoever notices may have been switched off for days.
+        """
         with self._database.write() as session:
             now = self._database.clock()
             query = select(Job).where(
@@ -118,7 +121,7 @@ class AttemptTable:
             for row in rows:
                 is_old = row.owner_epoch < (self._database.epoch or 0)
                 silence = "its orchestrator ended" if is_old else f"{row.lease_holder} fell silent"
-                end_attempt(session, row, State.LOST, silence, now, FailureKind.WORKER_LOST)
+                end_attempt(session, row, State.LOST, silence, now, FailureKind.WORKER_LOST, worked_until=row.lease_expires_at)
                 row.failure_kind = FailureKind.WORKER_LOST
             return [row.id for row in rows if row.state == State.LOST]
 

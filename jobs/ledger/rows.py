@@ -44,15 +44,29 @@ def move_job(session: Session, row: Job, state: State, reason: str, now: float) 
     session.add(Event(job_id=row.id, at=now, kind="state", text=f"{state}: {reason}"))
 
 
-def end_attempt(session: Session, row: Job, state: State, reason: str, now: float, kind: FailureKind | None = None) -> None:
-    """The job's attempt is over and the job moves to `state`. One that is lost has ended its attempt before."""
+def end_attempt(
+    session: Session,
+    row: Job,
+    state: State,
+    reason: str,
+    now: float,
+    kind: FailureKind | None = None,
+    *,
+    worked_until: float | None = None,
+) -> None:
+    """The job's attempt is over and the job moves to `state`. One that is lost has ended its attempt before.
+
+    Args:
+        worked_until: where the attempt ended before anybody noticed; now.
+    """
     if row.state == State.RUNNING:
         attempt = session.get(Attempt, (row.id, row.fence))
         assert attempt is not None, f"job {row.id} runs without an attempt"
-        attempt.ended_at, attempt.reason, attempt.failure_kind = now, reason, kind
+        attempt.ended_at = now if worked_until is None else min(now, worked_until)
+        attempt.reason, attempt.failure_kind = reason, kind
         # A failure that will be retried leaves the job queued, but the attempt has failed.
         attempt.outcome = State.FAILED if kind and state == State.QUEUED else state
-        row.seconds_run += max(0.0, now - attempt.started_at)
+        row.seconds_run += max(0.0, attempt.ended_at - attempt.started_at)
     # What its user asked for holds, also when the worker was lost or failed before it obeyed.
     if state in (State.QUEUED, State.LOST) and row.wish in (Wish.CANCEL, Wish.PAUSE):
         state, reason = (State.CANCELLED, "cancelled") if row.wish == Wish.CANCEL else (State.PAUSED, "paused")
