@@ -16,26 +16,10 @@ __all__ = ["GroupTable"]
 
 
 class GroupTable:
-    """The table `groups`; `Ledger.groups`."""
+    """The table `groups`; `Ledger.groups`. A group comes in with its jobs: `JobTable.submit`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def add(self, name: str, *, num_wanted: int = 1, metric: str | None = None, largest_is_best: bool = True) -> int:
-        """A new group without jobs; see `GroupRecord`. Returns its id."""
-        if num_wanted < 1:
-            raise InputError(f"{num_wanted} winners are wanted of group {name!r}; give at least 1.")
-        with self._database.write() as session:
-            row = Group(
-                name=name,
-                num_wanted=num_wanted,
-                metric=metric,
-                largest_is_best=largest_is_best,
-                created_at=self._database.clock(),
-            )
-            session.add(row)
-            session.flush()
-            return row.id
 
     def get(self, group_id: int) -> GroupRecord:
         """Raises InputError where there is no such group."""

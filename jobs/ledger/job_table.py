@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
-from jobs.ledger.records import EventRecord, JobRecord, Submission
+from jobs.ledger.records import EventRecord, JobRecord, NewGroup, Submission
 from jobs.ledger.rows import find_job, job_record, move_job
 from jobs.ledger.submitting import LIVE, Submitted, take_in
 from jobs.ledger.tables import Attempt, Event, Job, User
@@ -45,19 +45,23 @@ class JobTable:
         self._database = database
         self._submitting = threading.Lock()  # two requests must not both find a key or a folder free
 
-    def submit(self, submissions: Sequence[Submission], *, group_id: int | None = None) -> list[Submitted]:
+    def submit(self, submissions: Sequence[Submission], *, group: NewGroup | None = None) -> list[Submitted]:
         """Queue them all, or after an error none.
 
         One that repeats a job, of the ledger or of these, is that job: by its idempotency key, or as it has the same spec,
         settings and folder as one that has not ended.
 
+        Args:
+            group: made with its jobs. Where they were all submitted before, it is the group they came in.
+
         Raises:
-            InputError: an idempotency key that stands for another job, or a folder that another job will write into.
+            InputError: an idempotency key that stands for another job; a folder that another job will write into; a group of
+                which some jobs were submitted before, or all of them but not in such a group.
         """
         with self._submitting, self._database.write() as session:
             now = self._database.clock()
             self._add_users(session, {submission.user for submission in submissions}, now)
-            return take_in(session, submissions, group_id=group_id, now=now)
+            return take_in(session, submissions, group=group, now=now)
 
     def get(self, job_id: int) -> JobRecord:
         """Raises InputError where there is no such job."""

@@ -22,6 +22,7 @@ __all__ = [
     "GroupRecord",
     "JobRecord",
     "Lease",
+    "NewGroup",
     "ShardRecord",
     "ShardSummary",
     "StaleLease",
@@ -243,15 +244,31 @@ class EventRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupRecord:
-    """Jobs that compete.
+class NewGroup:
+    """Jobs that compete, as they are asked for.
 
     Args:
         num_wanted: how many results are enough.
         metric: None: the first ones to finish win, and the rest is cancelled. Otherwise all run, and those with the best
             value of this metric win; `largest_is_best` says which end is best.
-        decided_at: when the winners stood, None before.
+
+    Raises:
+        InputError: nothing is wanted.
     """
+
+    name: str
+    num_wanted: int = 1
+    metric: str | None = None
+    largest_is_best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_wanted < 1:
+            raise InputError(f"{self.num_wanted} winners are wanted of group {self.name!r}; give at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRecord:
+    """Jobs that compete; see `NewGroup`. decided_at: when the winners stood, None before."""
 
     id: int
     name: str

@@ -6,6 +6,7 @@ has not ended, or for ever where both carry the same idempotency key.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,8 +15,8 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
-from jobs.ledger.records import Submission
-from jobs.ledger.tables import Event, Job
+from jobs.ledger.records import NewGroup, Submission
+from jobs.ledger.tables import Event, Group, Job
 from jobs.states import TERMINAL, State, Wish
 
 __all__ = ["LIVE", "Submitted", "take_in"]
@@ -28,22 +29,25 @@ VALUES_PER_QUERY = 500
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submission. is_new: False if it is a job that was there."""
+    """What became of a submission. is_new: False if it is a job that was there. group_id: of the job's group."""
 
     id: int
     is_new: bool
+    group_id: int | None = None
 
 
-def take_in(session: Session, submissions: Sequence[Submission], *, group_id: int | None, now: float) -> list[Submitted]:
+def take_in(session: Session, submissions: Sequence[Submission], *, group: NewGroup | None, now: float) -> list[Submitted]:
     """Queue what is not there yet; see `JobTable.submit`."""
     known, rows = _Known(session, submissions), []
     for submission in submissions:
         row = known.find(submission)
         if row is None:
-            row = _new_job(submission, group_id, now)
+            row = _new_job(submission, now)
             known.add(row)
         rows.append(row)
     new = [row for row in dict.fromkeys(rows) if row.id is None]
+    if group is not None and rows:
+        _bring_together(session, group, rows, new, now)
     session.add_all(new)
     session.flush()
     if new:
@@ -54,9 +58,29 @@ def take_in(session: Session, submissions: Sequence[Submission], *, group_id: in
     not_told = {row.id for row in new}
     answers = []
     for row in rows:
-        answers.append(Submitted(row.id, row.id in not_told))
+        answers.append(Submitted(row.id, row.id in not_told, row.group_id))
         not_told.discard(row.id)
     return answers
+
+
+def _bring_together(session: Session, group: NewGroup, rows: Sequence[Job], new: Sequence[Job], now: float) -> None:
+    """Make the group of new jobs, or find that all of them are its jobs already. Raises InputError for anything between."""
+    wanted = dataclasses.asdict(group)
+    if len(new) == len(set(rows)):
+        made = Group(**wanted, created_at=now)
+        session.add(made)
+        session.flush()
+        for row in new:
+            row.group_id = made.id
+        return
+    before = {row.group_id for row in rows}
+    found = session.get(Group, next(iter(before))) if len(before) == 1 and None not in before else None
+    if found is None or {name: getattr(found, name) for name in wanted} != wanted:
+        known = sorted(row.id for row in set(rows) - set(new))
+        raise InputError(
+            f"{len(known)} of the {len(set(rows))} jobs of group {group.name!r} were submitted before, outside such a group "
+            f"(job {known[0]} is one); repeat what was submitted exactly, or wait for their end and choose another --key."
+        )
 
 
 class _Known:
@@ -133,7 +157,7 @@ def _chunks(values: set[str] | set[str | None]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _new_job(submission: Submission, group_id: int | None, now: float) -> Job:
+def _new_job(submission: Submission, now: float) -> Job:
     return Job(
         kind=submission.kind,
         name=submission.name,
@@ -146,7 +170,6 @@ def _new_job(submission: Submission, group_id: int | None, now: float) -> Job:
         priority=submission.priority,
         memory_bytes=submission.memory_bytes,
         idempotency_key=submission.idempotency_key,
-        group_id=group_id,
         max_failures=submission.max_failures,
         state=State.PAUSED if submission.is_paused else State.QUEUED,
         wish=Wish.RUN,

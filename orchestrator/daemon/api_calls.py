@@ -14,7 +14,7 @@ from jobs import codec
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.kinds import spec_from_json
-from jobs.ledger import JobRecord, Ledger, Submission
+from jobs.ledger import JobRecord, Ledger, NewGroup, Submission
 from jobs.states import State
 from orchestrator.batch.urls import is_url
 from orchestrator.daemon.controller import Controller
@@ -55,22 +55,15 @@ class Calls:
         """Queue the jobs of a `SubmitRequest`, all or none. Raises InputError, naming the job that cannot be."""
         request = codec.from_plain(SubmitRequest, body, path="the request")
         submissions = [_submission(job, number) for number, job in enumerate(request.jobs)]
-        group_id = None
-        if request.group is not None:
-            group_id = self._ledger.groups.add(
-                request.group.name,
-                num_wanted=request.group.num_wanted,
-                metric=request.group.metric,
-                largest_is_best=request.group.largest_is_best,
-            )
-        submitted = self._ledger.jobs.submit(submissions, group_id=group_id)
+        group = NewGroup(**dataclasses.asdict(request.group)) if request.group is not None else None
+        submitted = self._ledger.jobs.submit(submissions, group=group)
         self._controller.wake.set()
         return {
             "jobs": [
                 {"id": answer.id, "is_new": answer.is_new, "out": submission.out}
                 for answer, submission in zip(submitted, submissions, strict=True)
             ],
-            "group": group_id,
+            "group": submitted[0].group_id if group and submitted else None,
         }
 
     def recent(

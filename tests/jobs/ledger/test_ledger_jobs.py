@@ -8,7 +8,7 @@ import pytest
 
 from jobs.errors import InputError
 from jobs.events import Progress
-from jobs.ledger import Ledger, OwnershipError, StaleLease, Submission
+from jobs.ledger import Ledger, NewGroup, OwnershipError, StaleLease, Submission
 from jobs.specs import ImagesSpec
 from jobs.states import FailureKind, IllegalTransition, State, Wish
 from tests.jobs.ledger.conftest import Clock, submission
@@ -318,8 +318,9 @@ def test_an_attempt_of_an_earlier_owner_lasted_until_the_next_one_came_at_most(u
 
 
 def test_groups(ledger: Ledger):
-    group = ledger.groups.add("a red table, best of 3", num_wanted=1, metric="r_precision")
-    ids = [submitted.id for submitted in ledger.jobs.submit([submission(n) for n in range(3)], group_id=group)]
+    best = NewGroup(name="a red table, best of 3", num_wanted=1, metric="r_precision")
+    submitted = ledger.jobs.submit([submission(n) for n in range(3)], group=best)
+    ids, (group,) = [answer.id for answer in submitted], {answer.group_id for answer in submitted}
     assert [found.id for found in ledger.groups.undecided()] == [group]
     assert {job.id for job in ledger.jobs.recent(group_id=group)} == set(ids)
     ledger.groups.decide(group, [ids[1]], "r_precision 0.9")
@@ -330,7 +331,28 @@ def test_groups(ledger: Ledger):
     with pytest.raises(InputError, match="no group 99"):
         ledger.groups.get(99)
     with pytest.raises(InputError, match="give at least 1"):
-        ledger.groups.add("none", num_wanted=0)
+        NewGroup(name="none", num_wanted=0)
+
+
+def test_a_group_that_is_submitted_again_is_the_same_one(ledger: Ledger):
+    best, table = NewGroup(name="best of 3"), [submission(n, idempotency_key=f"k seed {n}") for n in range(3)]
+    first = ledger.jobs.submit(table, group=best)
+    again = ledger.jobs.submit(table, group=best)
+    assert [(answer.id, answer.group_id) for answer in again] == [(answer.id, answer.group_id) for answer in first]
+    (group,) = ledger.groups.undecided()
+    assert {answer.group_id for answer in first} == {group.id} and not any(answer.is_new for answer in again)
+    ledger.jobs.submit([submission(7)])
+    for jobs, other in [
+        ([*table, submission(3)], best),
+        (table, NewGroup(name="best of 3", metric="volume")),
+        ([*table, submission(7)], best),
+        ([submission(7)], best),
+    ]:
+        with pytest.raises(InputError, match="of group 'best of 3' were submitted before, outside such a group"):
+            ledger.jobs.submit(jobs, group=other)
+    with pytest.raises(InputError, match="belongs to another line"):
+        ledger.jobs.submit([submission(8, idempotency_key="u"), submission(9, idempotency_key="u")], group=best)
+    assert ledger.groups.undecided() == [group] and len(ledger.jobs.recent()) == 4, "what is refused leaves nothing"
 
 
 def test_a_job_that_does_not_exist(ledger: Ledger):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.events import Message, Progress
-from jobs.ledger import JobRecord, Ledger, LedgerError, ShardRecord, Submission
+from jobs.ledger import JobRecord, Ledger, LedgerError, NewGroup, ShardRecord, Submission
 from jobs.states import FailureKind, State
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
@@ -316,8 +316,8 @@ def test_more_urgent_work_takes_the_place_at_a_checkpoint(rig: Rig):
 
 
 def test_the_first_of_a_group_wins_and_the_others_are_cancelled(rig: Rig):
-    group = rig.ledger.groups.add("best of 3")
-    jobs = [submitted.id for submitted in rig.ledger.jobs.submit([submission(n) for n in range(3)], group_id=group)]
+    best = NewGroup(name="best of 3")
+    jobs = [submitted.id for submitted in rig.ledger.jobs.submit([submission(n) for n in range(3)], group=best)]
     rig.tick()
     rig.worker(jobs[1]).reports = [Succeeded()]
     rig.tick()

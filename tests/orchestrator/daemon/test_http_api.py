@@ -93,6 +93,17 @@ def test_a_submission_whose_answer_was_lost_can_be_repeated(rig: Rig, client: Cl
     assert client.post("/v1/jobs", {"jobs": [table_request(), bucket]})["jobs"][1]["is_new"] is False
 
 
+def test_a_group_whose_answer_was_lost_can_be_repeated(rig: Rig, client: Client):
+    jobs = [request(prompt, idempotency_key=prompt) for prompt in ("a red table", "a blue chair")]
+    body = {"jobs": jobs, "group": {"name": "the better one", "metric": "volume"}}
+    first, again = client.post("/v1/jobs", body), client.post("/v1/jobs", body)
+    assert first["group"] == again["group"] == rig.ledger.groups.undecided()[0].id and len(rig.ledger.groups.undecided()) == 1
+    with pytest.raises(InputError, match="2 of the 3 jobs of group 'the better one' were submitted before"):
+        client.post("/v1/jobs", body | {"jobs": [*jobs, request("a chair")]})
+    assert len(rig.ledger.jobs.recent()) == 2
+    assert client.post("/v1/jobs", {"jobs": jobs})["group"] is None
+
+
 def test_another_job_in_the_folder_of_one_that_waits_is_refused(rig: Rig, client: Client):
     (first,) = client.post("/v1/jobs", {"jobs": [request()]})["jobs"]
     with pytest.raises(InputError, match=rf"Job {first['id']}, which is queued and has another spec.*\(--out\).*jobs cancel"):
