@@ -11,6 +11,7 @@ from diffusion.training.denoiser import TextConditionedDenoiser
 from diffusion.training.loop import TrainState
 from jobs.errors import InputError
 from nerf3d.toybox.words import vocabulary
+from orchestrator.atomic import clear_output_errors, write_text
 from orchestrator.prior_source import refusal
 from orchestrator.training import recipe
 from orchestrator.training.parts import CHECKPOINT, joint_denoiser, load_averaged, trained_autoencoder
@@ -58,6 +59,7 @@ def unpack(folder: Path, root: Path) -> None:
     for name, module in modules.items():
         path = root / name / CHECKPOINT
         if not path.exists():
-            TrainState(module.requires_grad_(True), recipe.LOOPS[name]).save(path)
+            with clear_output_errors(path):
+                TrainState(module.requires_grad_(True), recipe.LOOPS[name]).save(path)
     scaling = {"scaling_factor": prior.autoencoder.config.scaling_factor}
-    (root / "autoencoder/scaling.json").write_text(json.dumps(scaling), encoding="utf-8")
+    write_text(root / "autoencoder/scaling.json", json.dumps(scaling))

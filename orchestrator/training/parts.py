@@ -20,6 +20,7 @@ from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss
 from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, load_average, train
 from jobs.errors import InputError
 from nerf3d.toybox.captions import near_miss
+from orchestrator.atomic import write_text
 from orchestrator.family.settings import diffusion_errors_are_input
 from orchestrator.training import recipe
 from orchestrator.training.latents import all_latents
@@ -165,5 +166,5 @@ def measure_scaling(data: Pictures, root: Path) -> float:
     with torch.no_grad():
         latents = torch.cat([module.encode(data.batch(part)) for part in rows.split(128)])
     scaling = 1 / latents.std().item()
-    (root / "autoencoder/scaling.json").write_text(json.dumps({"scaling_factor": scaling}))
+    write_text(root / "autoencoder/scaling.json", json.dumps({"scaling_factor": scaling}))
     return scaling

@@ -12,7 +12,7 @@ import torch
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.prior import Prior
 from diffusion.text.clip import load_clip
-from jobs.errors import InputError
+from jobs.errors import InputError, OutputError
 from nerf3d.toybox.shards import write_shards
 from orchestrator.progress_display import SilentDisplay
 from orchestrator.training import latents, recipe
@@ -69,6 +69,12 @@ def test_training_goes_on_from_the_checkpoint(trained: Path, shards: Path) -> No
     train_parts(["judge"], shards, trained, device="cpu", overrides=longer, display=SilentDisplay())
     steps = [json.loads(line)["step"] for line in (trained / "judge/log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
+
+
+def test_a_part_that_finds_the_disk_full_says_so_and_leaves_no_half_checkpoint(shards: Path, small_disk: Path) -> None:
+    with pytest.raises(OutputError, match="judge could not be written: the disk is full; free some space"):
+        train_parts(["judge"], shards, small_disk, device="cpu", overrides=SHORT, display=SilentDisplay())
+    assert {path.name for path in (small_disk / "judge").iterdir()} == {"log.jsonl"}
 
 
 def test_a_copied_training_keeps_its_latents(trained: Path, shards: Path, tmp_path: Path) -> None:
