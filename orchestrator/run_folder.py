@@ -8,7 +8,8 @@ steps since its last checkpoint, and so that two different jobs never mix their 
     OUT/checkpoint.safetensors   resume point of a 3D job
     OUT/...                      the artefacts
 
-The program never deletes a file of a run folder, except what a killed process left half-written.
+The program never deletes an artefact. What goes is its own scaffolding: files that a killed process left half-written, the page
+of unfinished pictures (preview.png) and a cluster's witnesses (`orchestrator.shared_disk`).
 """
 
 from __future__ import annotations

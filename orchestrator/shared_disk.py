@@ -22,7 +22,8 @@ _PREFIX = ".seen-"
 def lay_witness(folder: str) -> str:
     """Put a hidden file there, to be found by a worker; "" where it cannot be, which the worker will find out too.
 
-    A folder has one job and a job one worker, so what an orchestrator that was killed has left there goes.
+    A ledger lets one job at a time into a folder, and gives it one worker, so what an orchestrator that was killed has left
+    there goes.
     """
     witness = Path(folder) / f"{_PREFIX}{secrets.token_hex(8)}"
     try:

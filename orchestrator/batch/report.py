@@ -12,7 +12,7 @@ from orchestrator.batch import markers
 from orchestrator.batch.contact_sheet import ContactSheet
 from orchestrator.batch.stores import Store
 
-__all__ = ["cpu_seconds_of_this_command", "describe", "summarise"]
+__all__ = ["attempt_report", "cost", "cpu_seconds_of_this_command", "describe", "summarise"]
 
 
 def summarise(store: Store, spec: BatchImagesSpec, *, failures: str) -> dict[str, Any]:
