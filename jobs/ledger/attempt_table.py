@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from jobs.events import Progress
 from jobs.ledger.database import Database
 from jobs.ledger.records import ArtefactRecord, AttemptRecord, Lease
-from jobs.ledger.rows import end_attempt, find_job, held_job, move_job
+from jobs.ledger.rows import end_attempt, find_job, held_job, move_job, storable
 from jobs.ledger.tables import Artefact, Attempt, Event, Job
 from jobs.states import FailureKind, IllegalTransition, State, Wish
 
@@ -70,7 +70,7 @@ class AttemptTable:
         """A sentence for the user. Raises StaleLease."""
         with self._database.write() as session:
             row = held_job(session, lease)
-            session.add(Event(job_id=row.id, at=self._database.clock(), kind=level, text=text))
+            session.add(Event(job_id=row.id, at=self._database.clock(), kind=level, text=storable(text)))
 
     def succeed(
         self, lease: Lease, *, metrics: Mapping[str, Any] | None = None, artefacts: Mapping[str, tuple[int, str]] | None = None

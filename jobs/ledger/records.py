@@ -44,7 +44,7 @@ class Submission:
     Args:
         kind: "text-to-3d", "images" or "batch-images". spec: its JSON, as its `to_json` writes it.
         name: readable and safe as a file name. fingerprint: of the spec.
-        out: the run folder, absolute.
+        out: the run folder, absolute; of a batch job also a URL.
         settings: JSON that says how to run and what to write, beside the spec.
         prior: which prior it asks. memory_bytes: what its worker needs, the prior not counted.
         user: whose share it takes. priority: larger goes first, -1000 to 1000.
@@ -80,6 +80,8 @@ class Submission:
         for what, text in (("user", self.user), ("idempotency key", self.idempotency_key)):
             if text is not None and not (0 < len(text) <= 200 and text.isprintable()):
                 raise InputError(f"The {what} is {text!r}, but 1 to 200 printable characters were expected.")
+        for what, text in (("run folder", self.out), ("name", self.name), ("prior", self.prior)):
+            _check_storable(what, text)
 
     @classmethod
     def of(cls, spec: AnySpec, *, out: str, **others: Any) -> Submission:
@@ -264,6 +266,8 @@ class NewGroup:
     def __post_init__(self) -> None:
         if self.num_wanted < 1:
             raise InputError(f"{self.num_wanted} winners are wanted of group {self.name!r}; give at least 1.")
+        for what, text in (("group's name", self.name), ("group's metric", self.metric or "")):
+            _check_storable(what, text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,3 +281,12 @@ class GroupRecord:
     largest_is_best: bool
     created_at: float
     decided_at: float | None
+
+
+def _check_storable(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"The {what} is {text!r}, which is not valid Unicode (UTF-8); choose another.") from None
+    if "\0" in text:
+        raise InputError(f"The {what} is {text!r}, which has a NUL character in it; choose another.")

@@ -12,7 +12,7 @@ from jobs.ledger.records import JobRecord, Lease, StaleLease
 from jobs.ledger.tables import Attempt, Event, Job
 from jobs.states import TERMINAL, FailureKind, State, Wish, check_transition
 
-__all__ = ["end_attempt", "find_job", "held_job", "job_record", "move_job"]
+__all__ = ["end_attempt", "find_job", "held_job", "job_record", "move_job", "storable"]
 
 
 def find_job(session: Session, job_id: int, *, lock: bool = False) -> Job:
@@ -37,6 +37,7 @@ def held_job(session: Session, lease: Lease) -> Job:
 def move_job(session: Session, row: Job, state: State, reason: str, now: float) -> None:
     """Change the state and write it down. Raises IllegalTransition."""
     check_transition(State(row.state), state, what=f"Job {row.id}")
+    reason = storable(reason)
     row.state = state
     row.reason = reason
     row.updated_at = now
@@ -63,7 +64,7 @@ def end_attempt(
         attempt = session.get(Attempt, (row.id, row.fence))
         assert attempt is not None, f"job {row.id} runs without an attempt"
         attempt.ended_at = now if worked_until is None else min(now, worked_until)
-        attempt.reason, attempt.failure_kind = reason, kind
+        attempt.reason, attempt.failure_kind = storable(reason), kind
         # A failure that will be retried leaves the job queued, but the attempt has failed.
         attempt.outcome = State.FAILED if kind and state == State.QUEUED else state
         row.seconds_run += max(0.0, attempt.ended_at - attempt.started_at)
@@ -74,6 +75,12 @@ def end_attempt(
     row.lease_holder = row.lease_expires_at = None
     row.seconds_left = None
     row.wish = Wish.RUN
+
+
+def storable(text: str) -> str:
+    """The text without what a database cannot hold: halves of surrogate pairs, as names of files that are no UTF-8 have them,
+    and, in PostgreSQL, NUL. Libraries and file systems say such things when they fail, and a failure must reach the ledger."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
 def job_record(row: Job) -> JobRecord:

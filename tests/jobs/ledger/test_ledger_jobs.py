@@ -184,6 +184,9 @@ def test_two_jobs_do_not_write_into_one_folder(ledger: Ledger):
         ({"memory_bytes": -1}, "memory_bytes is -1"),
         ({"user": ""}, "user is ''"),
         ({"idempotency_key": "a\nb"}, "idempotency key"),
+        ({"out": "/runs/\udcff"}, r"run folder is '/runs/\\udcff', which is not valid Unicode"),
+        ({"out": "/runs/a\0b"}, r"run folder is '/runs/a\\x00b', which has a NUL"),
+        ({"prior": "/priors/\ud800"}, "prior is .* not valid Unicode"),
     ],
 )
 def test_submissions_that_are_refused(values, sentence):
@@ -317,6 +320,21 @@ def test_an_attempt_of_an_earlier_owner_lasted_until_the_next_one_came_at_most(u
         assert ledger.attempts.expire() == [lease.job_id] and ledger.jobs.get(lease.job_id).seconds_run == 10.0
 
 
+def test_whatever_a_failing_library_says_can_be_written_down(ledger: Ledger, clock: Clock):
+    said, kept = "cannot read \udcff\0.png 🍄", r"cannot read \udcff\x00.png 🍄"
+    job = submit(ledger)
+    lease = ledger.attempts.start(job, "w", seconds=30)
+    ledger.attempts.say(lease, said, "warning")
+    ledger.attempts.fail(lease, FailureKind.UNEXPECTED, said, retry_at=clock.now)
+    assert ledger.jobs.get(job).reason == f"to be retried: {kept}" and texts(ledger, job)[-2:] == [
+        kept,
+        f"queued: to be retried: {kept}",
+    ]
+    lease = ledger.attempts.start(job, "w", seconds=30)
+    ledger.attempts.fail(lease, FailureKind.UNEXPECTED, said, retry_at=None)
+    assert ledger.jobs.get(job).reason == ledger.attempts.of(job)[-1].reason == kept
+
+
 def test_groups(ledger: Ledger):
     best = NewGroup(name="a red table, best of 3", num_wanted=1, metric="r_precision")
     submitted = ledger.jobs.submit([submission(n) for n in range(3)], group=best)
@@ -332,6 +350,8 @@ def test_groups(ledger: Ledger):
         ledger.groups.get(99)
     with pytest.raises(InputError, match="give at least 1"):
         NewGroup(name="none", num_wanted=0)
+    with pytest.raises(InputError, match="not valid Unicode"):
+        NewGroup(name="best of \ud800")
 
 
 def test_a_group_that_is_submitted_again_is_the_same_one(ledger: Ledger):
