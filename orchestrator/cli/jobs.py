@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 import time
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,6 @@ from orchestrator.cli import common
 
 NAME = "jobs"
 HELP = "List, watch, cancel, pause, resume and retry submitted jobs."
-ENDED = ("succeeded", "failed", "cancelled")
 
 Job = Annotated[int, typer.Argument(help="The job's number.", show_default=False)]
 Jobs = Annotated[list[int], typer.Argument(help="Numbers of jobs.", show_default=False)]
@@ -59,28 +59,23 @@ def show(job: Job, state: common.State = None, json: common.Json = False) -> Non
 
 @app.command(help="A live table; ends when all these jobs have. Exit code 1 if one failed.")
 def watch(
-    numbers: Annotated[list[int] | None, typer.Argument(help="Jobs to watch; the newest ones without.")] = None,
+    numbers: Annotated[list[int] | None, typer.Argument(help="Jobs to watch; without, all that have not ended.")] = None,
     interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
-    limit: Annotated[int, typer.Option(help="Without numbers: how many.", min=1, max=1000)] = 30,
+    limit: Annotated[int, typer.Option(help="Without numbers: how many to show.", min=1, max=1000)] = 30,
     state: common.State = None,
     json: common.Json = False,
 ) -> int:
     """On a terminal a table that moves; elsewhere a line for each change; with --json a line of JSON for each change."""
     client = _patient_client(state)
 
-    def look() -> tuple[list[dict[str, Any]], float]:
-        if numbers:
-            answers = [client.get(f"/v1/jobs/{number}") for number in numbers]
-            return [answer["job"] for answer in answers], answers[-1]["now"]
-        answer = client.get("/v1/jobs", limit=limit)
-        return answer["jobs"], answer["now"]
-
     from orchestrator.daemon.job_display import follow
+    from orchestrator.daemon.open_jobs import OpenJobs, look_at
 
+    look = partial(look_at, client, numbers) if numbers else OpenJobs(client, limit=limit).look
     last = follow(look, interval_seconds=interval, as_json=json, stream=sys.stdout)
-    if not last and not json:
-        print("No jobs.")
-    return int(any(job["state"] == "failed" for job in last))
+    if not last.jobs and not json:
+        print("No jobs." if not client.get("/v1/jobs", limit=1)["jobs"] else "All jobs have ended; see 'dreamkiln jobs list'.")
+    return int(last.has_failed)
 
 
 @app.command(help="What a job has said, over all its attempts.")

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.batch.settings import FAILURES
+from orchestrator.daemon.open_jobs import Sight
 
 __all__ = ["follow", "print_job", "print_table", "table"]
 
@@ -28,11 +29,10 @@ COLOURS = {
 }
 GAP = 2
 MAX_USER_WIDTH = 12
-ENDED = ("succeeded", "failed", "cancelled")
-Look = Callable[[], tuple[list[dict[str, Any]], float]]
+Look = Callable[[], Sight]
 
 
-def table(jobs: Iterable[Mapping[str, Any]], *, now: float, width: int) -> Table:
+def table(jobs: Iterable[Mapping[str, Any]], *, now: float, width: int, num_more: int = 0) -> Table:
     """One line a job, newest first as given, cut to `width` characters; priorities only where there are any."""
     rows = [
         {
@@ -55,6 +55,8 @@ def table(jobs: Iterable[Mapping[str, Any]], *, now: float, width: int) -> Table
     if "progress" in widths:
         widths["progress"] = max(1, min(widths["progress"], room - widths["what"]))
     shown = Table(box=None, pad_edge=False, header_style="bold")
+    if num_more:
+        shown.caption, shown.caption_justify = Text(_more(num_more), style="dim", overflow="ellipsis", no_wrap=True), "left"
     for name in names:
         justify: Literal["right", "left"] = "right" if name in ("job", "prio", "age") else "left"
         shown.add_column(name, justify=justify, no_wrap=True, width=widths[name], overflow="ellipsis")
@@ -62,6 +64,10 @@ def table(jobs: Iterable[Mapping[str, Any]], *, now: float, width: int) -> Table
         cells = (Text(row[name], style=COLOURS.get(row["state"], "") if name == "state" else "") for name in names)
         shown.add_row(*cells)
     return shown
+
+
+def _more(num: int) -> str:
+    return f"… and {num:,} more that {'has' if num == 1 else 'have'} not ended"
 
 
 def what(job: Mapping[str, Any]) -> str:
@@ -144,33 +150,39 @@ def print_job(answer: Mapping[str, Any]) -> None:
         print(f"  {_time(event['at'])}  {event['text']}")
 
 
-def follow(look: Look, *, interval_seconds: float, as_json: bool, stream: TextIO) -> list[dict[str, Any]]:
+def follow(look: Look, *, interval_seconds: float, as_json: bool, stream: TextIO) -> Sight:
     """Show until all have ended; returns the last look."""
     if as_json or not stream.isatty():
         return _follow_lines(look, interval_seconds, as_json, stream)
-    jobs, now = look()
     console = Console(file=stream)
-    with Live(table(jobs, now=now, width=console.width), console=console, refresh_per_second=4) as live:
-        while any(job["state"] not in ENDED for job in jobs):
+
+    def drawn(sight: Sight) -> Table:
+        return table(sight.jobs, now=sight.now, width=console.width, num_more=sight.num_more)
+
+    sight = look()
+    with Live(drawn(sight), console=console, refresh_per_second=4) as live:
+        while not sight.is_over:
             time.sleep(interval_seconds)
-            jobs, now = look()
-            live.update(table(jobs, now=now, width=console.width))
-    return jobs
+            sight = look()
+            live.update(drawn(sight))
+    return sight
 
 
-def _follow_lines(look: Look, interval_seconds: float, as_json: bool, stream: TextIO) -> list[dict[str, Any]]:
+def _follow_lines(look: Look, interval_seconds: float, as_json: bool, stream: TextIO) -> Sight:
     before: dict[int, Any] = {}
     while True:
-        jobs, _ = look()
-        for job in jobs:
+        sight = look()
+        if sight.num_more and not before and not as_json:
+            print(_more(sight.num_more), file=stream, flush=True)
+        for job in sight.jobs:
             news = (job["state"], job["stage"], job["step"], job["num_attempts"])
             if before.get(job["id"]) != news:
                 before[job["id"]] = news
                 short = {name: job[name] for name in ("id", "state", "stage", "step", "total", "seconds_left", "reason")}
                 line = f"job {job['id']} {job['state']} {progress(job)}".rstrip()
                 print(json.dumps(short) if as_json else line, file=stream, flush=True)
-        if all(job["state"] in ENDED for job in jobs):
-            return jobs
+        if sight.is_over:
+            return sight
         time.sleep(interval_seconds)
 
 

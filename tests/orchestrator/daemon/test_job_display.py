@@ -51,6 +51,12 @@ def test_what_a_line_says():
     assert "prio" in lines([job(1, "queued", priority=7)], 80)[0]
 
 
+def test_a_table_says_how_many_jobs_it_leaves_out():
+    stream = io.StringIO()
+    Console(file=stream, width=60).print(table(JOBS, now=NOW, width=60, num_more=1570))
+    assert stream.getvalue().splitlines()[-1].rstrip() == "… and 1,570 more that have not ended"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0s"), (59.6, "1m"), (3700, "1h 1m"), (86400 * 9 + 3600 * 18, "9d 18h")])
 def test_ages_have_two_units(seconds, text):
     assert age(seconds) == text
