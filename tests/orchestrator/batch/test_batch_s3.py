@@ -190,6 +190,7 @@ class MortalWorker:
             return reports
         self._process.stop(at_checkpoint=False)
         while not isinstance(reports[-1], (Stopped, Succeeded)):
+            time.sleep(0.005)  # the job's thread, the store's and the server's need the interpreter too
             reports += self._process.poll()
         if isinstance(reports[-1], Stopped):
             reports[-1] = Failed(FailureKind.WORKER_LOST, "The process that ran the job ended.")
