@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import sqlite3
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ Clock = Callable[[], float]
 """Seconds since 1970, UTC."""
 
 BUSY_SECONDS = 10
+SSL_MODES = ("disable", "require", "verify-ca", "verify-full")
+"""As libpq defines them; "allow" and "prefer" encrypt or not as the server likes, and so promise nothing."""
+POSTGRESQL_OPTIONS = ("sslmode", "sslrootcert", "unix_sock", "application_name")
 
 
 class LedgerError(DreamKilnError):
@@ -114,7 +118,9 @@ def open_database(url: str, clock: Clock) -> Database:
     """Connect once, to find out now rather than later.
 
     Args:
-        url: "sqlite:///folder/ledger.db", a path, or "postgresql://user:password@host/name"; without a user it is ours.
+        url: "sqlite:///folder/ledger.db", a path, or "postgresql://user:password@host/name"; without a user it is ours. The
+            latter takes "?sslmode=" (disable, require, verify-ca, verify-full), "sslrootcert=", "unix_sock=" and
+            "application_name=".
 
     Raises:
         InputError: not such a URL, or nothing answers at it.
@@ -127,7 +133,9 @@ def open_database(url: str, clock: Clock) -> Database:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = create_engine(address, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        address, ssl_context = _encryption(address)
+        arguments = {} if ssl_context is None else {"ssl_context": ssl_context}
+        engine = create_engine(address, connect_args=arguments, pool_pre_ping=True, pool_size=10, max_overflow=20)
     database = Database(engine, clock)
     try:
         with engine.connect() as connection:
@@ -156,6 +164,29 @@ def _parse(url: str) -> URL:
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise InputError(f"The ledger's URL {url!r} cannot be read; {expected}.") from error
     raise InputError(f"The ledger cannot be kept in {backend!r}; {expected}.")
+
+
+def _encryption(address: URL) -> tuple[URL, ssl.SSLContext | None]:
+    """libpq's sslmode and sslrootcert, of which the driver knows nothing, taken out of the URL. Raises InputError."""
+    known = ", ".join(POSTGRESQL_OPTIONS)
+    for name, value in address.query.items():
+        if name not in POSTGRESQL_OPTIONS or not isinstance(value, str):
+            fault = "is not known here" if isinstance(value, str) else "is there twice"
+            raise InputError(f"The ledger's URL has an option {name!r}, which {fault}; leave it out (known: {known}).")
+    mode, root = str(address.query.get("sslmode", "disable")), address.query.get("sslrootcert")
+    address = address.difference_update_query(["sslmode", "sslrootcert"])
+    if mode not in SSL_MODES:
+        raise InputError(f"The sslmode of the ledger's URL is {mode!r}; choose one of {', '.join(SSL_MODES)}.")
+    if mode == "disable" or "unix_sock" in address.query:  # what goes through a socket of this machine is never encrypted
+        return address, None
+    try:
+        context = ssl.create_default_context(cafile=str(root) if root else None)
+    except OSError as error:  # an SSLError is one too
+        raise InputError(f"The ledger's sslrootcert {str(root)!r} cannot be read ({error}); give a file of PEM.") from error
+    context.check_hostname = mode == "verify-full"
+    if mode == "require" and root is None:
+        context.verify_mode = ssl.CERT_NONE
+    return address, context
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:

@@ -34,6 +34,7 @@ class Ownership:
 
     Raises:
         OwnershipError: somebody else holds it.
+        InputError: SQLite's lock file cannot be written or locked.
     """
 
     def __init__(self, database: Database) -> None:
@@ -89,13 +90,17 @@ class Ownership:
 
     def _lock_file(self) -> None:
         path = Path(str(self._database.engine.url.database) + ".lock")
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._handle)
-            self._handle = None
-            raise OwnershipError(self._taken()) from None
+        except OSError as error:
+            self.release()
+            if isinstance(error, BlockingIOError):
+                raise OwnershipError(self._taken()) from None
+            raise InputError(
+                f"{path}, which says that the ledger is in use, cannot be opened and locked ({error.strerror}); give rights to "
+                "it, or keep the ledger on another disk."
+            ) from error
 
     def _lock_advisory(self) -> None:
         # Detached, so that closing it ends the session and with it the lock, instead of going back to the pool.

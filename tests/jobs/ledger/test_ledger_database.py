@@ -6,7 +6,10 @@ import gc
 import os
 import random
 import signal
+import socket
 import sqlite3
+import ssl
+import struct
 import subprocess
 import sys
 import textwrap
@@ -15,11 +18,11 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, make_url, text
 
 from jobs.errors import InputError
 from jobs.ledger import Ledger, LedgerError, OwnershipError, ShardRecord, migrations
-from jobs.ledger.database import open_database
+from jobs.ledger.database import _encryption, open_database
 from jobs.ledger.migrations import check_version, migrate, newest_version
 from jobs.ledger.tables import Base
 from jobs.states import State
@@ -238,12 +241,62 @@ def test_nothing_to_read(url: str):
         ("postgresql://dreamkiln:secret@127.0.0.1:9/none", "cannot be opened"),
         ("postgresql://dreamkiln@127.0.0.1:port/none", "cannot be read"),
         ("postgresql://127.0.0.1:9", "cannot be opened"),
+        ("postgresql://dreamkiln:secret@127.0.0.1:9/none?sslmode=require", "cannot be opened"),
+        ("postgresql://dreamkiln:secret@host/none?sslmode=prefer", "sslmode .* is 'prefer'; choose one of disable, require"),
+        ("postgresql://dreamkiln:secret@host/none?sslmod=require", "option 'sslmod', which is not known here; leave it out"),
+        ("postgresql://dreamkiln:secret@host/none?sslmode=require&sslmode=disable", "'sslmode', which is there twice"),
+        (
+            "postgresql://u:secret@host/none?sslmode=verify-ca&sslrootcert=/proc/nowhere.pem",
+            "'/proc/nowhere.pem' cannot be read",
+        ),
     ],
 )
 def test_addresses_that_do_not_work(url: str, sentence: str):
     with pytest.raises(InputError, match=sentence) as caught:
         Ledger.own(url)
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_verified", "is_named"),
+    [("require", False, False), ("verify-ca", True, False), ("verify-full", True, True)],
+)
+def test_encryption_as_libpq_means_it(mode: str, is_verified: bool, is_named: bool):
+    address, context = _encryption(make_url(f"postgresql://u@host/name?sslmode={mode}&application_name=kiln"))
+    assert context is not None and address.query == {"application_name": "kiln"}
+    assert (context.verify_mode == ssl.CERT_REQUIRED, context.check_hostname) == (is_verified, is_named)
+
+
+def test_nothing_is_said_unencrypted_to_a_server_that_cannot_encrypt():
+    ssl_request = struct.pack("!II", 8, 80877103)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        heard: list[bytes] = []
+
+        def refuse() -> None:
+            connection, _ = server.accept()
+            with connection:
+                heard.append(connection.recv(100))
+                connection.sendall(b"N")
+                heard.append(connection.recv(100))
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(InputError, match=r"cannot be opened .*SSL"):
+            Ledger.own(f"postgresql://u:secret@127.0.0.1:{server.getsockname()[1]}/name?sslmode=require")
+        gc.collect()  # the driver leaves its socket to the collector
+        thread.join(timeout=10)
+    assert heard == [ssl_request, b""]
+
+
+def test_a_socket_of_this_machine_needs_no_encryption(postgresql: PostgreSQL):
+    with Ledger.own(postgresql.new_database() + "&sslmode=require") as ledger:
+        assert ledger.jobs.recent() == []
+
+
+def test_a_lock_file_that_cannot_be_opened_is_named(tmp_path: Path):
+    (tmp_path / "ledger.db.lock").mkdir()
+    with pytest.raises(InputError, match=r"ledger\.db\.lock, which .* cannot be opened and locked \(Is a directory\)"):
+        Ledger.own(str(tmp_path / "ledger.db"))
 
 
 def test_a_file_that_is_no_database(tmp_path: Path):
