@@ -45,7 +45,8 @@ class Ownership:
             self._lock_file()
         else:
             with database.explained():
-                self._lock_advisory()
+                if not self._lock_advisory():
+                    raise OwnershipError(self._taken())
 
     def begin(self, name: str) -> int:
         """Write the owner's row and return the new epoch; from here on this process may write.
@@ -66,6 +67,9 @@ class Ownership:
 
     def heartbeat(self) -> None:
         """Say that we live, and keep PostgreSQL's connection with the lock from idling away.
+
+        Where that connection broke and the server has not noticed, its lock is still held, by nobody but ourselves: the epoch
+        is ours. The next heartbeat asks for it again; until then the epoch alone guards the ledger.
 
         Raises:
             OwnershipError: another orchestrator has taken over.
@@ -102,14 +106,16 @@ class Ownership:
                 "it, or keep the ledger on another disk."
             ) from error
 
-    def _lock_advisory(self) -> None:
+    def _lock_advisory(self) -> bool:
+        """False where it is held."""
         # Detached, so that closing it ends the session and with it the lock, instead of going back to the pool.
         connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
         if not connection.scalar(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")):
             connection.close()
-            raise OwnershipError(self._taken())
+            return False
         self._connection = connection
+        return True
 
     def _holds_advisory_lock(self) -> bool:
         """False where the server was restarted: the lock went with the connection."""

@@ -99,6 +99,28 @@ def test_a_restart_of_the_server_loses_nothing(postgresql: PostgreSQL, clock: Cl
     gc.collect()  # the driver leaves the sockets of broken connections to the collector, which warns
 
 
+def test_a_broken_connection_that_the_server_takes_for_alive_does_not_end_the_owner(postgresql: PostgreSQL, clock: Clock):
+    url = postgresql.new_database()
+    with Ledger.own(url, name="the first", clock=clock) as ledger:
+        ownership = ledger._ownership
+        assert ownership is not None and ownership._connection is not None
+        still_alive, ownership._connection = ownership._connection, ledger._database.engine.connect()
+        ownership._connection.close()
+        for _ in range(2):
+            ledger.heartbeat()
+            ledger.jobs.submit([submission()])
+            with pytest.raises(OwnershipError, match="the first"):
+                Ledger.own(url, clock=clock)
+        still_alive.close()
+        ledger.heartbeat()
+        with pytest.raises(OwnershipError, match="the first"):
+            Ledger.own(url, clock=clock)
+        with ledger._database.connect() as connection:
+            connection.execute(text("UPDATE owner SET epoch = epoch + 1"))
+        with pytest.raises(OwnershipError, match="taken it over"):
+            ledger.heartbeat()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_whatever_the_server_is_doing_when_it_ends_the_owner_hears_of_it_in_one_way(postgresql: PostgreSQL):
