@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,7 @@ class Client:
             raise NotRunningError(f"No orchestrator is running ({self.folder.path}); start one with 'dreamkiln up'.")
         self.endpoint: Endpoint = endpoint
         self._token = self.folder.token()
+        self._is_ours = False
 
     def get(self, path: str, **query: Any) -> Any:
         """The parsed answer. Raises what the orchestrator raised: InputError, or DreamKilnError."""
@@ -60,13 +62,33 @@ class Client:
         return self._call("PUT", f"{path}?{urlencode(query)}")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
+        if not self._is_ours:
+            self._check_identity()
+        return _answer(*self._ask(method, path, body, {"Authorization": f"Bearer {self._token}"}))
+
+    def _check_identity(self) -> None:
+        """Before the token goes anywhere: a dead orchestrator's port may be another program's by now."""
+        challenge = secrets.token_hex(16)
+        status, data = self._ask("GET", f"/health?challenge={challenge}", None, {})
+        try:
+            proof = str(json.loads(data)["proof"]) if status == 200 else ""
+        except (ValueError, LookupError, TypeError):
+            proof = ""
+        if not secrets.compare_digest(proof.encode(), self.folder.proof(challenge).encode()):
+            raise NotRunningError(
+                f"What answers at {self.endpoint.url} is not the orchestrator of {self.folder.path}, which has died; "
+                "'dreamkiln up' starts it again and every job goes on."
+            )
+        self._is_ours = True
+
+    def _ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> tuple[int, bytes]:
         address = urlsplit(self.endpoint.url)
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {**headers, "Content-Type": "application/json"}
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self._timeout)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
-            status, data = response.status, response.read()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             raise NotRunningError(
                 f"The orchestrator at {self.endpoint.url} does not answer ({error or type(error).__name__}); if it has died, "
@@ -74,7 +96,6 @@ class Client:
             ) from error
         finally:
             connection.close()
-        return _answer(status, data)
 
 
 class PatientClient:

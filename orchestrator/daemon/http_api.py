@@ -25,7 +25,7 @@ __all__ = ["make_app"]
 def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_down: Callable[[], None]) -> FastAPI:
     """The application over one ledger; `shut_down` begins the end of the process."""
     app = FastAPI(title="DreamKiln", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/health", _health)
+    app.add_api_route("/health", _health(folder))
     api = APIRouter(prefix="/v1", dependencies=[Depends(_token_check(folder))])
     calls = Calls(ledger, controller, folder, shut_down)
     for method, path, call in (
@@ -44,8 +44,12 @@ def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_d
     return app
 
 
-def _health() -> dict[str, Any]:
-    return {"ok": True}
+def _health(folder: StateFolder) -> Callable[[str], dict[str, Any]]:
+    def health(challenge: str = "") -> dict[str, Any]:
+        """Whom a client talks to: another program may have taken the port since."""
+        return {"ok": True, "proof": folder.proof(challenge)}
+
+    return health
 
 
 def _token_check(folder: StateFolder) -> Callable[[str], None]:

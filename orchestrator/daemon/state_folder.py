@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hmac
 import json
 import os
 import secrets
@@ -104,6 +105,10 @@ class StateFolder:
             return self.token_file.read_text().strip()
         except OSError as error:
             raise InputError(f"The orchestrator's token {self.token_file} cannot be read ({error.strerror}).") from error
+
+    def proof(self, challenge: str) -> str:
+        """What only one who knows the token can answer; it does not give the token away. Raises InputError as `token` does."""
+        return hmac.new(self.token().encode(), f"health {challenge}".encode(), "sha256").hexdigest()
 
     def announce(self, endpoint: Endpoint) -> None:
         """Say where we listen."""
