@@ -266,7 +266,7 @@ MUTATIONS: list[Mutation] = [
         ("(u + 0.008) / 1.008", "(u + 0.08) / 1.08"),
         ("clamp(max=0.999)", "clamp(max=0.99)"),
         ("total, dtype=torch.float64).square()", "total, dtype=torch.float64)"),
-        ("alpha * x0 + sigma * eps", "alpha * x0 - sigma * eps"),
+        ("+ per_row(self.sigma(t), x0) * eps", "- per_row(self.sigma(t), x0) * eps"),
         ("return (1 - self.abar(t)).sqrt()", "return 1 - self.abar(t)"),
         ("return abar / (1 - abar)", "return (1 - abar) / abar"),
         (".round().long().flip(0) - 1", ".round().long().flip(0) - 2"),
