@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import sys
@@ -128,9 +129,10 @@ def _nerfacc() -> Check:
     nerfacc = importlib.import_module("nerfacc")
     version = getattr(nerfacc, "__version__", "unknown version")
     if torch.cuda.is_available():
-        if importlib.util.find_spec("nerfacc.csrc") is None and shutil.which("nvcc") is None:
-            fix = "install the CUDA toolkit (nvcc), which nerfacc compiles its kernels with at first use"
-            return Check("nerfacc", "warn", f"{version}, no compiled kernels and no nvcc", fix)
+        missing = [tool for tool in ("nvcc", os.environ.get("CXX", "c++")) if shutil.which(tool) is None]
+        if importlib.util.find_spec("nerfacc.csrc") is None and missing:
+            fix = "install the CUDA toolkit of torch's version and a C++ compiler: nerfacc's kernels are compiled at first use"
+            return Check("nerfacc", "warn", f"{version}, no compiled kernels and no {' and no '.join(missing)}", fix)
         return Check("nerfacc", "ok", f"{version}, CUDA kernels are compiled at first use")
     return Check("nerfacc", "ok", f"{version}, batched rendering on CPU")
 

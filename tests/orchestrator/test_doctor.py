@@ -36,3 +36,12 @@ def test_the_table_survives_brackets(capsys):
     print_checks([Check("ray", "warn", "not [here]", "pip install 'ray[default]'")])
     shown = capsys.readouterr().out
     assert "not [here]" in shown and "ray[default]" in shown
+
+
+def test_on_a_gpu_it_names_the_compilers_that_are_missing(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda tool: None if tool == "c++" else f"/bin/{tool}")
+    monkeypatch.delenv("CXX", raising=False)
+    check = doctor._nerfacc()
+    assert check.level == "warn" and check.found.endswith("no compiled kernels and no c++")
