@@ -1,5 +1,30 @@
 """The one error of reading checkpoints."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class PriorError(ValueError):
     """A checkpoint is missing, incomplete, damaged or of another kind; the message names the file and the fix."""
+
+
+@contextmanager
+def making_sense_of(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with the contents of a file or a folder into a sentence that names it.
+
+    Raises:
+        PriorError: a file or a field is missing, or holds what is not supported.
+    """
+    try:
+        yield
+    except PriorError:
+        raise
+    except FileNotFoundError as error:
+        raise PriorError(f"the prior lacks {error.filename}; copy the folder again, with all its files") from None
+    except KeyError as error:
+        raise PriorError(f"{path} lacks the field {error}; copy it again") from None
+    except ValueError as error:
+        raise PriorError(f"{path}: {error}") from None
+    except (AttributeError, TypeError) as error:
+        raise PriorError(f"{path} holds a value of another type than expected ({error}); copy it again") from None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.checkpoints.autoencoder_keys import folder_autoencoder_kl
 from diffusion.checkpoints.checkpoint import Autoencoder, Checkpoint, PriorCard
-from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.keymap import KeyMap, identity
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.weights import Weights, fill, hash_files, read_json, skeleton, weight_files
@@ -47,7 +47,8 @@ def read_folder(
         PriorError: a file is missing, damaged, or does not fit the others.
     """
     index = read_json(folder / "model_index.json")
-    second = index.get("text_encoder_2", [None])[0] is not None
+    with making_sense_of(folder / "model_index.json"):
+        second = (index.get("text_encoder_2") or [None])[0] is not None
     parts = (*PARTS, *SECOND_TOWER) if second else PARTS
     for part in parts:
         if not (folder / part).is_dir():
@@ -65,7 +66,8 @@ def read_folder(
             text_files += files
     schedule = configured(folder / "scheduler/scheduler_config.json", NoiseSchedule.from_config)
     if prediction_type is not None:
-        schedule = replace(schedule, prediction_type=prediction_type)
+        with making_sense_of(folder / "scheduler/scheduler_config.json"):
+            schedule = replace(schedule, prediction_type=prediction_type)
     image_size = unet_config.sample_size * autoencoder.config.spatial_factor
     checkpoint = Checkpoint(
         card=PriorCard.load(folder, name=name or folder.name, image_size=image_size),
@@ -120,12 +122,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer/` folder.
 
     Raises:
-        PriorError: one of its files is missing.
+        PriorError: one of its files is missing or damaged.
     """
-    try:
+    with making_sense_of(folder):
         return Tokenizer.load(folder)
-    except FileNotFoundError as error:
-        raise PriorError(f"the prior lacks {error.filename}; copy the folder again, with all its files") from None
 
 
 def configured(path: Path, read: Callable[[dict[str, Any]], Config]) -> Config:
@@ -135,9 +135,5 @@ def configured(path: Path, read: Callable[[dict[str, Any]], Config]) -> Config:
         PriorError: it is missing, lacks a field, or holds a value that is not supported.
     """
     config = read_json(path)
-    try:
+    with making_sense_of(path):
         return read(config)
-    except KeyError as error:
-        raise PriorError(f"{path} lacks the field {error}; copy the folder again") from None
-    except ValueError as error:
-        raise PriorError(f"{path}: {error}") from None

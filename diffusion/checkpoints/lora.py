@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.checkpoints.checkpoint import Checkpoint
-from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, read_json
@@ -180,9 +180,10 @@ def peft_settings(weights: Weights, path: Path) -> dict[str, Settings]:
     raw = weights.metadata.get("lora_adapter_metadata")
     settings: dict[str, dict[str, Any]] = {}
     if raw is not None:
-        for key, value in json.loads(raw).items():
-            component, _, name = key.partition(".")
-            settings.setdefault(component, {})[name] = value
+        with making_sense_of(path):
+            for key, value in json.loads(raw).items():
+                component, _, name = key.partition(".")
+                settings.setdefault(component, {})[name] = value
     beside = path.parent / "adapter_config.json"
     if raw is None and path.name == "adapter_model.safetensors" and beside.exists():
         settings = dict.fromkeys(("unet", "text_encoder"), read_json(beside))

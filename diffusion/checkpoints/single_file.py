@@ -59,6 +59,7 @@ def read_single_file(
     weights = Weights([path])
     architecture = architecture or family(weights, path)
     prediction_type = prediction_type or known_prediction_type(weights, path, architecture)
+    schedule = schedule_of(weights, path, prediction_type)
     size = architecture.image_sizes.get(prediction_type, max(architecture.image_sizes.values()))
     unet_config = replace(architecture.unet, sample_size=size // architecture.autoencoder.spatial_factor)
     check_input_channels(weights, architecture, path)
@@ -86,7 +87,7 @@ def read_single_file(
     second = len(towers) == 2
     checkpoint = Checkpoint(
         card=PriorCard(path.stem, size),
-        schedule=NoiseSchedule(prediction_type=prediction_type, rescale_betas_zero_snr=ZERO_SNR_MARK in weights),
+        schedule=schedule,
         unet=unet,
         autoencoder=autoencoder,
         text_encoder=towers[0],
@@ -173,6 +174,21 @@ def known_prediction_type(weights: Weights, path: Path, architecture: Architectu
         "'?prediction_type=epsilon' (the 512-pixel base models) or '?prediction_type=v_prediction' (the 768-pixel ones) "
         "to its path, or put the model's NAME.yaml beside it"
     )
+
+
+def schedule_of(weights: Iterable[str], path: Path, prediction_type: PredictionType) -> NoiseSchedule:
+    """Stable Diffusion's schedule, with zero signal at its end where the file is marked so.
+
+    Raises:
+        PriorError: the mark stands beside predicted noise, which says nothing where there is no signal.
+    """
+    zero_snr = ZERO_SNR_MARK in weights
+    if zero_snr and prediction_type == "epsilon":
+        raise PriorError(
+            f"{path} has the mark '{ZERO_SNR_MARK}' of a schedule that ends without signal, and its prediction type is "
+            "epsilon, which cannot be; add '?prediction_type=v_prediction' to its path, or use another file of the model"
+        )
+    return NoiseSchedule(prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr)
 
 
 def averaged_copy(weights: Weights, path: Path) -> dict[str, Tensor]:

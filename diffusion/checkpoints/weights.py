@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.keymap import KeyMap
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -35,14 +35,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a prior's folder.
 
     Raises:
-        PriorError: missing or not JSON.
+        PriorError: missing, not JSON, or no object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PriorError(f"the prior lacks {path.name} in {path.parent}; copy the folder again, with all its files") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PriorError(f"{path} is not readable JSON ({error}); copy the folder again") from None
+    if not isinstance(content, dict):
+        raise PriorError(f"{path} holds a {type(content).__name__}; expected values by name; copy the folder again")
+    return content
 
 
 def weight_files(folder: Path, *stems: str) -> list[Path]:
@@ -51,13 +54,14 @@ def weight_files(folder: Path, *stems: str) -> list[Path]:
     safetensors are preferred to pickles, full precision to fp16, the first of `stems` to the others.
 
     Raises:
-        PriorError: there is none, or a shard is missing.
+        PriorError: there is none, an index names no shards, or a shard is missing.
     """
     found = next((folder / name for name in candidates(*stems) if (folder / name).exists()), None)
     if found is None:
         files = [folder / f"{stems[0]}.safetensors"]
     elif found.suffix == ".json":
-        files = [folder / name for name in sorted(set(read_json(found)["weight_map"].values()))]
+        with making_sense_of(found):
+            files = [folder / name for name in sorted(set(read_json(found)["weight_map"].values()))]
     else:
         files = [found]
     for path in files:

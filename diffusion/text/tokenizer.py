@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,17 +85,22 @@ class Tokenizer:
         """Reads `merges.txt`, `tokenizer_config.json` and, where it is there, `special_tokens_map.json`.
 
         Raises:
-            FileNotFoundError: one of the two is missing.
+            FileNotFoundError: one of the two is missing. ValueError: one is damaged, or names no length.
         """
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
         merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))]
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = _read_json(folder / "tokenizer_config.json")
         special = folder / "special_tokens_map.json"
         if special.exists():
-            config |= json.loads(special.read_text(encoding="utf-8"))
+            config |= _read_json(special)
+        length = config.get("model_max_length")
+        if not isinstance(length, int):
+            raise ValueError(
+                f"the tokenizer's model_max_length is {length!r}; expected a whole number; copy tokenizer_config.json again"
+            )
         pad = config.get("pad_token", OPENAI_END)
         pad = pad["content"] if isinstance(pad, dict) else pad
-        return cls(merges, config["model_max_length"], pad_with_end=pad in (END, OPENAI_END))
+        return cls(merges, length, pad_with_end=pad in (END, OPENAI_END))
 
     def save(self, folder: Path) -> None:
         """Writes the four files that transformers' CLIPTokenizer reads."""
@@ -118,6 +124,16 @@ class Tokenizer:
         }
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not readable JSON ({error}); copy the folder again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}; expected values by name; copy the folder again")
+    return content
 
 
 def merges_spelling(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """A prior's folder: written, read back, read by diffusers, and refused with a sentence when it is damaged."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -138,9 +139,54 @@ def damage_shape(folder: Path) -> str:
     return "do not fit its config.json: .*expected"
 
 
+def damage_json_of_another_kind(folder: Path) -> str:
+    (folder / "model_index.json").write_text("[1, 2]")
+    return "model_index.json holds a list; expected values by name; copy the folder again"
+
+
+def damage_tokenizer_config(folder: Path) -> str:
+    (folder / "tokenizer/tokenizer_config.json").write_text("{")
+    return "tokenizer: tokenizer_config.json is not readable JSON .*; copy the folder again"
+
+
+def damage_special_tokens(folder: Path) -> str:
+    (folder / "tokenizer/special_tokens_map.json").write_bytes(b"\xff\xfe")
+    return "tokenizer: special_tokens_map.json is not readable JSON .*; copy the folder again"
+
+
+def damage_tokenizer_length(folder: Path) -> str:
+    (folder / "tokenizer/tokenizer_config.json").write_text("{}")
+    return "tokenizer: the tokenizer's model_max_length is None; expected a whole number; copy tokenizer_config.json again"
+
+
+def damage_index(folder: Path) -> str:
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text('{"metadata": {}}')
+    return "diffusion_pytorch_model.safetensors.index.json lacks the field 'weight_map'; copy it again"
+
+
+def damage_index_type(folder: Path) -> str:
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": 3}')
+    return "diffusion_pytorch_model.safetensors.index.json holds a value of another type than expected .*; copy it again"
+
+
 @pytest.mark.parametrize(
     "damage",
-    [damage_missing_file, damage_truncated_file, damage_config, damage_part, damage_merges, damage_shape],
+    [
+        damage_missing_file,
+        damage_truncated_file,
+        damage_config,
+        damage_part,
+        damage_merges,
+        damage_shape,
+        damage_json_of_another_kind,
+        damage_tokenizer_config,
+        damage_special_tokens,
+        damage_tokenizer_length,
+        damage_index,
+        damage_index_type,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_a_damaged_folder_is_refused_by_name(folder: Path, tmp_path: Path, damage) -> None:
@@ -148,6 +194,18 @@ def test_a_damaged_folder_is_refused_by_name(folder: Path, tmp_path: Path, damag
     message = damage(copy)
     with pytest.raises(PriorError, match=message):
         Prior.load(copy)
+
+
+def test_predicted_noise_is_refused_where_the_schedule_ends_without_signal(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path = copy / "scheduler/scheduler_config.json"
+    config = json.loads(path.read_text()) | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    path.write_text(json.dumps(config))
+    assert Prior.load(copy).schedule.rescale_betas_zero_snr
+    with pytest.raises(
+        PriorError, match="json: rescale_betas_zero_snr is set with prediction_type 'epsilon'"
+    ):
+        Prior.load(f"{copy}?prediction_type=epsilon")
 
 
 def test_a_name_that_is_no_folder_is_refused() -> None:

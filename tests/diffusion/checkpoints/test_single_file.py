@@ -19,6 +19,7 @@ from diffusion.checkpoints.single_file import (
     known_prediction_type,
     original_tensors,
     read_single_file,
+    schedule_of,
     write_single_file,
 )
 from diffusion.checkpoints.weights import Weights
@@ -221,3 +222,13 @@ def test_the_prediction_type_is_read_or_asked_for(tmp_path: Path) -> None:
     assert known_prediction_type(plain, path, SD2) == "v_prediction"
     path.with_suffix(".yaml").write_text("model:\n  params:\n    linear_start: 0.00085\n")
     assert known_prediction_type(plain, path, SD2) == "epsilon"
+
+
+def test_a_mark_of_zero_signal_beside_predicted_noise_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    marked = one_tensor(path, ["a", "ztsnr"])
+    assert schedule_of(marked, path, "v_prediction").rescale_betas_zero_snr
+    assert not schedule_of(one_tensor(path, ["a"]), path, "epsilon").rescale_betas_zero_snr
+    expected = r"x.safetensors has the mark 'ztsnr' .* epsilon, which cannot be; add '\?prediction_type=v_prediction'"
+    with pytest.raises(PriorError, match=expected):
+        schedule_of(marked, path, "epsilon")
