@@ -202,9 +202,7 @@ def test_predicted_noise_is_refused_where_the_schedule_ends_without_signal(folde
     config = json.loads(path.read_text()) | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     path.write_text(json.dumps(config))
     assert Prior.load(copy).schedule.rescale_betas_zero_snr
-    with pytest.raises(
-        PriorError, match="json: rescale_betas_zero_snr is set with prediction_type 'epsilon'"
-    ):
+    with pytest.raises(PriorError, match="json: rescale_betas_zero_snr is set with prediction_type 'epsilon'"):
         Prior.load(f"{copy}?prediction_type=epsilon")
 
 
