@@ -91,7 +91,8 @@ def mean_guided(
     """2105.05233 algorithm 1 (eq. 10): the step's mean mu moves to mu + s Sigma grad log p(y | x_t), around `ddpm`.
 
     The sampler's mean is g x0 + h x_t (2006.11239 eq. 7) with g = alpha' beta / sigma^2, so the shift is sent to it as
-    x0' = x0 + s (Sigma / g) grad. The posterior's Sigma is nothing on the last step, and so is the shift.
+    x0' = x0 + s (Sigma / g) grad. The posterior's Sigma ("fixed_small") is nothing on the last step, and so is the shift;
+    "fixed_large" has one there.
 
     Args:
         chain: `ddpm`'s generator over `timesteps` with this `variance`, not yet started.

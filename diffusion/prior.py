@@ -202,11 +202,14 @@ class Prior(Checkpoint):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> images (B, 3, H, W) clamped to [0, 1]."""
+        """Scaled latents on the prior's device -> images (B, 3, H, W) clamped to [0, 1]."""
         return in_lanes(self.autoencoder.decode, latents).clamp(0, 1)
 
     def glimpse(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> small images (B, 3, h', w') in [0, 1]: decoded where that is cheap, else in `LatentColours`."""
+        """Scaled latents on the prior's device -> small images (B, 3, h', w') in [0, 1].
+
+        Decoded where that is cheap, else in `LatentColours`.
+        """
         if isinstance(self.autoencoder, AutoencoderTiny):
             return self.decode(latents)
         if self._colours is None:

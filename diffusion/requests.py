@@ -20,8 +20,9 @@ class Condition:
     """Encoded text, one row a sample.
 
     Args:
-        tokens: (B, L, D) text tower output of the prompts.
-        negative: (B, L, D) of the negative (or empty) prompts; None where guidance is off.
+        tokens: (B, S, K) of the prompts, whatever the network takes: the text tower's states, or with `Prior` the keys and
+            values that its UNet projects from them once a prompt (`ProjectedContext.packed`).
+        negative: (B, S, K) of the negative (or empty) prompts; None where guidance is off.
     """
 
     tokens: Tensor

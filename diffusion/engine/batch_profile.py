@@ -44,7 +44,7 @@ def profile_batches(
     that long), or that is slower than half of the best rate, and when `seconds` are spent.
 
     Args:
-        network: see `diffusion.guidance.Network`. latent_shape: (C, h, w). tokens: (1, L, D), any encoded prompt.
+        network: see `diffusion.guidance.Network`. latent_shape: (C, h, w). tokens: (1, S, K), any prompt's, see `Condition`.
     """
     rates: dict[int, float] = {}
     begin = clock()

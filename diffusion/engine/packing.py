@@ -38,7 +38,7 @@ class Batch:
         return sum(len(part.rows) for part in self.parts)
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t (size, C, h, w), t (size,), tokens (size, L, D); padding repeats a row that is there."""
+        """x_t (size, C, h, w), t (size,), tokens (size, S, K); padding repeats a row that is there."""
         taken = [part.source.take(part.rows) for part in self.parts]
         x_t, t, tokens = taken[0]
         if len(taken) > 1:

@@ -22,6 +22,9 @@ NORM_GROUPS = 32
 HEAD_CHANNELS = 64
 """Channels an attention head: on a CPU attention costs heads x tokens^2, nearly whatever the width of a head."""
 
+NO_TEXT: Iterator[KeyValue] = iter(())
+"""What a network without text attends to."""
+
 
 @dataclass(frozen=True)
 class PixelUNetConfig:
@@ -102,7 +105,7 @@ class Layer(nn.Module):
                 use_linear_projection=True,
             )
 
-    def forward(self, x: Tensor, temb: Tensor, text: Iterator[KeyValue] = iter(())) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, text: Iterator[KeyValue] = NO_TEXT) -> Tensor:
         """(B, Cin, H, W) -> (B, Cout, H, W); attention to a text takes the next of its keys and values."""
         x = self.resnet(x, temb)
         if isinstance(self.attention, SpatialTransformer):
@@ -191,7 +194,7 @@ class PixelUNet(nn.Module):
         if config.num_classes is not None:
             none = torch.full((len(x_BCHW),), config.num_classes, dtype=torch.long, device=x_BCHW.device)
             temb = temb + self.class_embedding(none if labels is None else labels)
-        text: Iterator[KeyValue] = iter(())
+        text = NO_TEXT
         if isinstance(context, Tensor):
             temb = temb + self.pooled_text(context)
             text = (layer.key_value(context) for layer in self._cross_attentions)
