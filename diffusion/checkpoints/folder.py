@@ -46,10 +46,8 @@ def read_folder(
     Raises:
         PriorError: a file is missing, damaged, or does not fit the others.
     """
-    index = read_json(folder / "model_index.json")
-    with making_sense_of(folder / "model_index.json"):
-        second = (index.get("text_encoder_2") or [None])[0] is not None
-    parts = (*PARTS, *SECOND_TOWER) if second else PARTS
+    index, parts = read_json(folder / "model_index.json"), parts_of(folder)
+    second = "text_encoder_2" in parts
     for part in parts:
         if not (folder / part).is_dir():
             raise PriorError(f"the prior lacks the folder {part} in {folder}; copy it again, with all its files")
@@ -116,6 +114,18 @@ def build_tower(
     encoder = skeleton(lambda: TextEncoder(config))
     fill(encoder.tower, layout, tensors, source, prefix=prefix, dtype=dtype)
     return encoder.eval()
+
+
+def parts_of(folder: Path) -> tuple[str, ...]:
+    """The folders that belong to a prior, by its index.
+
+    Raises:
+        PriorError: the index is missing or damaged.
+    """
+    index = read_json(folder / "model_index.json")
+    with making_sense_of(folder / "model_index.json"):
+        second = (index.get("text_encoder_2") or [None])[0] is not None
+    return (*PARTS, *SECOND_TOWER) if second else PARTS
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

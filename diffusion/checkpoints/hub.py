@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.folder import PARTS, SECOND_TOWER, TEXT_STEMS, UNET_STEMS
+from diffusion.checkpoints.folder import PARTS, SECOND_TOWER, TEXT_STEMS, UNET_STEMS, parts_of
 from diffusion.checkpoints.source import HubName
-from diffusion.checkpoints.weights import candidates
+from diffusion.checkpoints.weights import candidates, weight_files
 
 MIRRORS_VARIABLE = "DREAMKILN_HUB_MIRRORS"
 
@@ -29,6 +29,9 @@ WITHDRAWN = {
         "use stable-diffusion-v1-5/stable-diffusion-v1-5, which has the same files"
     ),
 }
+
+WEIGHTED = ("unet", "vae", "text_encoder")
+"""What the names of the parts with weights begin with."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -114,10 +117,15 @@ def _cached(name: HubName) -> Fetched | None:
     if name.file is not None:
         return Fetched(path, _commit_of(path, first))
     folder = path.parent
-    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    complete = all(any(file.startswith(f"{part}/") for file in files) for part in PARTS)
-    weights = all(_weights_of(files, part) for part in PARTS if part in ("unet", "vae", "text_encoder"))
-    return Fetched(folder, folder.name) if complete and weights else None
+    try:
+        for part in parts_of(folder):
+            if part.startswith(WEIGHTED):
+                weight_files(folder / part, *_stems(part))
+            elif not any((folder / part).glob("*")):
+                return None
+    except PriorError:  # of what another program has downloaded in part
+        return None
+    return Fetched(folder, folder.name)
 
 
 def needed(files: Iterable[str]) -> list[str]:
@@ -130,14 +138,17 @@ def _wanted(files: set[str]) -> Iterator[str]:
     yield from files & {"model_index.json", "dreamkiln.json"}
     for part in (*PARTS, *SECOND_TOWER):
         yield from (file for file in files if re.fullmatch(rf"{part}/[\w-]+\.(json|txt)", file) and "index" not in file)
-        if part.startswith(("unet", "vae", "text_encoder")):
+        if part.startswith(WEIGHTED):
             yield from _weights_of(files, part)
+
+
+def _stems(part: str) -> tuple[str, ...]:
+    return TEXT_STEMS if part.startswith("text_encoder") else UNET_STEMS
 
 
 def _weights_of(files: set[str], part: str) -> list[str]:
     """The best copy of a part's weights: one file, or an index and its shards."""
-    stems = TEXT_STEMS if part.startswith("text_encoder") else UNET_STEMS
-    best = next((name for name in candidates(*stems) if f"{part}/{name}" in files), None)
+    best = next((name for name in candidates(*_stems(part)) if f"{part}/{name}" in files), None)
     if best is None:
         return []
     if not best.endswith(".json"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -99,6 +100,19 @@ def test_a_name_is_downloaded_once_and_then_found_without_the_network(endpoint: 
     assert Hub.asked == []
     Hub.repositories = {}
     assert fetch(HubName("someone/sd")).commit == COMMIT
+
+
+def test_a_commit_that_another_program_fetched_in_part_is_completed(endpoint: str, saved: Saved) -> None:
+    Hub.repositories = {"someone/sdxl": saved("sdxl")[1]}
+    path = fetch(HubName("someone/sdxl", revision=COMMIT)).path
+    (tower,) = (path / "text_encoder_2").glob("*.safetensors")
+    shutil.rmtree(path / "tokenizer_2")
+    assert fetch(HubName("someone/sdxl", revision=COMMIT)).path == path and (path / "tokenizer_2/merges.txt").is_file()
+    tower.unlink()
+    assert fetch(HubName("someone/sdxl", revision=COMMIT)).path == path and tower.is_file()
+    Hub.asked.clear()
+    fetch(HubName("someone/sdxl", revision=COMMIT))
+    assert Hub.asked == []
 
 
 def test_one_file_of_a_repository(endpoint: str, tmp_path: Path) -> None:
