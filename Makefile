@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROMPT ?= a cyan rocket with a red nose
 
-.PHONY: demo test test-all lint bench clean-venv
+.PHONY: demo test test-all lint graph bench clean-venv
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# The rooms of orchestrator/ and which of them import which.
+graph: $(READY)
+	$(BIN)/python -m tests.rooms
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run

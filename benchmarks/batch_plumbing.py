@@ -24,7 +24,7 @@ from benchmarks.machine import describe_machine, one_line
 from diffusion.engine import BatchProfile
 from diffusion.schedule import NoiseSchedule
 from jobs.prior_client import DrawRequest
-from orchestrator.prior_service import LocalPrior, Pending
+from orchestrator.prior.local import LocalPrior, Pending
 
 RESULTS = Path(__file__).parent / "results" / "batch_plumbing.json"
 IMAGE_SIZE = 64
@@ -131,8 +131,8 @@ def measure(
     """The whole job once, its own check included: every row has a picture."""
     from jobs.batch_images import BatchImagesSpec
     from orchestrator.batch.perform import perform_batch
-    from orchestrator.batch.tables import TableSource
-    from orchestrator.settings import RuntimeSettings
+    from orchestrator.batch.tables.source import TableSource
+    from orchestrator.settings.groups import RuntimeSettings
 
     table = folder / "prompts.csv"
     write_table(table, num_rows)

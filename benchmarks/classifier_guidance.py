@@ -19,9 +19,9 @@ from benchmarks.pictures import write_small_webp
 from benchmarks.score_matching import LIMIT, MAX_BYTES, NUM_POINTS, SIZE
 from diffusion.models.base import SampleRequest
 from jobs.errors import DreamKilnError
-from orchestrator.family.data import MIXTURE, MixturePoints
-from orchestrator.family.folder import load_model
-from orchestrator.family.pictures import scatter
+from orchestrator.lab.family.data import MIXTURE, MixturePoints
+from orchestrator.lab.family.folder import load_model
+from orchestrator.lab.family.pictures import scatter
 
 LABEL = 1
 SCALES = (1.0, 5.0)

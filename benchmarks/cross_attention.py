@@ -30,7 +30,7 @@ from diffusion.networks.projected_context import ProjectedContext, cross_attenti
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.prior import Prior
 from diffusion.seeding import normal, stream
-from orchestrator.runtimes.threads import use_threads
+from orchestrator.host.threads import use_threads
 from tests.diffusion.checkpoints.published import PUBLISHED
 
 RESULTS = Path(__file__).parent / "results" / "cross_attention.json"

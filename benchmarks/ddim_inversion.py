@@ -15,8 +15,8 @@ from benchmarks.glide import MAX_BYTES, NUM_SHOWN, Unseen, psnr, sheet
 from benchmarks.pictures import write_small_webp
 from diffusion.models.base import SampleRequest
 from jobs.errors import DreamKilnError
-from orchestrator.family.folder import load_model
-from orchestrator.family.settings import diffusion_errors_are_input
+from orchestrator.lab.family.folder import load_model
+from orchestrator.settings.overrides import diffusion_errors_are_input
 
 WAYS = ((10, 0), (25, 0), (50, 0), (50, 1))
 """Steps, and corrections of each in the inversion."""

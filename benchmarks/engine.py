@@ -27,8 +27,8 @@ from benchmarks.machine import describe_machine, one_line
 from benchmarks.saving import save_run
 from diffusion.engine import EngineConfig
 from diffusion.prior import Prior
-from orchestrator.prior_service import LocalPrior, Pending
-from orchestrator.runtimes.threads import available_cores, use_threads
+from orchestrator.host.threads import available_cores, use_threads
+from orchestrator.prior.local import LocalPrior, Pending
 
 RESULTS = Path(__file__).parent / "results" / "engine.json"
 

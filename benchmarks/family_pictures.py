@@ -16,10 +16,10 @@ import torch
 from benchmarks.pictures import write_small_webp
 from jobs.errors import DreamKilnError
 from orchestrator.cli.common import split_overrides
-from orchestrator.evaluation.picture import Tile, labelled_sheet
-from orchestrator.family.folder import load_model
-from orchestrator.family.sample import build_request, check_names
-from orchestrator.family.settings import diffusion_errors_are_input
+from orchestrator.lab.evaluation.picture import Tile, labelled_sheet
+from orchestrator.lab.family.folder import load_model
+from orchestrator.lab.family.sample import build_request, check_names
+from orchestrator.settings.overrides import diffusion_errors_are_input
 
 NUM_COLUMNS, MAX_BYTES = 8, 60_000
 TILE_SIZE = 96

@@ -12,12 +12,12 @@ from typing import Any
 
 from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
-from orchestrator.atomic import TEMPORARY_PREFIX
-from orchestrator.batch.markers import TIMINGS
 from orchestrator.batch.perform import perform_batch
-from orchestrator.batch.tables import TableSource
-from orchestrator.compose import compose
-from orchestrator.perform import perform
+from orchestrator.batch.storage.markers import TIMINGS
+from orchestrator.batch.tables.source import TableSource
+from orchestrator.host.atomic import TEMPORARY_PREFIX
+from orchestrator.run.perform import perform
+from orchestrator.settings.compose import compose
 from tests.fakes import FAST_OVERRIDES
 
 CHECKPOINT_EVERY = 10

@@ -33,10 +33,10 @@ import psutil
 from benchmarks.fault_work import CHECKPOINT_EVERY, Kind, differences, kinds_of_work, run_undisturbed
 from benchmarks.machine import describe_machine, one_line
 from jobs.errors import DreamKilnError
-from orchestrator.daemon.client import Client
-from orchestrator.daemon.launch import is_alive, launch, shut_down
+from orchestrator.client.client import Client
+from orchestrator.client.launch import is_alive, launch, shut_down
 from orchestrator.daemon.options import DaemonOptions
-from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.host.state_folder import StateFolder
 from orchestrator.runtimes.ray_start import OWN_RAY
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"

@@ -23,7 +23,7 @@ from jobs.errors import DreamKilnError, JobFailed
 from jobs.prompts import slug
 
 if TYPE_CHECKING:
-    from orchestrator.evaluation.report import MeshesReport, MeshScore
+    from orchestrator.lab.evaluation.report import MeshesReport, MeshScore
 
 HELD_OUT = (
     "a red table",
@@ -90,10 +90,10 @@ def make(prompts: Sequence[str], *, preset: str, prior: str, runs: Path, overrid
     Raises:
         InputError: the settings or the prior cannot be used. Interrupted: repeat to go on.
     """
-    from orchestrator.compose import compose
-    from orchestrator.perform import perform
-    from orchestrator.progress_display import make_display
-    from orchestrator.signals import stop_signals_interrupt
+    from orchestrator.host.progress_display import make_display
+    from orchestrator.host.signals import stop_signals_interrupt
+    from orchestrator.run.perform import perform
+    from orchestrator.settings.compose import compose
 
     settings = compose(overrides, options={"preset": preset, "runtime": "inline", "prior.source": prior})
     made = []
@@ -118,10 +118,10 @@ def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, 
     """
     from PIL import Image
 
-    from orchestrator.atomic import write_text
-    from orchestrator.evaluation.meshes import evaluate_meshes
-    from orchestrator.evaluation.settings import EvaluationSettings
-    from orchestrator.progress_display import make_display
+    from orchestrator.host.atomic import write_text
+    from orchestrator.host.progress_display import make_display
+    from orchestrator.lab.evaluation.meshes import evaluate_meshes
+    from orchestrator.lab.evaluation.settings import EvaluationSettings
 
     docs.mkdir(parents=True, exist_ok=True)
     succeeded = [one for one in made if not one.failure]
@@ -143,9 +143,9 @@ def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, 
 
 def turning(made: Sequence[Made]) -> list[np.ndarray]:
     """TURN_FRAMES pages (H, W, 3) uint8 on which every mesh, with its prompt, turns once round from half left of its front."""
-    from orchestrator.evaluation.mesh_sets import read_mesh
-    from orchestrator.evaluation.picture import Tile, labelled_sheet
     from orchestrator.exports.turntable import turntable_frames
+    from orchestrator.lab.evaluation.mesh_sets import read_mesh
+    from orchestrator.lab.evaluation.picture import Tile, labelled_sheet
 
     turns = [turntable_frames(read_mesh(one.folder).mesh, num_frames=TURN_FRAMES, size=TURN_SIZE) for one in made]
     pages = []
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gallery: {error}", file=sys.stderr)
         return error.exit_code
     if report is not None:
-        from orchestrator.evaluation.table import print_report
+        from orchestrator.lab.evaluation.table import print_report
 
         print_report(report, sys.stdout)
     print(options.docs / "README.md")

@@ -28,14 +28,14 @@ from benchmarks.pictures import write_small_webp
 from diffusion.models.base import Model, SampleRequest
 from diffusion.models.glide_upsampler import FACTOR
 from jobs.errors import DreamKilnError
-from orchestrator.atomic import write_text
-from orchestrator.evaluation.captions import CaptionPool, caption_pool, without_view_words
-from orchestrator.evaluation.judge import Judge, judge_folder, load_judge
-from orchestrator.evaluation.picture import Tile, enlarge, labelled_sheet
-from orchestrator.evaluation.r_precision import retrieve, summarise
-from orchestrator.family.data import DataSettings, ToyboxPictures
-from orchestrator.family.folder import Card, load_model
-from orchestrator.family.train import LOG
+from orchestrator.host.atomic import write_text
+from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, without_view_words
+from orchestrator.lab.evaluation.judge import Judge, judge_folder, load_judge
+from orchestrator.lab.evaluation.picture import Tile, enlarge, labelled_sheet
+from orchestrator.lab.evaluation.r_precision import retrieve, summarise
+from orchestrator.lab.family.data import DataSettings, ToyboxPictures
+from orchestrator.lab.family.folder import Card, load_model
+from orchestrator.lab.family.train import LOG
 
 RESULTS = Path(__file__).parent / "results/glide.json"
 PICTURE = Path("docs/pictures/models/glide.webp")

@@ -11,7 +11,7 @@ def describe_machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory, GPU, versions, and how busy the machine is right now."""
     import torch
 
-    from orchestrator.runtimes.threads import available_cores
+    from orchestrator.host.threads import available_cores
 
     return {
         "processor": _processor(),

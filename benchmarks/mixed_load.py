@@ -30,8 +30,8 @@ from benchmarks.saving import save_run
 from diffusion.engine import EngineConfig, FairShare
 from diffusion.prior import Prior
 from jobs.prior_client import DistillationQuery, DrawRequest
-from orchestrator.prior_service import LocalPrior, Pending
-from orchestrator.runtimes.threads import available_cores, use_threads
+from orchestrator.host.threads import available_cores, use_threads
+from orchestrator.prior.local import LocalPrior, Pending
 
 RESULTS = Path(__file__).parent / "results" / "mixed_load.json"
 NINE, STATIC, ENGINE = "(a) a process and a prior each", "(b) static batch per job", "engine"

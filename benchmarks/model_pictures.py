@@ -97,7 +97,7 @@ def draw(row: Row, files: dict[str, Path], overrides: Sequence[str]) -> list[np.
     Raises RuntimeError if the command fails; it has said why on stderr.
     """
     from orchestrator.cli.main import main as dreamkiln
-    from orchestrator.evaluation.image_sets import read_pictures
+    from orchestrator.lab.evaluation.image_sets import read_pictures
 
     with tempfile.TemporaryDirectory(prefix="dreamkiln-models-") as folder:
         out = Path(folder) / "run"
@@ -113,7 +113,7 @@ def draw_sheet(sheet: Sheet, files: dict[str, Path], overrides: Sequence[str]) -
     """The page (H, W, 3) uint8 of one sheet."""
     from PIL import Image
 
-    from orchestrator.evaluation.picture import Tile, enlarge, labelled_sheet
+    from orchestrator.lab.evaluation.picture import Tile, enlarge, labelled_sheet
 
     tiles = []
     for name in sheet.given:
@@ -156,14 +156,14 @@ def main(arguments: list[str] | None = None) -> int:
 @contextlib.contextmanager
 def _one_prior_for_all() -> Iterator[None]:
     """The commands share one loaded prior, so that it is read once instead of two dozen times."""
-    from orchestrator import prior_service
+    from orchestrator.prior import local
 
-    load_prior = prior_service.load_prior
-    prior_service.load_prior = functools.cache(load_prior)
+    load_prior = local.load_prior
+    local.load_prior = functools.cache(load_prior)
     try:
         yield
     finally:
-        prior_service.load_prior = load_prior
+        local.load_prior = load_prior
 
 
 if __name__ == "__main__":

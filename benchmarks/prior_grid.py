@@ -45,11 +45,11 @@ def draw_sheet(prompts: list[str], *, prior: str, seed: int, num_columns: int, t
         InputError: the prior cannot be loaded.
     """
     from jobs.events import Progress
-    from orchestrator.evaluation.captions import held_out
-    from orchestrator.evaluation.image_sets import draw_pictures
-    from orchestrator.evaluation.picture import Tile, enlarge, labelled_sheet
-    from orchestrator.prior_service import load_prior
-    from orchestrator.progress_display import make_display
+    from orchestrator.host.progress_display import make_display
+    from orchestrator.lab.evaluation.captions import held_out
+    from orchestrator.lab.evaluation.image_sets import draw_pictures
+    from orchestrator.lab.evaluation.picture import Tile, enlarge, labelled_sheet
+    from orchestrator.prior.local import load_prior
     from orchestrator.runtimes.base import resolve_device
 
     tiles: list[Tile] = []

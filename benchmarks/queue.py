@@ -28,11 +28,11 @@ from jobs import codec
 from jobs.events import Progress
 from jobs.ledger import JobRecord, Ledger
 from jobs.specs import TextTo3DSpec
-from orchestrator.daemon.client import Client, NotRunningError
+from orchestrator.client.client import Client, NotRunningError
 from orchestrator.daemon.daemon import serve
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Report, Stopped, Succeeded
-from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.host.state_folder import StateFolder
 from orchestrator.scheduling import Capacity, PriorView
 
 RESULTS = Path(__file__).parent / "results" / "queue.json"

@@ -13,9 +13,9 @@ from pathlib import Path
 from benchmarks.pictures import write_small_webp
 from diffusion.models.base import SampleRequest
 from jobs.errors import DreamKilnError
-from orchestrator.family.data import MixturePoints
-from orchestrator.family.folder import load_model
-from orchestrator.family.pictures import scatter
+from orchestrator.lab.family.data import MixturePoints
+from orchestrator.lab.family.folder import load_model
+from orchestrator.lab.family.pictures import scatter
 
 NUM_POINTS = 1500
 MAX_BYTES = 60_000

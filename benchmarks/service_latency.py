@@ -30,11 +30,12 @@ from diffusion.prior import Prior
 from diffusion.requests import Guidance
 from diffusion.seeding import normal_rows, stream
 from jobs.prior_client import DistillationQuery, Distilled
-from orchestrator.prior_engine import ResidentPrior
-from orchestrator.prior_service import LocalPrior, load_prior
-from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, Wire
+from orchestrator.host.threads import available_cores, use_threads
+from orchestrator.prior.actor import MAX_CONCURRENCY
+from orchestrator.prior.local import LocalPrior, load_prior
+from orchestrator.prior.resident import ResidentPrior
+from orchestrator.prior.wire import Wire
 from orchestrator.runtimes.ray_runtime import RayRuntime
-from orchestrator.runtimes.threads import available_cores, use_threads
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("front", "back", "left side", "right side")

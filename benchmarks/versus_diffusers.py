@@ -45,7 +45,7 @@ from diffusion.samplers import SAMPLERS
 from diffusion.seeding import normal, normal_rows, stream
 from diffusion.text.clip import TextConfig
 from diffusion.torchvision_shim import ensure_torchvision_imports
-from orchestrator.runtimes.threads import use_threads
+from orchestrator.host.threads import use_threads
 from tests.diffusion.checkpoints.published import PUBLISHED
 
 RESULTS = Path(__file__).parent / "results/versus_diffusers.json"

@@ -23,9 +23,10 @@ os.environ["DREAMKILN_STATE"] = os.path.join(tempfile.gettempdir(), f"dreamkiln-
 
 
 @pytest.fixture(autouse=True)
-def same_weights() -> None:
-    """Networks that a test builds start with the same weights, whichever tests ran before it."""
+def same_weights_and_threads() -> None:
+    """Networks that a test builds start with the same weights, and sums add in the same order, whichever tests ran before."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,7 +23,7 @@ from diffusion.text.tokenizer import Tokenizer
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
-from orchestrator.prior_service import LocalPrior
+from orchestrator.prior.local import LocalPrior
 
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.1, 0.2, 0.9)}
 TINY_VOCABULARY = ("a", "red", "blue", "table", "with", "legs", ",", "front", "view")
@@ -110,7 +110,7 @@ class FakePrior:
 
 
 def load_fake_prior(source: str, device: str = "cpu") -> LocalPrior:
-    """What tests put in the place of `orchestrator.prior_service.load_prior`."""
+    """What tests put in the place of `orchestrator.prior.local.load_prior`."""
     return LocalPrior(FakePrior())
 
 

@@ -4,9 +4,8 @@ One orchestrator process owns a ledger (`ownership`); others may read it. A work
 fencing token of its lease, so one that was given up for dead cannot speak again.
 """
 
-from jobs.ledger.database import LedgerError
+from jobs.ledger.database import LedgerError, OwnershipError
 from jobs.ledger.ledger import Ledger
-from jobs.ledger.ownership import OwnershipError
 from jobs.ledger.records import (
     ArtefactRecord,
     AttemptRecord,

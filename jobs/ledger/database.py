@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import DreamKilnError, InputError
 from jobs.ledger.tables import Owner
 
-__all__ = ["Clock", "Database", "LedgerError", "open_database"]
+__all__ = ["Clock", "Database", "LedgerError", "OwnershipError", "open_database"]
 
 Clock = Callable[[], float]
 """Seconds since 1970, UTC."""
@@ -35,6 +35,10 @@ POSTGRESQL_OPTIONS = ("sslmode", "sslrootcert", "unix_sock", "application_name")
 
 class LedgerError(DreamKilnError):
     """The ledger's database cannot be reached, read or written now; the same command may succeed later."""
+
+
+class OwnershipError(InputError):
+    """Another orchestrator owns the ledger, or this process has only opened it for reading."""
 
 
 class Database:
@@ -75,8 +79,6 @@ class Database:
             LedgerError: the database does not answer, or is full.
             OwnershipError: this process does not own the ledger, or another has taken it over.
         """
-        from jobs.ledger.ownership import OwnershipError
-
         with self.explained(), Session(self.engine) as session, session.begin():
             if self.is_sqlite:
                 session.connection(execution_options={"begin": "IMMEDIATE"})

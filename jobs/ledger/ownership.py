@@ -17,16 +17,12 @@ from pathlib import Path
 from sqlalchemy import Connection, insert, select, text, update
 
 from jobs.errors import InputError
-from jobs.ledger.database import Database
+from jobs.ledger.database import Database, OwnershipError
 from jobs.ledger.tables import Owner
 
-__all__ = ["Ownership", "OwnershipError"]
+__all__ = ["Ownership"]
 
 ADVISORY_LOCK = 0x6472656D  # "drem"
-
-
-class OwnershipError(InputError):
-    """Another orchestrator owns the ledger, or this process has only opened it for reading."""
 
 
 class Ownership:

@@ -8,7 +8,7 @@ from jobs.errors import InputError
 from orchestrator.batch.job_folder import Mode
 from orchestrator.batch.perform import BatchOutcome
 from orchestrator.batch.report import describe
-from orchestrator.batch.settings import FAILURES
+from orchestrator.settings.batch import FAILURES
 
 __all__ = ["SOME_ROWS_FAILED", "choose_mode", "say_batch_outcome"]
 

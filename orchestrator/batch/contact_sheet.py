@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.batch_images import BatchImagesSpec
 from orchestrator.batch import preview
-from orchestrator.batch.stores import Store
+from orchestrator.batch.storage.stores import Store
 from orchestrator.exports.image_grid import image_grid
 from orchestrator.exports.png_metadata import encode_png
 

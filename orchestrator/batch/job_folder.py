@@ -23,16 +23,17 @@ from jobs.batch_images import BatchImagesSpec, Row, batched, row_digest, shard_r
 from jobs.codec import from_plain
 from jobs.errors import InputError, JobFailed, OutputError
 from jobs.prior_client import PriorInfo
-from orchestrator.atomic import output_error
-from orchestrator.batch import markers, preview
+from orchestrator.batch import preview
 from orchestrator.batch.contact_sheet import GRID, PAGE
 from orchestrator.batch.records import column_types
-from orchestrator.batch.settings import FAILURES
 from orchestrator.batch.shard import Committed, ShardTask
 from orchestrator.batch.sinks import make_sink
-from orchestrator.batch.stores import Store
-from orchestrator.batch.tables import TableSource
-from orchestrator.manifest import MANIFEST, begun, end_attempt, first_difference
+from orchestrator.batch.storage import markers
+from orchestrator.batch.storage.stores import Store
+from orchestrator.batch.tables.source import TableSource
+from orchestrator.host.atomic import output_error
+from orchestrator.run.manifest import MANIFEST, begun, end_attempt, first_difference
+from orchestrator.settings.batch import FAILURES
 
 __all__ = ["MANIFEST", "JobFolder", "Mode"]
 

@@ -18,16 +18,17 @@ from jobs.prior_client import PriorClient
 from jobs.vocabulary import warn_of_unknown_words
 from orchestrator.batch import report as reports
 from orchestrator.batch.job_folder import JobFolder, Mode
-from orchestrator.batch.settings import FAILURES, SHARD_WORKER_BYTES
 from orchestrator.batch.shard import Committed, ShardJob, ShardTask
-from orchestrator.batch.stores import Store, open_store
-from orchestrator.batch.tables import TableSource
-from orchestrator.batch.urls import absolute
+from orchestrator.batch.storage.stores import Store, open_store
+from orchestrator.batch.storage.urls import absolute
+from orchestrator.batch.tables.source import TableSource
 from orchestrator.batch.workers import Report, Tasks, actor_options, run_here, run_in_actors
-from orchestrator.perform import make_runtime
-from orchestrator.progress_display import Display, SilentDisplay
-from orchestrator.runtimes.base import PriorLoader, resolve_device
-from orchestrator.settings import RuntimeSettings
+from orchestrator.host.progress_display import Display, SilentDisplay
+from orchestrator.prior.source import PriorLoader
+from orchestrator.run.perform import make_runtime
+from orchestrator.runtimes.base import resolve_device
+from orchestrator.settings.batch import FAILURES, SHARD_WORKER_BYTES
+from orchestrator.settings.groups import RuntimeSettings
 
 __all__ = ["BatchOutcome", "perform_batch"]
 
@@ -75,7 +76,7 @@ def perform_batch(
         source: where the table of `spec` lies. out: folder or URL.
         num_workers: shards in flight, each in an actor of its own; inline there is one, drawn here.
         price_per_hour: of this machine, in any currency, for the cost in the report.
-        load_prior: what loads the prior; `orchestrator.prior_service.load_prior` by default.
+        load_prior: what loads the prior; `orchestrator.prior.local.load_prior` by default.
         shared_prior: draws instead of one that is loaded for this job; `runtime` says nothing then. Of several workers
             each is an actor of the Ray that this process belongs to.
         shard_worker_bytes: memory that each of several workers asks of Ray to find a place; on the cluster that `runtime` names

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.batch_images import BatchImagesSpec
-from orchestrator.batch import markers
 from orchestrator.batch.contact_sheet import ContactSheet
-from orchestrator.batch.stores import Store
+from orchestrator.batch.storage import markers
+from orchestrator.batch.storage.stores import Store
 
 __all__ = ["attempt_report", "cost", "cpu_seconds_of_this_command", "describe", "summarise"]
 

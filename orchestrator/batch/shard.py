@@ -14,13 +14,13 @@ from typing import Any
 from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, draw_rows, read_row, row_digest
 from jobs.errors import OutputError
 from jobs.prior_client import PriorClient, PriorInfo
-from orchestrator.batch import markers
-from orchestrator.batch.initial_images import InitialImages
 from orchestrator.batch.preview import Preview, grid_name
 from orchestrator.batch.records import Finished, encode, failed, keep
 from orchestrator.batch.sinks import make_sink
-from orchestrator.batch.stores import Store, open_store
-from orchestrator.batch.tables import TableSource
+from orchestrator.batch.storage import markers
+from orchestrator.batch.storage.stores import Store, open_store
+from orchestrator.batch.tables.initial_images import InitialImages
+from orchestrator.batch.tables.source import TableSource
 
 __all__ = ["Committed", "ShardJob", "ShardTask", "ShardWriter"]
 

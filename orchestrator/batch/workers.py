@@ -11,11 +11,11 @@ from jobs.errors import JobFailed
 from jobs.prior_client import PriorClient
 from orchestrator.batch.job_folder import MANIFEST
 from orchestrator.batch.shard import Committed, ShardJob, ShardTask, ShardWriter
-from orchestrator.batch.stores import Store
-from orchestrator.batch.urls import is_url
+from orchestrator.batch.storage.stores import Store
+from orchestrator.batch.storage.urls import is_url
+from orchestrator.host.shared_disk import require_witness
+from orchestrator.host.threads import use_threads
 from orchestrator.metrics.meters import meter_shard
-from orchestrator.runtimes.threads import use_threads
-from orchestrator.shared_disk import require_witness
 
 __all__ = ["actor_options", "run_here", "run_in_actors"]
 
@@ -47,7 +47,7 @@ class ShardActor:
 
     def run(self, task: ShardTask) -> Iterator[Any]:
         """See `ShardWriter.run`."""
-        from orchestrator.runtimes.prior_actor import Raised
+        from orchestrator.prior.wire import Raised
 
         try:
             require_witness(self._witness)
@@ -129,7 +129,7 @@ def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any], make: C
     import ray
     from ray.exceptions import RayError
 
-    from orchestrator.runtimes.prior_actor import Raised
+    from orchestrator.prior.wire import Raised
 
     state = running[stream]
     try:

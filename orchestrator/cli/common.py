@@ -17,9 +17,9 @@ from jobs.errors import InputError
 from jobs.prompts import check_prompt
 
 if TYPE_CHECKING:
-    from orchestrator.daemon.client import Client
-    from orchestrator.perform import Outcome
-    from orchestrator.prepared_job import PreparedJob
+    from orchestrator.client.client import Client
+    from orchestrator.client.prepared_job import PreparedJob
+    from orchestrator.run.perform import Outcome
 
 __all__ = ["UsageProblem", "run_job", "say_outcome", "with_options_of"]
 
@@ -153,8 +153,8 @@ def user_name() -> str:
 
 def orchestrator_in(state: Path | None) -> Client | None:
     """The client of a running orchestrator, or None; one that has died is mentioned on stderr."""
-    from orchestrator.daemon.client import Client, NotRunningError
-    from orchestrator.daemon.state_folder import StateFolder
+    from orchestrator.client.client import Client, NotRunningError
+    from orchestrator.host.state_folder import StateFolder
 
     folder = StateFolder.find(state)
     if folder.endpoint() is None:
@@ -180,8 +180,8 @@ def run_job(job: PreparedJob, *, runtime: str | None, is_local: bool, state: Pat
     job = job.with_runtime(runtime)
     settings = job.settings.runtime
     is_local = is_local or runtime is not None or settings.kind == "inline" or bool(settings.address)
-    from orchestrator.progress_display import make_display
-    from orchestrator.signals import stop_signals_interrupt
+    from orchestrator.host.progress_display import make_display
+    from orchestrator.host.signals import stop_signals_interrupt
 
     client = None if is_local else orchestrator_in(state)
     set_run_folder(Path(job.out))
@@ -189,8 +189,8 @@ def run_job(job: PreparedJob, *, runtime: str | None, is_local: bool, state: Pat
         if client is None:
             outcome = job.perform(display=display)
         else:
-            from orchestrator.daemon.state_folder import StateFolder
-            from orchestrator.daemon.waiting_client import perform_there
+            from orchestrator.client.waiting_client import perform_there
+            from orchestrator.host.state_folder import StateFolder
 
             folder = StateFolder.find(state).path
             outcome = perform_there(job, client, state=folder, user=user_name(), display=display)

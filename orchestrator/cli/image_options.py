@@ -12,7 +12,7 @@ from jobs.errors import InputError
 from orchestrator.cli import common
 
 if TYPE_CHECKING:
-    from orchestrator.prepared_job import PreparedJob
+    from orchestrator.client.prepared_job import PreparedJob
 
 __all__ = ["prepare"]
 
@@ -135,7 +135,7 @@ def _of_prompt(
 ) -> PreparedJob:
     if out is not None and "://" in out:
         raise InputError(f"--out {out} is a URL, which only --prompts writes to; give a folder.")
-    from orchestrator.prepared_job import compose_here, prepare_images
+    from orchestrator.client.prepared_job import compose_here, prepare_images
 
     settings = compose_here(overrides, options)
     folder = None if out is None else Path(out)
@@ -154,10 +154,10 @@ def _of_table(
     working: Mapping[str, Any],
 ) -> PreparedJob:
     from orchestrator.batch.command import choose_mode
-    from orchestrator.batch.settings import BatchSettings
+    from orchestrator.settings.batch import BatchSettings
 
     mode = choose_mode(**how)
     batch = BatchSettings(prompts=prompts, **{name: value for name, value in working.items() if value is not None})
-    from orchestrator.prepared_job import compose_here, prepare_table
+    from orchestrator.client.prepared_job import compose_here, prepare_table
 
     return prepare_table(batch, compose_here(overrides, options), seed=seed, out=out, shaping=shaping, mode=mode)

@@ -21,9 +21,8 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError, UnexpectedError
-from orchestrator import signals
-from orchestrator.cli import (
-    common,
+from orchestrator.cli import common
+from orchestrator.cli.verbs import (
     doctor,
     down,
     evaluate,
@@ -38,6 +37,7 @@ from orchestrator.cli import (
     train,
     up,
 )
+from orchestrator.host import signals
 
 __all__ = ["app", "main"]
 

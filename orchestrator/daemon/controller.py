@@ -12,11 +12,11 @@ from jobs.events import Message, Progress
 from jobs.ledger import Ledger, StaleLease
 from jobs.states import FailureKind, IllegalTransition, State, Wish
 from orchestrator.daemon.job_log import JobLog
+from orchestrator.daemon.outcomes import verdict_on
 from orchestrator.daemon.queue_view import ready_at, view_of
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Workers
 from orchestrator.daemon.running import Running, Timing
-from orchestrator.daemon.state_folder import StateFolder
-from orchestrator.daemon.verdicts import verdict_on
+from orchestrator.host.state_folder import StateFolder
 from orchestrator.scheduling import Capacity, Policy, schedule
 from orchestrator.scheduling.groups import Member, settle
 

@@ -26,10 +26,10 @@ from jobs.errors import DreamKilnError
 from jobs.ledger import Ledger, LedgerError, OwnershipError
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.options import DaemonOptions
+from orchestrator.daemon.orphans import end_strays, mark_descendants
 from orchestrator.daemon.reports import Workers
 from orchestrator.daemon.running import Timing
-from orchestrator.daemon.state_folder import Endpoint, StateFolder
-from orchestrator.daemon.strays import end_strays, mark_descendants
+from orchestrator.host.state_folder import Endpoint, StateFolder
 from orchestrator.metrics.meters import QueueMeter
 
 __all__ = ["DaemonOptions", "main", "serve"]
@@ -58,8 +58,8 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
         OutputError: another one has this folder.
         InputError: the ledger or the folder cannot be used.
     """
-    from orchestrator.daemon.api_server import ApiServer
-    from orchestrator.daemon.http_api import make_app
+    from orchestrator.daemon.http.routes import make_app
+    from orchestrator.daemon.http.server import ApiServer
 
     folder = StateFolder(Path(options.state))
     folder.create()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs.events import Message, Progress
-from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.host.state_folder import StateFolder
 
 __all__ = ["JobLog"]
 

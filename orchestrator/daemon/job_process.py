@@ -20,11 +20,11 @@ from jobs.ledger import ShardRecord
 from jobs.prior_client import PriorClient
 from jobs.specs import JobSpec
 from orchestrator.batch.shard import Committed
-from orchestrator.daemon.job_settings import JobSettings
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
-from orchestrator.runtimes.base import PriorLoader
+from orchestrator.host.shared_disk import require_witness
+from orchestrator.prior.source import PriorLoader
 from orchestrator.scheduling.failures import failure_kind, sentence
-from orchestrator.shared_disk import require_witness
+from orchestrator.settings.job import JobSettings
 
 __all__ = ["JobProcess"]
 
@@ -36,7 +36,7 @@ class JobProcess:
         spec: JSON of the job's spec. settings: of its row. out: its run folder, or of a batch job its folder or URL.
         prior: the shared prior, wherever it is.
         is_rows_retry: of a batch job that was finished before: draw the rows that have no picture.
-        witness: see `orchestrator.shared_disk`; it is looked for before `poll` can be answered.
+        witness: see `orchestrator.host.shared_disk`; it is looked for before `poll` can be answered.
         shard_worker_bytes: that each shard worker of a batch job asks of Ray; 0: none.
     """
 
@@ -120,8 +120,8 @@ class JobProcess:
                 self.report(Failed(failure_kind(error), sentence(error), "".join(traceback.format_exception(error))))
 
     def _make(self, spec: JobSpec, settings: JobSettings) -> Succeeded:
-        from orchestrator.edit_pictures import EditPictures
-        from orchestrator.perform import perform
+        from orchestrator.run.edit_pictures import EditPictures
+        from orchestrator.run.perform import perform
 
         every = settings.runtime.checkpoint_every
         outcome = perform(
@@ -140,7 +140,7 @@ class JobProcess:
     def _draw_table(self, spec: BatchImagesSpec, settings: JobSettings) -> Succeeded:
         """Rows without a picture do not make the job fail: they are counted in its metrics."""
         from orchestrator.batch.perform import perform_batch
-        from orchestrator.batch.tables import TableSource
+        from orchestrator.batch.tables.source import TableSource
 
         batch = settings.batch
         if batch is None:
@@ -181,7 +181,7 @@ class _StopRequest:
 
 
 class _ReportDisplay:
-    """`orchestrator.progress_display.Display` that reports, and that raises KeyboardInterrupt where the job shall stop."""
+    """`orchestrator.host.progress_display.Display` that reports, and that raises KeyboardInterrupt where the job shall stop."""
 
     def __init__(self, process: JobProcess, stop: _StopRequest, is_checkpoint: Callable[[Progress], bool]) -> None:
         self._process, self._stop, self._is_checkpoint = process, stop, is_checkpoint
@@ -219,7 +219,7 @@ def _follows_a_checkpoint(progress: Progress, every: int) -> bool:
 
 
 def _seen(pictures: Path) -> Path:
-    """The folder in the orchestrator's --state that `orchestrator.prepared_job` has filled."""
+    """The folder in the orchestrator's --state that `orchestrator.client.prepared_job` has filled."""
     if not pictures.is_dir():
         raise InputError(
             f"The pictures that the job starts from are not at {pictures} on this node ({socket.gethostname()}); on a cluster "

@@ -13,9 +13,9 @@ from jobs.errors import InputError
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import Submission
 from jobs.specs import ImagesSpec, TextTo3DSpec
-from orchestrator.batch.settings import SHARD_WORKER_BYTES
-from orchestrator.batch.urls import is_url
-from orchestrator.daemon.job_settings import JobSettings
+from orchestrator.batch.storage.urls import is_url
+from orchestrator.settings.batch import SHARD_WORKER_BYTES
+from orchestrator.settings.job import JobSettings
 
 __all__ = ["GroupRequest", "JobRequest", "SubmitRequest", "bytes_of_its_own_process"]
 

@@ -55,7 +55,7 @@ class DaemonOptions:
 
     def capacity(self) -> Capacity:
         """Of this machine, with what was left open filled in."""
-        from orchestrator.runtimes.threads import available_cores
+        from orchestrator.host.threads import available_cores
 
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return self.capacity_within(num_workers=max(2, available_cores() // 2), memory_bytes=int(0.8 * here))

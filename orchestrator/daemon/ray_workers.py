@@ -9,19 +9,21 @@ from typing import Any
 from jobs.events import Message
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
-from orchestrator.batch.settings import SHARD_WORKER_BYTES
-from orchestrator.batch.urls import is_url
+from orchestrator.batch.storage.urls import is_url
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.job_request import bytes_of_its_own_process
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed, Report
+from orchestrator.host.shared_disk import lay_witness, lift_witness
 from orchestrator.metrics.meters import FitMeter
-from orchestrator.runtimes.base import PriorLoader, resolve_device
+from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
+from orchestrator.prior.client import RayPrior
+from orchestrator.prior.source import PriorLoader
+from orchestrator.runtimes.base import resolve_device
 from orchestrator.runtimes.placement import on_cluster, on_this_machine
-from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, PriorActor, RayPrior
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
 from orchestrator.scheduling import PriorView
-from orchestrator.shared_disk import lay_witness, lift_witness
+from orchestrator.settings.batch import SHARD_WORKER_BYTES
 
 __all__ = ["RayWorkers"]
 
@@ -36,7 +38,7 @@ class RayWorkers:
 
     Args:
         options: the orchestrator's. clock: seconds since 1970.
-        load_prior: what loads a prior; `orchestrator.prior_service.load_prior` by default.
+        load_prior: what loads a prior; `orchestrator.prior.local.load_prior` by default.
     """
 
     def __init__(
@@ -47,11 +49,11 @@ class RayWorkers:
         prior_bytes: int = 10**9,
         load_prior: PriorLoader | None = None,
     ) -> None:
-        from orchestrator import prior_service
+        from orchestrator.prior import local
 
         self.capacity = options.capacity()
         self._options, self._prior_bytes = options, prior_bytes
-        self._load_prior = load_prior or prior_service.load_prior
+        self._load_prior = load_prior or local.load_prior
         self._clock = clock
         self._replicas: dict[str, list[Any]] = {}
         self._last_used: dict[str, float] = {}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.atomic import write_bytes
 from orchestrator.exports.transform import generator_name, place, srgb_to_linear
+from orchestrator.host.atomic import write_bytes
 
 if TYPE_CHECKING:
     from nerf3d.mesh.mesh import Mesh

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.atomic import write_text
 from orchestrator.exports.transform import generator_name, place
+from orchestrator.host.atomic import write_text
 
 if TYPE_CHECKING:
     from nerf3d.mesh.mesh import Mesh

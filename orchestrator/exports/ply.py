@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.atomic import write_bytes
 from orchestrator.exports.transform import place
+from orchestrator.host.atomic import write_bytes
 
 if TYPE_CHECKING:
     from nerf3d.mesh.mesh import Mesh

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.atomic import write_bytes
+from orchestrator.host.atomic import write_bytes
 
 KEYS = ("prompt", "seed", "sampler", "steps", "guidance_scale", "prior_hash")
 """What every picture of a run carries; more keys are allowed."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.atomic import atomic_path
 from orchestrator.exports.contact_sheet import BACKGROUND, to_uint8
 from orchestrator.exports.transform import fill_frame
+from orchestrator.host.atomic import atomic_path
 
 if TYPE_CHECKING:
     from nerf3d.mesh.mesh import Mesh

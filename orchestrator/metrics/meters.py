@@ -96,7 +96,7 @@ def keep_metering_weights(loaded: Callable[[], Mapping[str, int]], *, every_seco
 
 
 def meter_shard(marker: Mapping[str, Any]) -> None:
-    """A shard was committed; see `orchestrator.batch.markers`."""
+    """A shard was committed; see `orchestrator.batch.storage.markers`."""
     catalogue.SHARDS.add()
     for outcome in ("succeeded", "failed"):
         catalogue.SHARD_ROWS.add(marker[f"num_{outcome}"], outcome=outcome)

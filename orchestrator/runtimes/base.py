@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,10 +11,7 @@ from jobs.images import EditSource
 from jobs.prior_client import PriorClient, PriorInfo
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 
-__all__ = ["Attempt", "PriorLoader", "Runtime", "resolve_device", "run_recipe"]
-
-PriorLoader = Callable[[str, str], PriorClient]
-"""(source, device) -> prior. It travels to the actor that will hold the prior, so it is a plain function."""
+__all__ = ["Attempt", "Runtime", "resolve_device", "run_recipe"]
 
 
 @dataclass(frozen=True)

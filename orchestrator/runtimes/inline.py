@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from jobs.events import Event
 from jobs.prior_client import PriorClient, PriorInfo
-from orchestrator.runtimes.base import Attempt, PriorLoader, run_recipe
-from orchestrator.runtimes.threads import use_threads
+from orchestrator.host.threads import use_threads
+from orchestrator.prior.source import PriorLoader
+from orchestrator.runtimes.base import Attempt, run_recipe
 
 __all__ = ["InlineRuntime"]
 

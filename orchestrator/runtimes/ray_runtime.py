@@ -21,12 +21,15 @@ from typing import Any
 from jobs.errors import JobFailed
 from jobs.events import Event
 from jobs.prior_client import PriorClient, PriorInfo
-from orchestrator.runtimes.base import Attempt, PriorLoader, run_recipe
+from orchestrator.host.signals import signals_deferred
+from orchestrator.host.threads import use_threads
+from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
+from orchestrator.prior.client import RayPrior
+from orchestrator.prior.source import PriorLoader
+from orchestrator.prior.wire import Raised
+from orchestrator.runtimes.base import Attempt, run_recipe
 from orchestrator.runtimes.placement import Placement, on_cluster
-from orchestrator.runtimes.prior_actor import MAX_CONCURRENCY, PriorActor, Raised, RayPrior
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
-from orchestrator.runtimes.threads import use_threads
-from orchestrator.signals import signals_deferred
 
 __all__ = ["PriorActor", "Raised", "RayPrior", "RayRuntime"]
 

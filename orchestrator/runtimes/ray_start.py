@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 
 from jobs.errors import DreamKilnError, InputError
-from orchestrator.runtimes.threads import available_cores
-from orchestrator.signals import signals_deferred
+from orchestrator.host.signals import signals_deferred
+from orchestrator.host.threads import available_cores
 
 __all__ = ["OWN_RAY", "has_token", "living_nodes", "start_ray", "stop_ray"]
 

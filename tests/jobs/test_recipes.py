@@ -19,7 +19,7 @@ from nerf3d.cameras import Cameras
 from nerf3d.errors import BackendUnavailable
 from nerf3d.fields import FieldConfig
 from nerf3d.mesh import MeshConfig, extract_mesh
-from orchestrator.prior_service import LocalPrior
+from orchestrator.prior.local import LocalPrior
 from tests.fakes import FAST_FIT, FAST_MESH, FakePrior
 
 SPEC = TextTo3DSpec(prompt="a red ball", fit=dataclasses.replace(FAST_FIT, num_steps=12), mesh=FAST_MESH)

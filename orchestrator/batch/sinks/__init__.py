@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.batch_images import BatchImagesSpec
 from orchestrator.batch.sinks.base import Sink, Written
-from orchestrator.batch.stores import Store
+from orchestrator.batch.storage.stores import Store
 
 __all__ = ["Sink", "Written", "make_sink"]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from jobs.batch_images import BatchImagesSpec
 from orchestrator.batch.records import Finished, column_types
 from orchestrator.batch.sinks.base import HashingWriter, ShardFile
-from orchestrator.batch.stores import Store
+from orchestrator.batch.storage.stores import Store
 
 __all__ = ["ParquetSink"]
 

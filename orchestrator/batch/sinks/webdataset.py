@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from jobs.batch_images import BatchImagesSpec
 from orchestrator.batch.records import Finished, stem
 from orchestrator.batch.sinks.base import HashingWriter, ShardFile
-from orchestrator.batch.stores import Store
+from orchestrator.batch.storage.stores import Store
 
 __all__ = ["WebDatasetSink"]
 

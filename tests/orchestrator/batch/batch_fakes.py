@@ -14,12 +14,12 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import PriorFailed
 from jobs.prior_client import DrawRequest
 from orchestrator.batch.job_folder import Mode
-from orchestrator.batch.markers import TIMINGS
 from orchestrator.batch.perform import BatchOutcome, perform_batch
-from orchestrator.batch.tables import TableSource
-from orchestrator.prior_service import LocalPrior
-from orchestrator.runtimes.base import PriorLoader
-from orchestrator.settings import RuntimeSettings
+from orchestrator.batch.storage.markers import TIMINGS
+from orchestrator.batch.tables.source import TableSource
+from orchestrator.prior.local import LocalPrior
+from orchestrator.prior.source import PriorLoader
+from orchestrator.settings.groups import RuntimeSettings
 from tests.fakes import COLOURS, FakePrior
 
 INLINE = RuntimeSettings(kind="inline", num_threads=1, device="cpu")

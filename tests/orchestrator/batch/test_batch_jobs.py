@@ -15,8 +15,8 @@ from PIL import Image
 from jobs.errors import InputError, Interrupted, JobFailed, OutputError, PriorFailed
 from jobs.events import Progress
 from orchestrator.exports.png_metadata import read_png_metadata
-from orchestrator.prior_service import LocalPrior
-from orchestrator.progress_display import SilentDisplay
+from orchestrator.host.progress_display import SilentDisplay
+from orchestrator.prior.local import LocalPrior
 from tests.fakes import FakePrior
 from tests.orchestrator.batch.batch_fakes import FORMATS, contents, manifest, marker, run, write_table
 
@@ -286,7 +286,7 @@ def test_files_that_are_not_ours_are_not_overwritten(good_table, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(good_table, tmp_path):
-    from orchestrator.batch.stores import open_store
+    from orchestrator.batch.storage.stores import open_store
 
     with open_store(tmp_path / "out").hold(), pytest.raises(OutputError, match="is in use by another dreamkiln process"):
         run(good_table, tmp_path / "out")

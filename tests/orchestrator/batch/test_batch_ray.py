@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from orchestrator.batch.perform import perform_batch
-from orchestrator.batch.ray_data import DrawImages
-from orchestrator.prior_service import LocalPrior, load_prior
+from orchestrator.batch.tables.ray_data import DrawImages
+from orchestrator.prior.local import LocalPrior, load_prior
 from orchestrator.runtimes.ray_runtime import RayRuntime
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
-from orchestrator.settings import RuntimeSettings
+from orchestrator.settings.groups import RuntimeSettings
 from tests.fakes import FakePrior
 from tests.orchestrator.batch.batch_fakes import contents, load_poisoned_prior, run, spec_of, write_table
 

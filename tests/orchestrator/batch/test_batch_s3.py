@@ -15,9 +15,9 @@ from moto.server import ThreadedMotoServer
 from jobs.errors import InputError, Interrupted, OutputError
 from jobs.ledger import JobRecord, Submission
 from jobs.states import TERMINAL, FailureKind, State
-from orchestrator.batch.lease import LEASE, Lease
-from orchestrator.batch.stores import open_store
-from orchestrator.batch.tables import TableSource
+from orchestrator.batch.storage.lease import LEASE, Lease
+from orchestrator.batch.storage.stores import open_store
+from orchestrator.batch.tables.source import TableSource
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from tests.orchestrator.batch.batch_fakes import FORMATS, contents, load_slow_prior, run, spec_of, write_table
@@ -125,7 +125,7 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch):
 
 
 def test_large_files_go_up_in_parts_and_failures_leave_nothing(bucket, monkeypatch):
-    from orchestrator.batch import stores
+    from orchestrator.batch.storage import stores
 
     monkeypatch.setattr(stores, "SPOOL_BYTES", 6 * 1024**2)
     store = open_store(f"s3://{bucket}/big")

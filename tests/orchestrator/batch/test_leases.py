@@ -13,9 +13,9 @@ import pytest
 from jobs.errors import OutputError
 from jobs.events import Progress
 from jobs.states import FailureKind
-from orchestrator.batch.lease import LEASE, Lease, require_lease
-from orchestrator.batch.stores import open_store
-from orchestrator.progress_display import SilentDisplay
+from orchestrator.batch.storage.lease import LEASE, Lease, require_lease
+from orchestrator.batch.storage.stores import open_store
+from orchestrator.host.progress_display import SilentDisplay
 from orchestrator.scheduling.failures import failure_kind
 from orchestrator.scheduling.retries import after_failure
 from tests.orchestrator.batch.batch_fakes import run, write_table

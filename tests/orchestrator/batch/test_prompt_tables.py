@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from jobs.errors import InputError
-from orchestrator.batch.tables import TableSource
+from orchestrator.batch.tables.source import TableSource
 
 ROWS = [{"prompt": "a red chair", "id": 1}, {"prompt": "eine grüne Vase, rund", "id": 2}, {"prompt": 'a "tall" lamp', "id": 3}]
 

@@ -11,8 +11,8 @@ from jobs.errors import InputError
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed
+from orchestrator.host.shared_disk import lay_witness, lift_witness, require_witness
 from orchestrator.runtimes.ray_start import has_token, start_ray
-from orchestrator.shared_disk import lay_witness, lift_witness, require_witness
 
 
 @pytest.fixture

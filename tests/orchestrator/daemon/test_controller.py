@@ -14,7 +14,7 @@ from jobs.ledger import JobRecord, Ledger, LedgerError, NewGroup, ShardRecord, S
 from jobs.states import FailureKind, State
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
-from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.host.state_folder import StateFolder
 from orchestrator.scheduling import Capacity, PriorView
 from tests.jobs.ledger.conftest import Clock, submission
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.daemon.client import Client
-from orchestrator.daemon.state_folder import StateFolder
+from orchestrator.client.client import Client
+from orchestrator.host.state_folder import StateFolder
 from tests.fakes import FAST_OVERRIDES
 from tests.orchestrator.batch.batch_fakes import contents
 

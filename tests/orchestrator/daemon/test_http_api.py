@@ -18,13 +18,13 @@ from jobs.ledger import ShardRecord
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.states import State
 from orchestrator.cli.main import main
-from orchestrator.daemon.api_server import ApiServer
-from orchestrator.daemon.client import Client, NotRunningError
-from orchestrator.daemon.http_api import make_app
+from orchestrator.client.client import Client, NotRunningError
+from orchestrator.daemon.http.routes import make_app
+from orchestrator.daemon.http.server import ApiServer
 from orchestrator.daemon.reports import Succeeded
-from orchestrator.daemon.state_folder import Endpoint, StateFolder
-from orchestrator.edit_pictures import EditPictures
 from orchestrator.exports import write_png
+from orchestrator.host.state_folder import Endpoint, StateFolder
+from orchestrator.run.edit_pictures import EditPictures
 from tests.orchestrator.daemon.test_controller import Rig
 
 

@@ -16,8 +16,8 @@ from jobs.specs import ImagesSpec
 from jobs.states import FailureKind
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
-from orchestrator.edit_pictures import EditPictures
-from orchestrator.prior_service import LocalPrior
+from orchestrator.prior.local import LocalPrior
+from orchestrator.run.edit_pictures import EditPictures
 from tests.fakes import FakePrior
 from tests.orchestrator.batch.batch_fakes import contents, load_slow_prior, run, spec_of, write_table
 

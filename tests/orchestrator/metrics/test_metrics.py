@@ -18,7 +18,7 @@ from jobs.states import State
 from orchestrator.metrics import catalogue
 from orchestrator.metrics.instruments import Counter, Gauge, Histogram
 from orchestrator.metrics.meters import FitMeter, PriorMeter, QueueMeter, meter_shard
-from orchestrator.prior_service import load_prior
+from orchestrator.prior.local import load_prior
 from orchestrator.runtimes.ray_runtime import RayRuntime
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from jobs.errors import CollapsedError, InputError, JobFailed, OutputError, PriorFailed
 from jobs.states import FailureKind, State
-from orchestrator.atomic import clear_output_errors
-from orchestrator.batch.urls import clear_url_errors
-from orchestrator.runtimes.prior_actor import Raised
+from orchestrator.batch.storage.urls import clear_url_errors
+from orchestrator.host.atomic import clear_output_errors
+from orchestrator.prior.wire import Raised
 from orchestrator.scheduling.failures import failure_kind, sentence
 from orchestrator.scheduling.groups import Member, settle
 from orchestrator.scheduling.retries import RULES, after_failure
@@ -151,8 +151,8 @@ class HiccupingStore:
 
 def test_a_manifest_or_marker_that_cannot_be_read_now_is_read_again_later(tmp_path, monkeypatch):
     from jobs.specs import ImagesSpec
-    from orchestrator.batch.markers import read_marker
-    from orchestrator.run_folder import RunFolder
+    from orchestrator.batch.storage.markers import read_marker
+    from orchestrator.run.folder import RunFolder
 
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(OutputError, match="cannot be read") as caught:
@@ -184,7 +184,7 @@ def test_a_store_that_does_not_answer_is_asked_again_and_a_missing_bucket_is_not
 
 def test_a_run_folder_that_a_lost_worker_still_holds_is_tried_again(tmp_path):
     from jobs.specs import ImagesSpec
-    from orchestrator.run_folder import RunFolder
+    from orchestrator.run.folder import RunFolder
 
     spec = ImagesSpec(prompt="a chair")
     with RunFolder(tmp_path, spec, ()), pytest.raises(OutputError, match="in use") as caught:

@@ -1,0 +1,148 @@
+"""`dreamkiln jobs`: see and steer what was submitted."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from jobs.errors import DreamKilnError, InputError
+from orchestrator.cli import common
+
+NAME = "jobs"
+HELP = "List, watch, cancel, pause, resume and retry submitted jobs."
+
+Job = Annotated[int, typer.Argument(help="The job's number.", show_default=False)]
+Jobs = Annotated[list[int], typer.Argument(help="Numbers of jobs.", show_default=False)]
+
+app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback()
+def jobs() -> None:
+    """A group."""
+
+
+@app.command(name="list", help="The newest jobs.")
+def list_(
+    state_filter: Annotated[list[str] | None, typer.Option("--only", help="States to show; may be repeated.")] = None,
+    user: Annotated[str | None, typer.Option(help="Of this user alone.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, 1 to 10,000.", min=1, max=10_000)] = 50,
+    state: common.State = None,
+    json: common.Json = False,
+) -> None:
+    """A table, or JSON."""
+    answer = _client(state).get("/v1/jobs", state=state_filter, user=user, limit=limit)
+    if json:
+        _print_json({"ok": True, **answer})
+        return
+    from orchestrator.client.job_display import print_table
+
+    print_table(answer["jobs"], now=answer["now"])
+
+
+@app.command(help="Everything about one job: settings, attempts, files, events.")
+def show(job: Job, state: common.State = None, json: common.Json = False) -> None:
+    """Text, or JSON."""
+    answer = _client(state).get(f"/v1/jobs/{job}")
+    if json:
+        _print_json({"ok": True, **answer})
+        return
+    from orchestrator.client.job_display import print_job
+
+    print_job(answer)
+
+
+@app.command(help="A live table; ends when all these jobs have. Exit code 1 if one failed.")
+def watch(
+    numbers: Annotated[list[int] | None, typer.Argument(help="Jobs to watch; without, all that have not ended.")] = None,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    limit: Annotated[int, typer.Option(help="Without numbers: how many to show.", min=1, max=1000)] = 30,
+    state: common.State = None,
+    json: common.Json = False,
+) -> int:
+    """On a terminal a table that moves; elsewhere a line for each change; with --json a line of JSON for each change."""
+    client = _patient_client(state)
+
+    from orchestrator.client.job_display import follow
+    from orchestrator.client.open_jobs import OpenJobs, look_at
+
+    look = partial(look_at, client, numbers) if numbers else OpenJobs(client, limit=limit).look
+    last = follow(look, interval_seconds=interval, as_json=json, stream=sys.stdout)
+    if not last.jobs and not json:
+        print("No jobs." if not client.get("/v1/jobs", limit=1)["jobs"] else "All jobs have ended; see 'dreamkiln jobs list'.")
+    return int(last.has_failed)
+
+
+@app.command(help="What a job has said, over all its attempts.")
+def logs(
+    job: Job,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
+    state: common.State = None,
+) -> None:
+    """To stdout."""
+    client, offset = _patient_client(state), 0
+    while True:
+        answer = client.get(f"/v1/jobs/{job}/log", offset=offset)
+        sys.stdout.write(answer["text"])
+        sys.stdout.flush()
+        has_more = answer["offset"] > offset
+        offset = answer["offset"]
+        if not has_more and (not follow or answer["is_over"]):
+            return
+        if not has_more:
+            time.sleep(0.5)
+
+
+def _steering(action: str, help: str, done: str) -> None:
+    def command(numbers: Jobs, state: common.State = None, json: common.Json = False) -> int:
+        client = _client(state)
+        results, errors = [], []
+        for number in numbers:
+            try:
+                results.append(client.post(f"/v1/jobs/{number}/{action}"))
+            except DreamKilnError as error:
+                errors.append(error)
+        if errors and len(numbers) == 1:
+            raise errors[0]
+        if json:
+            _print_json({"ok": not errors, "jobs": results, "errors": [str(error) for error in errors]})
+        else:
+            for result in results:
+                later = " at its next step" if result["state"] == "running" and action in ("cancel", "pause") else ""
+                print(f"Job {result['id']}: {f'{done}{later}' if later else result['state']}")
+            for refusal in errors:
+                print(f"dreamkiln: {refusal}", file=sys.stderr)
+        return InputError.exit_code if errors else 0
+
+    app.command(name=action, help=help)(command)
+
+
+_steering("cancel", "Cancel jobs; what they have written stays.", "will be cancelled")
+_steering("pause", "Pause jobs; they keep their checkpoints and make room.", "will pause")
+_steering("resume", "Go on with paused jobs.", "goes on")
+_steering("retry", "Queue failed or cancelled jobs again; they go on from their checkpoints.", "is queued again")
+
+
+def _client(state: Any) -> Any:
+    from orchestrator.client.client import Client
+    from orchestrator.host.state_folder import StateFolder
+
+    return Client(StateFolder.find(state))
+
+
+def _patient_client(state: Any) -> Any:
+    from orchestrator.client.client import PatientClient
+
+    def say(text: str) -> None:
+        print(f"dreamkiln: {text}", file=sys.stderr)
+
+    return PatientClient(_client(state), say=say, meanwhile="its jobs go on with it, or with the next 'dreamkiln up'")
+
+
+def _print_json(value: Any) -> None:
+    print(json_module.dumps(value, ensure_ascii=False))

@@ -1,0 +1,191 @@
+"""`dreamkiln submit`: queue jobs on the running orchestrator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.errors import InputError
+from orchestrator.cli import common, image_options
+
+if TYPE_CHECKING:
+    from orchestrator.client.prepared_job import PreparedJob
+
+NAME = "submit"
+HELP = "Queue jobs on the running orchestrator; prints their numbers."
+MAX_BEST_OF = 1000
+
+User = Annotated[str | None, typer.Option(help="Whose share they take; you.")]
+Priority = Annotated[int, typer.Option(help="Larger goes first, -1000 to 1000.")]
+Key = Annotated[str | None, typer.Option(help="Idempotency key: submitting it again gives the same job.")]
+Paused = Annotated[bool, typer.Option("--paused", help="Queue without starting; 'jobs resume' starts it.")]
+
+app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback()
+def submit() -> None:
+    """A group: one verb per kind of job."""
+
+
+@app.command(name="text-to-3d", help="Queue a mesh from a sentence, or with --prompts a table of them.")
+def text_to_3d(
+    prompt: common.OptionalPrompt = None,
+    overrides: common.Overrides = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Table with a column 'prompt'; also seed, out, priority, key, and settings by name.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; with --prompts or --best-of the folder of run folders.")] = None,
+    seed: common.Seed = 0,
+    best_of: Annotated[int, typer.Option(help="So many jobs with seeds from --seed on; see --metric.")] = 1,
+    metric: Annotated[str | None, typer.Option(help="With --best-of: largest wins; without it the first to finish.")] = None,
+    formats: common.Formats = None,
+    prior: common.PriorName = None,
+    strict: common.Strict = False,
+    preset: common.Preset = None,
+    user: User = None,
+    priority: Priority = 0,
+    key: Key = None,
+    paused: Paused = False,
+    state: common.State = None,
+    json: common.Json = False,
+) -> None:
+    """Compose the specs here, where their mistakes can be shown, then send them."""
+    client = _client(state)
+    options = {
+        "preset": preset,
+        "prior.source": prior,
+        "prior.strict": strict or None,
+        "export.formats": common.chosen_formats(formats),
+    }
+    fields = {"user": user or common.user_name(), "is_paused": paused, "priority": priority}
+    if prompts is not None:
+        if best_of != 1 or metric is not None or key is not None:
+            raise InputError("--best-of, --metric and --key go with one prompt; a table says seeds and keys row by row.")
+        words = common.settings_beside_table(prompts, prompt, overrides)
+        jobs = _of_table(prompts, words, options, seed=seed, out=out, state=client.folder.path, fields=fields)
+        _send(client, jobs, None, as_json=json)
+        return
+    prompt = common.needed_prompt(prompt)
+    if not 1 <= best_of <= MAX_BEST_OF:
+        raise InputError(f"--best-of is {best_of:,}; give 1 to {MAX_BEST_OF:,}.")
+    if best_of == 1 and metric is not None:
+        raise InputError("--metric chooses among the jobs of --best-of; give that too.")
+    _check_metric(metric)
+    seeds = range(seed, seed + best_of)
+    jobs = _of_seeds(prompt, overrides or [], options, seeds=seeds, out=out, key=key, state=client.folder.path, fields=fields)
+    group = {"name": f"{prompt}, best of {best_of}", "metric": metric} if best_of > 1 else None
+    _send(client, jobs, group, as_json=json)
+
+
+@app.command(name="images", help="Queue images from a sentence or from a picture, or with --prompts from a table of prompts.")
+@common.with_options_of(image_options.prepare)
+def images(
+    prepare: Callable[[], PreparedJob],
+    user: User = None,
+    priority: Priority = 0,
+    key: Key = None,
+    paused: Paused = False,
+    state: common.State = None,
+    json: common.Json = False,
+) -> None:
+    """Likewise."""
+    client = _client(state)
+    job = prepare()
+    if job.mode == "overwrite" and key is not None:
+        raise InputError("--overwrite and --key exclude each other: the files would go, and the same key makes no new job.")
+    fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
+    _send(client, [job.request(state=client.folder.path, **fields)], None, as_json=json)
+
+
+def _client(state: Path | None) -> Any:
+    """Before anything slow is imported, whether there is somebody to submit to."""
+    from orchestrator.client.client import Client
+    from orchestrator.host.state_folder import StateFolder
+
+    client = Client(StateFolder.find(state))
+    client.get("/health")
+    return client
+
+
+def _check_metric(metric: str | None) -> None:
+    from jobs.codec import near_matches
+    from jobs.specs import MESH_METRICS
+
+    if metric is not None and metric not in MESH_METRICS:
+        hint = near_matches(metric, MESH_METRICS)
+        raise InputError(f"There is no metric {metric!r}{hint}; choose one of {', '.join(MESH_METRICS)}.")
+
+
+def _of_seeds(
+    prompt: str,
+    overrides: list[str],
+    options: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    out: Path | None,
+    key: str | None,
+    state: Path,
+    fields: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """A request per seed; of several each has its own folder and key."""
+    from orchestrator.client.prepared_job import compose_here, prepare_text_to_3d
+
+    settings = compose_here(overrides, options)
+    requests = []
+    for seed in seeds:
+        job, own = prepare_text_to_3d(prompt, settings, seed=seed, out=out), key
+        if len(seeds) > 1:
+            job = _inside(out, job)
+            own = None if key is None else f"{key} seed {seed}"
+        requests.append(job.request(state=state, **fields, idempotency_key=own))
+    return requests
+
+
+def _of_table(
+    prompts: str,
+    overrides: list[str],
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    out: Path | None,
+    state: Path,
+    fields: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """A request per row."""
+    from orchestrator.client.prepared_job import compose_here, prepare_text_to_3d
+    from orchestrator.client.prompt_table import read_jobs
+
+    requests = []
+    for row in read_jobs(prompts, lambda own: compose_here([*overrides, *own], options), seed=seed):
+        job = prepare_text_to_3d(row.prompt, row.settings, seed=row.seed, out=row.out)
+        if row.out is None:
+            job = _inside(out, job)
+        own = {"idempotency_key": row.key, **({} if row.priority is None else {"priority": row.priority})}
+        requests.append(job.request(state=state, **{**fields, **own}))
+    return requests
+
+
+def _inside(out: Path | None, job: PreparedJob) -> PreparedJob:
+    """The job in a folder of its own below --out, where that was given."""
+    return job if out is None else replace(job, out=str(out / job.spec.name))
+
+
+def _send(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | None, *, as_json: bool) -> None:
+    answer = client.post("/v1/jobs", {"jobs": requests, **({"group": group} if group else {})})
+    if as_json:
+        import json as json_module
+
+        print(json_module.dumps({"ok": True, **answer}))
+        return
+    jobs = answer["jobs"]
+    for job in jobs[:10]:
+        print(f"Job {job['id']}: {job['out']}" + ("" if job["is_new"] else " (submitted before)"))
+    if len(jobs) > 10:
+        print(f"… up to job {jobs[-1]['id']}, {len(jobs)} in all")
+    which = f" {jobs[0]['id']}" if len(jobs) == 1 else ""
+    print(f"  dreamkiln jobs watch{which}")

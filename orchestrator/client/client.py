@@ -1,0 +1,152 @@
+"""The client of a running orchestrator. Light: the standard library's HTTP, no torch."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from jobs.errors import DreamKilnError, InputError
+from orchestrator.host.state_folder import Endpoint, StateFolder
+
+__all__ = ["Client", "NotRunningError", "PatientClient", "UnavailableError"]
+
+SECONDS_OF_PATIENCE = 60.0
+SECONDS_BETWEEN_TRIES = 1.0
+
+
+class NotRunningError(InputError):
+    """No orchestrator answers."""
+
+
+class UnavailableError(DreamKilnError):
+    """The orchestrator answers that it cannot say now, as while its database restarts."""
+
+
+class Client:
+    """Talks to the orchestrator of a state folder.
+
+    Raises:
+        NotRunningError: there is none, at once or at any call.
+    """
+
+    def __init__(self, folder: StateFolder, *, timeout_seconds: float = 30.0) -> None:
+        self.folder = folder
+        self._timeout = timeout_seconds
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Look up where the orchestrator listens, which another one may do elsewhere by now."""
+        endpoint = self.folder.endpoint()
+        if endpoint is None:
+            raise NotRunningError(f"No orchestrator is running ({self.folder.path}); start one with 'dreamkiln up'.")
+        self.endpoint: Endpoint = endpoint
+        self._token = self.folder.token()
+        self._is_ours = False
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The parsed answer. Raises what the orchestrator raised: InputError, or DreamKilnError."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._call("GET", f"{path}?{urlencode(given, doseq=True)}" if given else path)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """Likewise."""
+        return self._call("POST", path, body)
+
+    def put(self, path: str, **query: Any) -> Any:
+        """Likewise."""
+        return self._call("PUT", f"{path}?{urlencode(query)}")
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        if not self._is_ours:
+            self._check_identity()
+        return _answer(*self._ask(method, path, body, {"Authorization": f"Bearer {self._token}"}))
+
+    def _check_identity(self) -> None:
+        """Before the token goes anywhere: a dead orchestrator's port may be another program's by now."""
+        challenge = secrets.token_hex(16)
+        status, data = self._ask("GET", f"/health?challenge={challenge}", None, {})
+        try:
+            proof = str(json.loads(data)["proof"]) if status == 200 else ""
+        except (ValueError, LookupError, TypeError):
+            proof = ""
+        if not secrets.compare_digest(proof.encode(), self.folder.proof(challenge).encode()):
+            raise NotRunningError(
+                f"What answers at {self.endpoint.url} is not the orchestrator of {self.folder.path}, which has died; "
+                "'dreamkiln up' starts it again and every job goes on."
+            )
+        self._is_ours = True
+
+    def _ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> tuple[int, bytes]:
+        address = urlsplit(self.endpoint.url)
+        headers = {**headers, "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self._timeout)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise NotRunningError(
+                f"The orchestrator at {self.endpoint.url} does not answer ({error or type(error).__name__}); if it has died, "
+                "'dreamkiln up' starts it again and every job goes on."
+            ) from error
+        finally:
+            connection.close()
+
+
+class PatientClient:
+    """Looks again and again for as long as a job takes: it bears a slow answer, and a restart of the orchestrator, which may
+    then listen elsewhere, or of its database.
+
+    Args:
+        say: where a person is told, once a pause.
+        meanwhile: what is true of the jobs although nobody answers, for the last sentence.
+        has_answered: False: a first question that nobody answers is an error at once.
+    """
+
+    def __init__(self, client: Client, *, say: Callable[[str], None], meanwhile: str, has_answered: bool = False) -> None:
+        self._client, self._say, self._meanwhile, self._has_answered = client, say, meanwhile, has_answered
+
+    def get(self, path: str, **query: Any) -> Any:
+        """As `Client.get`. Raises DreamKilnError after a minute of no answer."""
+        began: float | None = None
+        while True:
+            try:
+                if began is not None:
+                    self._client.reconnect()
+                answer = self._client.get(path, **query)
+            except (NotRunningError, UnavailableError) as error:
+                if not self._has_answered:
+                    raise
+                now = time.monotonic()
+                if began is None:
+                    began = now
+                    self._say(f"{error} Trying again for {SECONDS_OF_PATIENCE:.0f} s.")
+                elif now - began > SECONDS_OF_PATIENCE:
+                    raise DreamKilnError(
+                        f"The orchestrator of {self._client.folder.path} has not answered for {now - began:.0f} s; "
+                        f"{self._meanwhile}."
+                    ) from error
+                time.sleep(SECONDS_BETWEEN_TRIES)
+            else:
+                self._has_answered = True
+                return answer
+
+
+def _answer(status: int, data: bytes) -> Any:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        content = {}
+    if status < 400:
+        return content
+    sentence = content.get("error") or content.get("detail") or f"The orchestrator answered with status {status}."
+    if status == 503:
+        raise UnavailableError(str(sentence))
+    if content.get("exit_code") == 2 or status in (401, 422):
+        raise InputError(str(sentence))
+    raise DreamKilnError(str(sentence))

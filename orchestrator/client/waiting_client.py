@@ -1,0 +1,143 @@
+"""A command that lets the orchestrator do its job and waits for it, as if it ran here."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.batch_images import BatchImagesSpec
+from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
+from jobs.events import Progress
+from jobs.states import FailureKind, State
+from orchestrator.batch.perform import BatchOutcome
+from orchestrator.client.client import Client, NotRunningError, PatientClient, UnavailableError
+from orchestrator.client.prepared_job import PreparedJob
+from orchestrator.host.progress_display import Display
+from orchestrator.run.perform import Outcome, artefact_order
+
+__all__ = ["perform_there"]
+
+SECONDS_BETWEEN_LOOKS = 0.3
+SECONDS_TO_CANCEL = 5.0
+
+
+def perform_there(job: PreparedJob, client: Client, *, state: Path, user: str, display: Display) -> Outcome | BatchOutcome:
+    """Queue the job, or join it if the same one is in the queue, and wait for its end.
+
+    Raises:
+        InputError, JobFailed: what the job failed with.
+        DreamKilnError: nobody has answered for a minute; the job goes on with the next orchestrator.
+        Interrupted: Ctrl-C, which cancels the job; or SIGTERM, which ends this command alone. The same command continues.
+    """
+    request = job.request(state=state, user=user)
+    number = _find_same(client, job, request["out"])
+    is_joining = number is not None
+    if number is None:
+        number = client.post("/v1/jobs", {"jobs": [request]})["jobs"][0]["id"]
+    try:
+        if is_joining:
+            display.message(f"Joining job {number} of the orchestrator at {client.endpoint.url}, which is the same.")
+        else:
+            display.message(f"Job {number} of the orchestrator at {client.endpoint.url}; --local runs it here instead.")
+        last = _Watcher(client, number, display).follow(until=_has_ended)
+    except KeyboardInterrupt as stop:
+        if signal.SIGTERM in stop.args:  # not a wish about the job: `timeout`, or the end of a session
+            raise Interrupted(f"Stopped waiting; job {number} goes on, and the same command joins it.") from None
+        raise Interrupted(_cancel(client, number, job)) from None
+    return _outcome(job, last)
+
+
+def _find_same(client: Client, job: PreparedJob, out: str) -> int | None:
+    """A job that waits, runs or is paused with this spec and folder; one that is paused goes on."""
+    states = [State.QUEUED, State.RUNNING, State.PAUSED, State.LOST]
+    for other in client.get("/v1/jobs", state=states, fingerprint=job.spec.fingerprint())["jobs"]:
+        if other["out"] == out:
+            if other["state"] == State.PAUSED:
+                client.post(f"/v1/jobs/{other['id']}/resume")
+            return other["id"]
+    return None
+
+
+def _has_ended(job: dict[str, Any]) -> bool:
+    return job["state"] in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class _Watcher:
+    """Shows what is new about a job."""
+
+    def __init__(self, client: Client, number: int, display: Display) -> None:
+        meanwhile = f"job {number} goes on with it, or with the next 'dreamkiln up', and the same command joins it"
+        self._client = PatientClient(client, say=display.message, meanwhile=meanwhile, has_answered=True)
+        self._number, self._display = number, display
+        self._last_event = 0
+        self._reason = ""
+        self._progress: Progress | None = None
+
+    def follow(self, *, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The orchestrator's whole answer about the job, once `until` is true of it."""
+        while True:
+            answer = self._client.get(f"/v1/jobs/{self._number}")
+            self._show(answer)
+            if until(answer["job"]):
+                return answer
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _show(self, answer: dict[str, Any]) -> None:
+        job = answer["job"]
+        for event in answer["events"]:
+            if event["id"] > self._last_event:
+                self._last_event = event["id"]
+                if event["kind"] in ("info", "warning"):
+                    self._display.message(event["text"], event["kind"])
+        reason = ""
+        if job["state"] == State.QUEUED:
+            reason = job["waits"] and f"Job {self._number} waits: {job['waits']}."
+        elif job["state"] == State.PAUSED:
+            reason = f"Job {self._number} is paused; 'dreamkiln jobs resume {self._number}' goes on with it."
+        if reason and reason != self._reason:
+            self._display.message(reason)
+        self._reason = reason
+        if job["state"] == State.RUNNING and job["stage"]:
+            metrics = {name: value for name, value in job["metrics"].items() if isinstance(value, float)}
+            progress = Progress(
+                stage=job["stage"], step=job["step"], total=job["total"], metrics=metrics, seconds_left=job["seconds_left"]
+            )
+            if progress != self._progress:
+                self._progress = progress
+                self._display.event(progress)
+
+
+def _cancel(client: Client, number: int, job: PreparedJob) -> str:
+    """Cancel the job and give it the time to stop; the sentence for its user."""
+    try:
+        client.post(f"/v1/jobs/{number}/cancel")
+        deadline = time.monotonic() + SECONDS_TO_CANCEL
+        while not _has_ended(last := client.get(f"/v1/jobs/{number}")["job"]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    except (NotRunningError, UnavailableError) as error:
+        return f"Stopped waiting; whether job {number} is cancelled is not known. {error}"
+    where = f" at step {last['step']} of {last['total']} of {last['stage']}" if last["stage"] else ""
+    return (
+        f"Cancelled job {number}{where} in {job.out}; the same command continues. 'dreamkiln submit' queues jobs that do not "
+        "depend on a terminal."
+    )
+
+
+def _outcome(job: PreparedJob, answer: dict[str, Any]) -> Outcome | BatchOutcome:
+    last = answer["job"]
+    if last["state"] == State.FAILED:
+        kind = InputError if last["failure_kind"] == FailureKind.BAD_INPUT else JobFailed
+        raise kind(last["reason"])
+    if last["state"] == State.CANCELLED:
+        raise DreamKilnError(f"Job {last['id']} was cancelled by somebody; the same command continues in {job.out}.")
+    messages = tuple(event["text"] for event in answer["events"] if event["kind"] in ("info", "warning"))
+    metrics = dict(last["metrics"])
+    did = metrics.pop("did", "start")
+    seconds = metrics.pop("seconds", {})
+    if isinstance(job.spec, BatchImagesSpec):
+        return BatchOutcome(job.out, did, metrics, messages)
+    names = artefact_order(artefact["name"] for artefact in answer["artefacts"])
+    return Outcome(Path(job.out), names, did, seconds, metrics, messages)

@@ -1,0 +1,1 @@
+"""Training of priors, the model family, and the evaluation of what they make."""

@@ -1,0 +1,106 @@
+"""A prior as the jobs of a cluster see it: one client over the actors that hold it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jobs.errors import PriorFailed
+from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
+from orchestrator.prior.wire import Raised, Wire
+
+__all__ = ["RayPrior"]
+
+
+class RayPrior:
+    """`PriorClient` over the handles of replicas that hold the same prior.
+
+    A call goes to one replica; if that dies, the next is asked the same, and gives the same answer, because requests name
+    their noise.
+
+    Args:
+        replicas: handles of `PriorActor`. source: of the prior, if not the replicas' own. job: whose requests these are.
+        first: the replica that is asked first, so that clients can be spread over them.
+        attempts: replicas that are asked before giving up.
+    """
+
+    def __init__(self, replicas: Sequence[Any], *, source: str = "", job: str = "", first: int = 0, attempts: int = 1) -> None:
+        self._replicas = tuple(replicas)
+        self._source = source
+        self._job = job
+        self._first = first
+        self._attempts = attempts
+
+    def for_job(self, job: str) -> RayPrior:
+        """The same replicas, asked on behalf of that job."""
+        return RayPrior(self._replicas, source=self._source, job=job, first=self._first, attempts=self._attempts)
+
+    def info(self) -> PriorInfo:
+        """Name, weights and sizes."""
+        return self._call("info")
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Words of the prompts that the prior was never trained on."""
+        return self._call("unknown_words", list(prompts))
+
+    def distill(self, query: DistillationQuery) -> Distilled:
+        """One step of score distillation."""
+        return self._call("distill", Wire(query)).open()
+
+    def draw(self, request: DrawRequest) -> np.ndarray:
+        """uint8 images (N, H, W, 3)."""
+        return self._call("draw", Wire(request))
+
+    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
+        """`draw` with glimpses; a replica that is asked after another one died begins anew with them."""
+        import ray
+
+        wire, names = Wire(request), {"source": self._source, "job": self._job}
+
+        def stream(replica: Any) -> Iterator[Any]:
+            for reference in replica.draw_watched.options(num_returns="streaming").remote(wire, every, **names):
+                yield ray.get(reference)
+
+        for item in self._ask(stream):
+            if not isinstance(item, Glimpse):
+                return item
+            yield item
+        raise PriorFailed("The prior ended its answer without pictures; run the command again.")
+
+    def end(self) -> None:
+        """Whatever the job still waits for is cancelled and what the replicas know of it forgotten; does not wait."""
+        for replica in self._replicas:
+            replica.end_job.remote(self._job)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        names = {"source": self._source, "job": self._job}
+        (answer,) = self._ask(lambda replica: [ray.get(replica.call.remote(method, *arguments, **names))])
+        return answer
+
+    def _ask(self, ask: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
+        """The items that a replica answers with, or if it dies another one; an error among them is raised."""
+        from ray.exceptions import RayError
+
+        for attempt in range(self._attempts):
+            replica = self._replicas[(self._first + attempt) % len(self._replicas)]
+            try:
+                for item in ask(replica):
+                    if isinstance(item, Raised):
+                        item.reraise()
+                    yield item
+                return
+            except RayError as error:
+                failure = error
+                if attempt + 1 >= len(self._replicas) and attempt + 1 < self._attempts:
+                    # All have been asked: give Ray the time to start one again.
+                    time.sleep(min(0.5 * 2**attempt, 10.0))
+        first_line = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
+        raise PriorFailed(
+            f"The process that holds the prior died ({first_line}); the same command continues from the last "
+            "checkpoint. If it happens again, memory may be short: try a smaller prior or runtime=inline."
+        ) from failure

@@ -1,0 +1,285 @@
+"""A prior in this process, answering what jobs ask through one engine, in which the rows of many requests share forwards.
+
+Both runtimes use it: inline directly, Ray on a thread inside the prior actor (`orchestrator.prior.resident`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion import requests, seeding
+from diffusion.distillation import score_distillation
+from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
+from diffusion.samplers import SAMPLERS, image_to_image
+from diffusion.schedule import NoiseSchedule
+from jobs.errors import PriorFailed
+from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
+from orchestrator.prior.source import refusal
+
+__all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
+
+
+class AnswersRequests(Protocol):
+    """What `LocalPrior` needs of `diffusion.prior.Prior`."""
+
+    schedule: NoiseSchedule
+    weights_hash: str
+    device: torch.device
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...
+
+    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> requests.Condition: ...
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool: ...
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
+    def answer(self, request: requests.Request) -> Any: ...
+    def unknown_words(self, prompt: str) -> list[str]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A request on its way through the engine.
+
+    Args:
+        tickets: what it was split into. combine: their results, in order, to the answer.
+    """
+
+    tickets: tuple[Ticket, ...]
+    combine: Callable[[list[Any]], Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether `result` has something to say: every part is there, or one of them failed."""
+        return all(ticket.finished for ticket in self.tickets) or any(ticket.error is not None for ticket in self.tickets)
+
+    def glimpses(self, previews: Sequence[Preview]) -> Iterator[Glimpse]:
+        """Those of the engine's previews that show pictures of this request."""
+        for preview in previews:
+            if preview.ticket in self.tickets:
+                before = self.tickets[: self.tickets.index(preview.ticket)]
+                first = sum(len(ticket.prompts) for ticket in before)
+                yield Glimpse(first=first, steps=preview.steps, images=_uint8(preview.images))
+
+    def result(self) -> Any:
+        """The answer.
+
+        Raises:
+            PriorFailed: a number that is not finite, too little memory for a single row, or the request was cancelled.
+        """
+        try:
+            for ticket in self.tickets:
+                if ticket.error is not None:
+                    ticket.result()
+            return self.combine([ticket.result() for ticket in self.tickets])
+        except NotFinite as error:
+            raise PriorFailed(f"The prior failed: {error}.") from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise PriorFailed(
+                "The device that holds the prior is out of memory even for the smallest batch; free some of it, or take a "
+                "smaller prior."
+            ) from error
+        except Cancelled as error:
+            raise PriorFailed(f"The prior stopped: {error}.") from error
+
+
+class LocalPrior:
+    """`jobs.prior_client.PriorClient` over a loaded prior. Not thread-safe: one thread owns it and its engine.
+
+    Args:
+        config: batch sizes; see `diffusion.engine.EngineConfig`.
+    """
+
+    def __init__(self, prior: AnswersRequests, *, config: EngineConfig | None = None) -> None:
+        self._prior = prior
+        self.engine = Engine(prior, config=config)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        modules = [part for part in vars(self._prior).values() if isinstance(part, nn.Module)]
+        return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
+
+    def measure(self) -> BatchProfile:
+        """Time the network at rising batch sizes and let shared forwards grow to the knee of the curve."""
+        prior = self._prior
+        tokens = prior.condition([""]).tokens
+        profile = profile_batches(prior.predict, latent_shape=prior.latent_shape, tokens=tokens, device=prior.device)
+        self.engine.row_cap = profile.knee()
+        return profile
+
+    def info(self) -> PriorInfo:
+        """Name, weights and sizes."""
+        prior = self._prior
+        card = getattr(prior, "card", None)
+        return PriorInfo(
+            name=prior.name,
+            weights_hash=prior.weights_hash,
+            image_size=prior.image_size,
+            schedule=prior.schedule,
+            vocabulary=getattr(card, "vocabulary", None),
+            device=str(prior.device),
+        )
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Words of the prompts that the prior was never trained on, in order, without repeats."""
+        return list(dict.fromkeys(word for prompt in prompts for word in self._prior.unknown_words(prompt)))
+
+    def distill(self, query: DistillationQuery) -> Distilled:
+        """One step of score distillation; see `diffusion.distillation`.
+
+        Raises:
+            PriorFailed: the answer holds a number that is not finite.
+        """
+        return self._wait(self.begin_distill(query))
+
+    def draw(self, request: DrawRequest) -> np.ndarray:
+        """uint8 images (N, H, W, 3); image n starts from the stream (seeds[n], "image").
+
+        Raises:
+            PriorFailed: a picture holds a number that is not finite.
+        """
+        return self._wait(self.begin_draw(request))
+
+    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
+        """`draw`, with a glimpse of the pictures each time the network has been asked `every` times more."""
+        pending = self.begin_draw(request, preview_every=every)
+        try:
+            while not pending.finished:
+                yield from pending.glimpses(self.engine.step().previews)
+            return pending.result()
+        finally:
+            for ticket in pending.tickets:
+                self.engine.cancel(ticket)
+
+    def begin_distill(self, query: DistillationQuery, *, job: str = "") -> Pending:
+        """Hand the query to the engine; whoever owns it steps it until the answer is there."""
+
+        def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
+            answer = yield from score_distillation(
+                query.images.to(self._prior.device),
+                condition=condition,
+                guidance=query.guidance,
+                schedule=self._prior.schedule,
+                t=query.t,
+                noise=self._noise(query.noise_keys),
+                form=query.form,
+                weighting=query.weighting,
+            )
+            _check_finite(answer.gradient, "the gradient", query.prompts)
+            return Distilled(gradient=answer.gradient, target=answer.target)
+
+        num = len(query.prompts)
+        first = num * _slot(query.prompts[0], int(query.noise_keys[0][0]))
+        slots = [first + view for view in range(num)] if query.strict else None
+        negatives = [query.negative_prompt] * num
+        ticket = self.engine.submit(
+            begin, prompts=query.prompts, negative_prompts=negatives, job=job, kind="query", slots=slots
+        )
+        return Pending((ticket,), lambda results: results[0])
+
+    def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
+        """Hand the request to the engine; strict images go one by one, so that it does not matter who asks for how many."""
+        parts = [_only(request, n) for n in range(len(request.seeds))] if request.strict else [request]
+
+        def submit(part: DrawRequest) -> Ticket:
+            return self.engine.submit(
+                lambda condition: self._drawing(part, condition),
+                prompts=part.prompts,
+                negative_prompts=[part.negative_prompt] * len(part.prompts),
+                job=job,
+                slots=[_slot(*image) for image in zip(part.prompts, part.seeds, strict=True)] if part.strict else None,
+                preview_every=preview_every,
+            )
+
+        return Pending(tuple(map(submit, parts)), np.concatenate)
+
+    def _wait(self, pending: Pending) -> Any:
+        while not pending.finished:
+            self.engine.step()
+        return pending.result()
+
+    def _drawing(self, request: DrawRequest, condition: requests.Condition) -> Generator[requests.Request, Any, np.ndarray]:
+        """uint8 pictures (N, H, W, 3), everything asked of the networks as requests."""
+        names = [(seed, "image") for seed in request.seeds]
+        sampler, noise = SAMPLERS[request.sampler], self._noise(names)
+        sampling: dict[str, Any] = {
+            "schedule": self._prior.schedule,
+            "timesteps": self._prior.schedule.timesteps(request.num_steps),
+            "condition": condition,
+            "guidance": request.guidance,
+            "noise": seeding.step_noise(names, self._prior.latent_shape),
+        }
+        if request.init_images is None:
+            latents = yield from sampler(noise, **sampling)
+            pictures = yield requests.DecodeRequest(latents)
+        else:
+            pictures = yield from image_to_image(
+                request.init_images,
+                sampler=sampler,
+                strength=request.strength,
+                start_noise=noise,
+                masks=request.masks,
+                **sampling,
+            )
+        _check_finite(pictures, "a picture", request.prompts)
+        return _uint8(pictures)
+
+    def _noise(self, names: Sequence[Sequence[seeding.Key]]) -> Tensor:
+        streams = [seeding.stream(int(name[0]), *name[1:]) for name in names]
+        return seeding.normal_rows(self._prior.latent_shape, streams, device=self._prior.device)
+
+
+def _uint8(pictures: Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [0, 1] to (N, H, W, 3)."""
+    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _slot(prompt: str, seed: int) -> int:
+    """A strict row's place, known from the request alone: apart for neighbouring seeds, and for prompts that share one."""
+    return zlib.crc32(prompt.encode()) + seed
+
+
+def _only(request: DrawRequest, n: int) -> DrawRequest:
+    """Image n of a request as a request of its own."""
+    one = slice(n, n + 1)
+    return dataclasses.replace(
+        request,
+        prompts=request.prompts[one],
+        seeds=request.seeds[one],
+        init_images=None if request.init_images is None else request.init_images[one],
+        masks=None if request.masks is None else request.masks[one],
+    )
+
+
+def load_prior(source: str, device: str = "cpu") -> LocalPrior:
+    """The prior "toybox", or that of a folder, a single file or a hub name (`diffusion.checkpoints.source`), on that device.
+
+    Raises:
+        InputError: the folder or one of its files is missing, truncated or does not fit the others.
+    """
+    from diffusion.prior import Prior, PriorError
+
+    try:
+        return LocalPrior(Prior.load(source, device=device))
+    except PriorError as error:
+        raise refusal(error) from error
+
+
+def _check_finite(tensor: Tensor, what: str, prompts: Sequence[str]) -> None:
+    if not torch.isfinite(tensor).all():
+        raise PriorFailed(
+            f"The prior answered {prompts[0]!r} with {what} that is not finite; lower the guidance scale, or check the "
+            "prior's weights with 'dreamkiln doctor'."
+        )

@@ -1,0 +1,141 @@
+"""Which files each kind of job leaves, and their writing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.events import ImageReady
+from jobs.specs import ImagesSpec, TextTo3DSpec
+from orchestrator.host.atomic import write_text
+from orchestrator.run.edit_pictures import expected_of_edit
+from orchestrator.settings.groups import ExportSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nerf3d.mesh import Mesh
+
+__all__ = [
+    "expected_of_images",
+    "expected_of_text_to_3d",
+    "image_name",
+    "images_on_disk",
+    "write_image",
+    "write_images_summary",
+    "write_mesh_files",
+]
+
+GRID = "grid.png"
+PREVIEW = "preview.png"
+SHARD_MARKER = "_shards/00000.json"
+MAX_GRID_IMAGES = 64
+
+
+def expected_of_text_to_3d(spec: TextTo3DSpec, export: ExportSettings) -> tuple[str, ...]:
+    """Names of the files; "a|b" where either will do."""
+    turntable = ("turntable.mp4|turntable.webp",) if export.turntable_frames else ()
+    return (*(f"mesh.{name}" for name in spec.formats), "preview.png", *turntable)
+
+
+def expected_of_images(spec: ImagesSpec) -> tuple[str, ...]:
+    """Every picture, the grid, the commit marker of the one shard, and copies of what an editing job started from."""
+    copies = expected_of_edit(mask=spec.mask is not None) if spec.init_image is not None else ()
+    return (*(image_name(index) for index in range(spec.num_images)), GRID, SHARD_MARKER, *copies)
+
+
+def image_name(index: int) -> str:
+    """Image 7 is 000000007.png."""
+    return f"{index:09d}.png"
+
+
+def write_mesh_files(
+    mesh: Mesh, folder: Path, spec: TextTo3DSpec, export: ExportSettings, *, prior_hash: str, only: tuple[str, ...]
+) -> Iterator[list[Path]]:
+    """Writes the files named in `only`, most wanted first; yields the paths of each as soon as they are there."""
+    from orchestrator.exports import MESH_WRITERS, write_contact_sheet, write_turntable
+
+    for name in spec.formats:
+        if f"mesh.{name}" in only:
+            path = folder / f"mesh.{name}"
+            yield MESH_WRITERS[name](mesh, path, prompt=spec.prompt, size_metres=export.size_metres)
+    if "preview.png" in only:
+        metadata = {"prompt": spec.prompt, "seed": str(spec.seed), "prior_hash": prior_hash}
+        yield [write_contact_sheet(mesh, folder / "preview.png", size=export.preview_size, metadata=metadata)]
+    if any(name.startswith("turntable") for name in only):
+        path = folder / "turntable.mp4"
+        yield [write_turntable(mesh, path, num_frames=export.turntable_frames, size=export.turntable_size)]
+
+
+def write_image(event: ImageReady, folder: Path, spec: ImagesSpec, *, prior_hash: str) -> Path:
+    """One picture with the settings that drew it in its text chunks."""
+    from orchestrator.exports import write_png
+
+    metadata = {**_metadata(spec, prior_hash), "seed": str(event.seed), "index": str(event.index)}
+    return write_png(event.image, folder / image_name(event.index), metadata)
+
+
+def write_preview(images: Mapping[int, np.ndarray], folder: Path) -> Path:
+    """A page of the unfinished pictures, uint8 (h, w, 3) by index, in place of the page that was there."""
+    import numpy as np
+
+    from orchestrator.exports import write_image_grid
+
+    return write_image_grid(np.stack([image for _, image in sorted(images.items())]), folder / PREVIEW)
+
+
+def remove_preview(folder: Path) -> None:
+    """Unfinished pictures are of no use once nobody draws them."""
+    with contextlib.suppress(OSError):
+        (folder / PREVIEW).unlink()
+
+
+def images_on_disk(folder: Path, spec: ImagesSpec) -> frozenset[int]:
+    """Indices of the pictures that are there. They were written atomically, so what is there is whole."""
+    return frozenset(index for index in range(spec.num_images) if (folder / image_name(index)).exists())
+
+
+def write_images_summary(folder: Path, spec: ImagesSpec, *, prior_hash: str, seconds: float, num_drawn: int) -> list[Path]:
+    """The grid of the first pictures, and last the commit marker: where it stands, the shard is complete."""
+    from orchestrator.exports import write_image_grid
+
+    pictures = _read_pictures(folder, min(spec.num_images, MAX_GRID_IMAGES))
+    grid = write_image_grid(pictures, folder / GRID, metadata={**_metadata(spec, prior_hash), "seed": str(spec.seed)})
+    marker = folder / SHARD_MARKER
+    marker.parent.mkdir(exist_ok=True)
+    statistics = {
+        "shard": 0,
+        "first_index": 0,
+        "num_rows": spec.num_images,
+        "num_succeeded": spec.num_images,
+        "num_failed": 0,
+        "num_drawn_by_last_attempt": num_drawn,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(num_drawn / seconds, 3) if seconds else None,
+    }
+    return [grid, write_text(marker, json.dumps(statistics, indent=2) + "\n")]
+
+
+def _metadata(spec: ImagesSpec, prior_hash: str) -> dict[str, str]:
+    edit = {"strength": spec.strength, "init_image_sha256": spec.init_image, "mask_sha256": spec.mask}
+    return {
+        "prompt": spec.prompt,
+        "negative_prompt": spec.negative_prompt,
+        "sampler": spec.sampler,
+        "steps": str(spec.num_steps),
+        "guidance_scale": f"{spec.guidance_scale:g}",
+        "guidance_rescale": f"{spec.guidance_rescale:g}",
+        "guidance_interval": "{}-{}".format(*spec.guidance_interval),
+        "prior_hash": prior_hash,
+        **{name: str(value) for name, value in edit.items() if spec.init_image is not None and value is not None},
+    }
+
+
+def _read_pictures(folder: Path, num: int) -> np.ndarray:
+    import numpy as np
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.open(folder / image_name(index)).convert("RGB")) for index in range(num)])

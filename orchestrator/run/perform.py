@@ -1,0 +1,311 @@
+"""One job from spec to finished run folder: the runtime computes, this module watches, writes and reports.
+
+It is the same for both runtimes, which is why they leave the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.codec import to_plain
+from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
+from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesUnderWay, Message, Progress
+from jobs.images import EditSource
+from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
+from orchestrator.host.progress_display import Display, SilentDisplay
+from orchestrator.prior.source import PriorLoader, check_prior
+from orchestrator.run import artefacts
+from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
+from orchestrator.run.folder import RunFolder, default_folder
+from orchestrator.runtimes.base import Attempt, Runtime, resolve_device
+from orchestrator.settings.groups import ExportSettings, RuntimeSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Outcome", "artefact_order", "make_runtime", "perform"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished job.
+
+    Args:
+        folder: the run folder. artefacts: names of the files that were asked for.
+        did: "start", "resume" or "nothing to do".
+        seconds: stage -> wall-clock seconds of this attempt. metrics: of the finished work.
+        messages: sentences for the user.
+    """
+
+    folder: Path
+    artefacts: tuple[str, ...]
+    did: str
+    seconds: Mapping[str, float]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "folder": str(self.folder),
+            "artefacts": {name: str(self.folder / name) for name in self.artefacts},
+            "did": self.did,
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "metrics": dict(self.metrics),
+            "messages": list(self.messages),
+        }
+
+
+def perform(
+    spec: JobSpec,
+    *,
+    out: Path | str | None = None,
+    export: ExportSettings | None = None,
+    runtime: RuntimeSettings | None = None,
+    display: Display | None = None,
+    load_prior: PriorLoader | None = None,
+    pictures: EditPictures | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Run `spec` to its end, or go on from where an earlier attempt in the same folder stopped.
+
+    Args:
+        out: the run folder; `runs/<slug>-<hash>` by default.
+        load_prior: what loads the prior; `orchestrator.prior.local.load_prior` by default.
+        pictures: what an editing job starts from; by default the copies that an earlier attempt left in the folder.
+
+    Raises:
+        InputError: the folder belongs to another job, or the prior cannot be loaded.
+        OutputError: the folder cannot be written.
+        JobFailed: the job could not be finished.
+        Interrupted: Ctrl-C or SIGTERM; the same call continues.
+    """
+    export, runtime, display = export or ExportSettings(), runtime or RuntimeSettings(), display or SilentDisplay()
+    folder_path = Path(out) if out is not None else default_folder(spec)
+    check_prior(spec.prior)
+    with RunFolder(folder_path, spec, _expected(spec, export)) as folder:
+        if folder.manifest.get("settings", {}).get("export", _shaping(export)) != _shaping(export):
+            display.message(
+                f"The files in {folder_path} were written with other export settings and are left as they are; choose "
+                "another --out for files with these.",
+                "warning",
+            )
+        for name in folder.plan.changed:
+            display.message(f"{folder.file(name)} was changed since it was written; it is left as it is.", "warning")
+        if folder.plan.action == "nothing to do":
+            return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
+        device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
+        try:
+            with make_runtime(spec, runtime, device, load_prior) as running:
+                return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running)
+        except KeyboardInterrupt:
+            message = _stopped(folder)
+            folder.stop("interrupted", message)
+            raise Interrupted(message) from None
+        except DreamKilnError as error:
+            folder.stop("failed", str(error))
+            raise
+        except Exception as error:
+            folder.stop("failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+def make_runtime(spec: JobSpec, settings: RuntimeSettings, device: str, load_prior: PriorLoader | None = None) -> Runtime:
+    """The runtime that the settings name, not yet started."""
+    from orchestrator.prior import local
+
+    load_prior = load_prior or local.load_prior
+    if settings.kind == "inline":
+        from orchestrator.runtimes.inline import InlineRuntime
+
+        return InlineRuntime(load_prior, spec.prior, device=device, num_threads=settings.num_threads)
+    from orchestrator.runtimes.ray_runtime import RayRuntime
+
+    # torch's optimisers import torch._dynamo at their first step, a second's work that can be done early.
+    modules = ("jobs.text_to_3d", "nerfacc", "skimage.measure", "trimesh", "torch._dynamo")
+    return RayRuntime(
+        load_prior,
+        spec.prior,
+        device=device,
+        num_threads=settings.num_threads,
+        modules=modules if isinstance(spec, TextTo3DSpec) else (),
+        address=settings.address,
+        runs_jobs=isinstance(spec, (TextTo3DSpec, ImagesSpec)),  # a table's shards have actors of their own
+    )
+
+
+class _Attempt:
+    """Turns the events of one attempt into files and a display."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        folder: RunFolder,
+        export: ExportSettings,
+        settings: RuntimeSettings,
+        display: Display,
+        pictures: EditPictures | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._export = export
+        self._settings = settings
+        self._display = display
+        self._pictures = pictures
+        self._clock = clock
+        self._under_way: dict[int, np.ndarray] = {}
+        self._progress = Progress(stage="draw", step=0, total=1)
+        self._messages: list[str] = []
+        self._did = folder.plan.action
+
+    def run(self, runtime: Runtime) -> Outcome:
+        """Run the recipe to its end and write what came out."""
+        folder, begin = self._folder, self._clock()
+        self._display.event(Progress(stage="start", step=0, total=1))
+        info = runtime.prior_info()
+        self._prior_hash = info.weights_hash
+        settings = {"runtime": to_plain(self._settings), "export": _shaping(self._export)}
+        folder.begin(info, device=info.device, settings=settings)
+        attempt = self._attempt(info.image_size)
+        self._display.event(Progress(stage="start", step=1, total=1))
+        seconds = {"start": self._clock() - begin}
+        try:
+            for event in runtime.run(attempt):
+                if isinstance(event, Finished):
+                    return self._finish(event, seconds)
+                self._handle(event)
+        finally:
+            if isinstance(self._spec, ImagesSpec):
+                artefacts.remove_preview(folder.path)
+        raise JobFailed(f"The job {self._spec.name} ended without a result.", job=self._spec.name)
+
+    def _attempt(self, image_size: int) -> Attempt:
+        """What the recipe needs to know of earlier attempts."""
+        if isinstance(self._spec, ImagesSpec):
+            done = artefacts.images_on_disk(self._folder.path, self._spec)
+            self._folder.record(self._folder.file(artefacts.image_name(index)) for index in sorted(done))
+            if done and len(done) < self._spec.num_images:
+                self._say(f"Continuing: {len(done)} of {self._spec.num_images} images are there.")
+            every = self._settings.preview_every
+            return Attempt(self._spec, done=done, source=self._edit_source(image_size), preview_every=every)
+        checkpoint = self._folder.load_checkpoint() if self._did == "resume" else None
+        if checkpoint is not None:
+            self._say(f"Continuing from step {checkpoint.step} of {self._spec.fit.num_steps}.")
+        return Attempt(self._spec, checkpoint=checkpoint, checkpoint_every=self._settings.checkpoint_every)
+
+    def _edit_source(self, image_size: int) -> EditSource | None:
+        """What an editing job starts from, with a copy of it in the folder."""
+        spec, folder = self._images, self._folder
+        if spec.init_image is None:
+            return None
+        mask = None if spec.mask is None else folder.file(MASK)
+        pictures = self._pictures or EditPictures.read(folder.file(INIT_IMAGE), mask)
+        if pictures.hashes != {"init_image": spec.init_image, "mask": spec.mask}:
+            names = " and ".join(expected_of_edit(mask=spec.mask is not None))
+            raise InputError(f"{names} in {folder.path} are not what the job was begun with; give it --init-image again.")
+        height, width, _ = pictures.image.shape
+        if height != width:
+            self._say(f"The picture has {width}x{height} pixels; its centred square is used.")
+        folder.record(pictures.write(folder.path))
+        return pictures.fit(image_size, feather=spec.mask_feather)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Progress():
+                self._progress = event
+                self._folder.log(event)
+                self._display.event(event)
+            case Message(text=text, level=level):
+                self._say(text, level)
+            case Checkpoint():
+                self._folder.save_checkpoint(event)
+            case ImageReady(index=index):
+                if not self._folder.file(artefacts.image_name(index)).exists():
+                    path = artefacts.write_image(event, self._folder.path, self._images, prior_hash=self._prior_hash)
+                    self._folder.record([path])
+                self._under_way.pop(index, None)
+            case ImagesUnderWay(index=first, images=images, steps=steps):
+                self._under_way |= dict(enumerate(images, start=first))
+                is_first = not self._folder.file(artefacts.PREVIEW).exists()
+                path = artefacts.write_preview(self._under_way, self._folder.path)
+                if is_first:
+                    self._display.message(f"{path} shows the unfinished images; it goes when they are finished.")
+                self._handle(replace(self._progress, metrics={"denoising_steps": steps}))
+
+    def _finish(self, event: Finished, seconds: dict[str, float]) -> Outcome:
+        begin, folder = self._clock(), self._folder
+        seconds |= event.seconds
+        self._display.event(Progress(stage="export", step=0, total=1))
+        if isinstance(self._spec, TextTo3DSpec):
+            written = artefacts.write_mesh_files(
+                event.result.mesh,
+                folder.path,
+                self._spec,
+                self._export,
+                prior_hash=self._prior_hash,
+                only=folder.plan.missing,
+            )
+            for paths in written:
+                folder.record(paths)
+        else:
+            num_drawn, drawing = event.result.num_drawn, event.seconds["draw"]
+            paths = artefacts.write_images_summary(
+                folder.path, self._images, prior_hash=self._prior_hash, seconds=drawing, num_drawn=num_drawn
+            )
+            folder.record(paths)
+        seconds["export"] = self._clock() - begin
+        self._display.event(Progress(stage="export", step=1, total=1))
+        folder.finish(seconds=seconds, metrics=event.metrics)
+        return Outcome(folder.path, _artefacts(folder), self._did, seconds, event.metrics, tuple(self._messages))
+
+    @property
+    def _images(self) -> ImagesSpec:
+        assert isinstance(self._spec, ImagesSpec)
+        return self._spec
+
+    def _say(self, text: str, level: str = "info") -> None:
+        self._messages.append(text)
+        self._display.message(text, level)
+
+
+def _expected(spec: JobSpec, export: ExportSettings) -> tuple[str, ...]:
+    if isinstance(spec, TextTo3DSpec):
+        return artefacts.expected_of_text_to_3d(spec, export)
+    return artefacts.expected_of_images(spec)
+
+
+def _shaping(export: ExportSettings) -> dict[str, Any]:
+    """The export settings that show inside a file."""
+    return {name: value for name, value in to_plain(export).items() if name != "formats"}
+
+
+def artefact_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Finished files for their user, the ones to look at first in front, our own left out."""
+    names = list(names)
+    first = [name for name in names if name.startswith(("mesh.", "grid.", "preview.", "turntable."))]
+    return (*first, *(name for name in names if name not in first and not name.startswith("_")))
+
+
+def _artefacts(folder: RunFolder) -> tuple[str, ...]:
+    return artefact_order(folder.manifest.get("artefacts", {}))
+
+
+def _stopped(folder: RunFolder) -> str:
+    """The sentence after Ctrl-C."""
+    if isinstance(folder.spec, ImagesSpec):
+        num = len(artefacts.images_on_disk(folder.path, folder.spec))
+        return f"Stopped with {num} of {folder.spec.num_images} images in {folder.path}; the same command draws the rest."
+    try:
+        last = json.loads(folder.file("progress.jsonl").read_text().splitlines()[-1])
+        where = f" at step {last['step']} of {last['total']} of {last['stage']}"
+    except (OSError, LookupError, ValueError):
+        where = ""
+    checkpoint = folder.load_checkpoint()
+    origin = f"from step {checkpoint.step}" if checkpoint else "from the start"
+    return f"Stopped{where} in {folder.path}; the same command continues {origin}."

@@ -1,0 +1,202 @@
+"""Hydra's configuration groups and `key=value` overrides, turned into typed settings. The only importer of hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion.distillation import DistillationConfig
+from jobs import codec
+from jobs.errors import InputError
+from jobs.specs import ImagesSpec, TextTo3DSpec
+from nerf3d.fields import FieldConfig
+from nerf3d.fit import PRESETS, FitConfig
+from nerf3d.mesh import MeshConfig
+from orchestrator.settings.groups import ExportSettings, PriorSettings, RuntimeSettings
+
+__all__ = ["Settings", "choices", "compose"]
+
+CONFIG_FOLDER = Path(__file__).parent / "config"
+NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask")
+_OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*))?", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything a verb was configured with."""
+
+    prior: PriorSettings
+    fit: FitConfig
+    distillation: DistillationConfig
+    mesh: MeshConfig
+    images: Mapping[str, Any]
+    export: ExportSettings
+    runtime: RuntimeSettings
+
+    def text_to_3d(self, prompt: str, *, seed: int) -> TextTo3DSpec:
+        """The spec of one 3D job."""
+        return TextTo3DSpec(
+            prompt=prompt,
+            seed=seed,
+            prior=self.prior.source,
+            strict=self.prior.strict,
+            formats=self.export.formats,
+            fit=self.fit,
+            distillation=self.distillation,
+            mesh=self.mesh,
+        )
+
+    def image_job(self, prompt: str, *, seed: int, **pictures: str | None) -> ImagesSpec:
+        """The spec of one image job. pictures: its fields `init_image` and `mask`, if it edits one."""
+        prior = {"prior": self.prior.source, "strict": self.prior.strict}
+        fields = {"prompt": prompt, "seed": seed, **prior, **self.images, **pictures}
+        return codec.from_plain(ImagesSpec, fields, path="images")
+
+    def tables(self) -> dict[str, tuple[type, dict[str, Any]]]:
+        """Group -> the class whose docstring explains its settings, and their plain values."""
+        fit = codec.to_plain(self.fit)
+        return {
+            "prior": (PriorSettings, codec.to_plain(self.prior)),
+            "field": (FieldConfig, fit.pop("field")),
+            "fit": (FitConfig, fit),
+            "distillation": (DistillationConfig, codec.to_plain(self.distillation)),
+            "mesh": (MeshConfig, codec.to_plain(self.mesh)),
+            "images": (ImagesSpec, dict(self.images)),
+            "export": (ExportSettings, codec.to_plain(self.export)),
+            "runtime": (RuntimeSettings, codec.to_plain(self.runtime)),
+        }
+
+
+def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None = None) -> Settings:
+    """The settings after the groups, the preset, the user's overrides and, last, the command's own options.
+
+    Args:
+        overrides: Hydra overrides, `group=choice` or `group.key=value`.
+        options: dotted key -> value, set as they are, without Hydra's grammar (a path may hold any character). None
+            values are skipped. The key "preset" or a group's name chooses.
+
+    Raises:
+        InputError: an override that is not one, an unknown key or choice (named, with near matches), or a bad value.
+    """
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    choices = [f"{key}={value}" for key, value in given.items() if "." not in key]
+    tree = _compose_tree([*choices, *overrides], checked=[*choices, *overrides])
+    for key, value in given.items():
+        if "." in key:
+            group, name = key.split(".", 1)
+            tree[group][name] = value
+    return _typed(tree)
+
+
+def choices() -> dict[str, list[str]]:
+    """Group -> the names that `group=name` takes."""
+    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIG_FOLDER.iterdir()}
+    return {name: names for name, names in sorted(groups.items()) if names} | {"fit": list(PRESETS)}
+
+
+def _compose_tree(overrides: Sequence[str], *, checked: Sequence[str]) -> dict[str, Any]:
+    _register()
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3", job_name="dreamkiln"):
+        if checked:
+            reference = _plain([])
+            for override in checked:
+                _check_override(override, reference)
+        try:
+            return _plain(overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            sentence = " ".join(str(error).split("\n")[0].split())
+            raise InputError(f"The settings {' '.join(overrides)!r} could not be read: {sentence}.") from error
+
+
+def _plain(overrides: Sequence[str]) -> dict[str, Any]:
+    return OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)  # type: ignore
+
+
+def _register() -> None:
+    """Hands Hydra every default, read from the dataclasses that own them."""
+    store = ConfigStore.instance()
+    images = {k: v for k, v in codec.to_plain(ImagesSpec(prompt="any")).items() if k not in NOT_IMAGES_SETTINGS}
+    base = {
+        "prior": codec.to_plain(PriorSettings()),
+        "field": codec.to_plain(FieldConfig()),
+        "distillation": codec.to_plain(DistillationConfig()),
+        "mesh": codec.to_plain(MeshConfig()),
+        "images": images,
+        "export": codec.to_plain(ExportSettings()),
+        "runtime": codec.to_plain(RuntimeSettings()),
+    }
+    store.store(name="base", node=base)
+    for name in PRESETS:
+        node = codec.to_plain(FitConfig.preset(name))
+        node.pop("field")  # a group of its own
+        store.store(group="fit", name=name, node=node)
+
+
+def _typed(tree: Mapping[str, Any]) -> Settings:
+    field = codec.from_plain(FieldConfig, tree["field"], path="field")
+    fit = codec.from_plain(FitConfig, {**tree["fit"], "field": field}, path="fit")
+    images = dict(tree["images"])
+    codec.from_plain(ImagesSpec, {"prompt": "any", **images}, path="images")
+    return Settings(
+        prior=codec.from_plain(PriorSettings, tree["prior"], path="prior"),
+        fit=fit,
+        distillation=codec.from_plain(DistillationConfig, tree["distillation"], path="distillation"),
+        mesh=codec.from_plain(MeshConfig, tree["mesh"], path="mesh"),
+        images=images,
+        export=codec.from_plain(ExportSettings, tree["export"], path="export"),
+        runtime=codec.from_plain(RuntimeSettings, tree["runtime"], path="runtime"),
+    )
+
+
+def _check_override(override: str, reference: Mapping[str, Any]) -> None:
+    """Refuse, in one sentence, what Hydra would explain in a screenful."""
+    match = _OVERRIDE.fullmatch(override)
+    if match is None or match["value"] is None:
+        raise InputError(
+            f"{override!r} is neither an option nor a setting such as fit.num_steps=200; if it belongs to the prompt, "
+            "put the whole prompt in quotes."
+        )
+    key, value = match["key"], match["value"]
+    if match["sign"]:
+        raise InputError(f"{override!r} would add or remove a setting; only existing ones can be changed: {key}=….")
+    if "." not in key:
+        _check_choice(key, value, reference)
+    elif key not in (names := list(_leaves(reference))):
+        table = reference.get(key.split(".")[0])
+        where, known = (key.split(".")[0], table) if isinstance(table, Mapping) else ("the configuration", reference)
+        hint = codec.near_matches(key, names)
+        raise InputError(f"There is no setting {key!r}{hint}; {where} has: {', '.join(known)}.")
+
+
+def _check_choice(group: str, value: str, reference: Mapping[str, Any]) -> None:
+    groups = choices()
+    if group not in groups and isinstance(reference.get(group), Mapping):
+        settings = ", ".join(f"{group}.{name}" for name in reference[group])
+        raise InputError(f"{group} has no variants to choose from, so {group}={value} sets nothing; it has: {settings}.")
+    if group not in groups:
+        known = sorted({*groups, *_leaves(reference)})
+        raise InputError(f"There is no setting {group!r}{codec.near_matches(group, known)}; groups: {', '.join(groups)}.")
+    if value not in groups[group]:
+        hint = codec.near_matches(value, groups[group])
+        raise InputError(f"There is no {group} {value!r}{hint}; choose one of {', '.join(groups[group])}.")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything that can be set, tables included."""
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")

@@ -1,0 +1,80 @@
+"""Stop signals: they interrupt, and where they would do harm they wait."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.host.signals import forget_stop_signal, last_stop_signal, signals_deferred, stop_signals_interrupt
+from tests.orchestrator.conftest import command_environment
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_interrupts(number):
+    before = signal.getsignal(number)
+    forget_stop_signal()
+    assert last_stop_signal() is None
+    with pytest.raises(KeyboardInterrupt), stop_signals_interrupt():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before and last_stop_signal() == number
+
+
+def test_a_deferred_signal_comes_after_the_block():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), stop_signals_interrupt(), signals_deferred():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        reached.append(True)
+    assert reached
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_signals_interrupt(), signals_deferred():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+IMPORTING = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+except BaseException as error:
+    raise ImportError("I am broken now") from error
+done = True
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ("time.sleep(30)", "interrupted True"),  # the import has ended whole
+        ("pass", "interrupted True"),  # the block ends before anybody looks again
+        ("with signals_deferred(): time.sleep(0.2); print('whole')", "whole\ninterrupted True"),
+    ],
+)
+def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path: Path, after: str, said: str):
+    (tmp_path / "slow_library.py").write_text(IMPORTING)
+    script = f"""
+import sys, time
+from orchestrator.host.signals import signals_deferred, stop_signals_interrupt
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    with stop_signals_interrupt():
+        import slow_library
+        {after}
+except KeyboardInterrupt:
+    print("interrupted", sys.modules["slow_library"].done)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=command_environment(), capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert (done.stdout.strip(), done.returncode) == (said, 0), done.stderr
