@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from nerf3d.errors import FitCollapsed, Nerf3DError
 from nerf3d.fields import Field, FieldConfig
 from nerf3d.fit import FitConfig, FitProgress, FitResult, fit
 from nerf3d.guide import GuideReply
-from nerf3d.mesh import Mesh, MeshError, extract_mesh
+from nerf3d.mesh import Mesh, MeshConfig, MeshError, bytes_to_extract, extract_mesh
 from nerf3d.rendering import build_cuda_kernels, needs_compiling
 from nerf3d.view_words import view_phrase
 
@@ -160,6 +161,7 @@ def text_to_3d(
     fit_config, note = _shown_at_the_priors_size(spec.fit, info)
     if note is not None:
         yield note
+    yield from _warn_of_memory(spec.mesh)
     yield from _compile_kernels(spec, device)
     yield Progress(stage="prepare", step=1, total=1)
     seconds["prepare"] = clock() - begin
@@ -176,6 +178,8 @@ def text_to_3d(
         mesh = extract_mesh(fitted.field, spec.mesh, device=device)
     except MeshError as error:
         raise CollapsedError(str(error), kind=error.kind, step=fit_config.num_steps, job=spec.name) from error
+    for remark in mesh.notes:
+        yield Message(text=remark.text, level="warning" if remark.is_warning else "info")
     yield Progress(stage="mesh", step=1, total=1)
     seconds["mesh"] = clock() - begin
     result = TextTo3DResult(mesh, fitted.field, seconds, reaches_edge(mesh, fitted.config.field))
@@ -188,6 +192,19 @@ def text_to_3d(
 def reaches_edge(mesh: Mesh, field: FieldConfig) -> bool:
     """Whether an extracted mesh, still in the scene's metres, comes to the edge of the sphere outside which no density is."""
     return bool(np.linalg.norm(mesh.vertices, axis=1).max() > REACH * field.radius)
+
+
+def _warn_of_memory(config: MeshConfig) -> Iterator[Event]:
+    """Before hours of fitting rather than after them: the grid that the mesh is cut from may not fit into this machine."""
+    needed, available = bytes_to_extract(config), psutil.virtual_memory().available
+    if needed > available:
+        yield Message(
+            text=(
+                f"mesh.resolution = {config.resolution} needs about {needed / 1e9:.1f} GB when the mesh is cut, but "
+                f"{available / 1e9:.1f} GB are free; the process may be ended then, so take a lower mesh.resolution."
+            ),
+            level="warning",
+        )
 
 
 def _compile_kernels(spec: TextTo3DSpec, device: torch.device | str) -> Iterator[Event]:

@@ -5,8 +5,18 @@
 """
 
 from nerf3d.mesh.errors import BrokenField, EmptyMesh, MeshError
-from nerf3d.mesh.extraction import MeshConfig, extract_mesh
-from nerf3d.mesh.mesh import Mesh
+from nerf3d.mesh.extraction import MeshConfig, bytes_to_extract, extract_mesh
+from nerf3d.mesh.mesh import Mesh, Note
 from nerf3d.mesh.raster import draw_mesh
 
-__all__ = ["BrokenField", "EmptyMesh", "Mesh", "MeshConfig", "MeshError", "draw_mesh", "extract_mesh"]
+__all__ = [
+    "BrokenField",
+    "EmptyMesh",
+    "Mesh",
+    "MeshConfig",
+    "MeshError",
+    "Note",
+    "bytes_to_extract",
+    "draw_mesh",
+    "extract_mesh",
+]

@@ -6,6 +6,8 @@ through `nerf3d.mesh.mesh.is_closed`, which the caller checks at the end.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from nerf3d.mesh.mesh import face_areas, is_closed, signed_volumes
@@ -24,8 +26,20 @@ def component_labels(faces: np.ndarray) -> np.ndarray:
     return connected_components(graph, directed=False)[1][faces[:, 0]]
 
 
-def keep_solids(vertices: np.ndarray, faces: np.ndarray, *, share: float) -> Surface:
-    """Keep the outer surfaces of the large components.
+@dataclass(frozen=True)
+class Dropped:
+    """Pieces that `keep_solids` left out because they are small: how many, and their shares of the largest piece's volume.
+
+    volume: of all of them together. largest: of the largest one.
+    """
+
+    num_pieces: int
+    volume: float
+    largest: float
+
+
+def keep_solids(vertices: np.ndarray, faces: np.ndarray, *, share: float) -> tuple[Surface, Dropped]:
+    """Keep the outer surfaces of the large components; say which small ones were left out.
 
     A component stays when it encloses at least `share` of the largest component's volume: volume, because a thin
     floater has much area and many faces but hardly any volume. Surfaces of cavities (negative volume) and whatever lies
@@ -33,13 +47,38 @@ def keep_solids(vertices: np.ndarray, faces: np.ndarray, *, share: float) -> Sur
     """
     labels = component_labels(faces)
     volumes = np.bincount(labels, signed_volumes(vertices, faces))
-    large = [c for c in np.argsort(-volumes) if volumes[c] > 0 and volumes[c] >= share * volumes.max()]
-    kept: list[int] = []
-    for component in large:
-        corner = vertices[faces[np.argmax(labels == component), 0]]
-        if not any(winding_number(corner, vertices[faces[labels == other]]) > 0.5 for other in kept):
-            kept.append(int(component))
-    return drop_unused(vertices, faces[np.isin(labels, kept)])
+    is_large = (volumes > 0) & (volumes >= share * volumes.max())
+    small = volumes[(volumes > 0) & ~is_large] / volumes.max()
+    dropped = Dropped(len(small), float(small.sum()), float(small.max(initial=0)))
+    is_large[_lie_in_cavities(vertices, faces, labels, volumes, np.flatnonzero(is_large))] = False
+    return drop_unused(vertices, faces[is_large[labels]]), dropped
+
+
+def _lie_in_cavities(
+    vertices: np.ndarray, faces: np.ndarray, labels: np.ndarray, volumes: np.ndarray, solids: np.ndarray
+) -> np.ndarray:
+    """Those of the components `solids` that lie inside another one, which means: in the cavity of one.
+
+    Where a level set nests, a surface of negative volume lies between. Only cavities that could hold the smallest solid are
+    looked at, and only the solids with a corner in a cavity's bounding box, so the work does not grow with the pairs.
+    """
+    from scipy.spatial import cKDTree
+
+    cavities = np.flatnonzero(-volumes > volumes[solids].min(initial=np.inf))
+    if not len(cavities):
+        return solids[:0]
+    order = np.argsort(labels, kind="stable")
+    begins = np.searchsorted(labels[order], np.arange(len(volumes) + 1))
+    corners = vertices[faces[order[begins[solids]], 0]]
+    tree = cKDTree(corners)
+    inside = np.zeros(len(solids), bool)
+    for cavity in cavities:
+        triangles = vertices[faces[order[begins[cavity] : begins[cavity + 1]]]]
+        low, high = triangles.min((0, 1)), triangles.max((0, 1))
+        near = np.array(tree.query_ball_point((low + high) / 2, (high - low).max() / 2, p=np.inf), int)
+        near = near[((corners[near] > low) & (corners[near] < high)).all(1) & ~inside[near]]
+        inside[near] = [winding_number(corners[one], triangles) < -0.5 for one in near]
+    return solids[inside]
 
 
 def winding_number(point: np.ndarray, triangles: np.ndarray) -> float:

@@ -40,3 +40,22 @@ def surface_colours(
     weights = torch.exp(-passed) * (1 - torch.exp(-optical)) * optical + 1e-12
     mixed = (weights[..., None] * colours).sum(1) / weights.sum(1, keepdim=True)
     return mixed.clamp(0, 1).float().cpu().numpy()
+
+
+def mend_colours(vertices: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, int]:
+    """The colours (N, 3) with those that are not a number taken from the nearest vertex that has one, and how many these were.
+
+    Where no vertex has a colour all become middle grey.
+    """
+    broken = ~np.isfinite(colours).all(1)
+    if not broken.any():
+        return colours, 0
+    mended = colours.copy()
+    if broken.all():
+        mended[:] = 0.5
+    else:
+        from scipy.spatial import cKDTree
+
+        _, nearest = cKDTree(vertices[~broken]).query(vertices[broken])
+        mended[broken] = colours[~broken][nearest]
+    return mended, int(broken.sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -12,17 +12,20 @@ from torch import Tensor
 
 from nerf3d.errors import check_settings
 from nerf3d.mesh import cleanup
-from nerf3d.mesh.colours import query_in_chunks, surface_colours
+from nerf3d.mesh.colours import mend_colours, query_in_chunks, surface_colours
 from nerf3d.mesh.errors import BrokenField, EmptyMesh
-from nerf3d.mesh.mesh import Mesh, is_closed, vertex_normals
-
-logger = logging.getLogger(__name__)
+from nerf3d.mesh.mesh import Mesh, Note, is_closed, vertex_normals
 
 _FEWEST_VOXELS = 27  # a blob under 3x3x3 voxels is noise, so a lower iso level is tried
 _FULLEST_SHARE = 0.98
 # (coarsening of the grid, factor on the level), tried in turn until the surface is closed and light enough: another
 # level makes other cells, which mends a surface that touches itself; a coarser grid loses handles that bar decimation.
+# A surface of more faces for each square of the grid's side than _NOISE_FACES is noise, which no decimation saves.
 _ATTEMPTS = ((1, 1.0), (1, 0.97), (1, 1.04), (2, 1.0), (2, 0.95), (4, 1.0))
+_NOISE_FACES = 50
+_BYTES_PER_POINT = 30
+_FLAT = 0.2
+_WORTH_A_WARNING = 0.02
 
 
 class DensityField(Protocol):
@@ -73,23 +76,65 @@ def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, devic
     """The surface where the field's smoothed density crosses config.iso.
 
     Closed and wound outwards; where that could not be reached the mesh is returned all the same, `is_watertight` is
-    False and a warning is logged. The same field gives the same mesh. No gradients flow.
+    False and a note says so. `notes` also names pieces that were left out, another level than was asked for, a floor in
+    the place of an object, and mended colours. The same field gives the same mesh. No gradients flow.
 
     Raises EmptyMesh when no level finds a surface, BrokenField when the density is not a number or fills the box.
     """
     config = config or MeshConfig()
     grid = density_grid(field, config.resolution, device=device)
     levels = smooth_levels(grid, config.smoothing)
-    vertices, faces = _cut_soundly(levels, _choose_level(levels, grid, config), config)
-    if not is_closed(faces):
-        logger.warning("the mesh has open or doubled edges; 3D printing tools may ask to repair it")
-    if len(faces) > config.max_faces:
-        logger.warning("the mesh has %d faces, over the budget of %d", len(faces), config.max_faces)
+    iso = _choose_iso(levels, grid, config)
+    (vertices, faces), dropped = _cut_soundly(levels, float(np.log1p(iso)), config)
     vertices = vertices.astype(np.float32)
     normals = vertex_normals(vertices, faces)
     voxel = 2 / (config.resolution - 1)
     colours = surface_colours(field, vertices, normals, step=voxel / 2, device=device)
-    return Mesh(vertices, faces, normals, colours)
+    colours, num_mended = mend_colours(vertices, colours)
+    mesh = Mesh(vertices, faces, normals, colours)
+    return dataclasses.replace(mesh, notes=tuple(_notes(mesh, config, iso, dropped, num_mended)))
+
+
+def bytes_to_extract(config: MeshConfig) -> int:
+    """Memory that an extraction needs at its peak, estimated: 20 bytes a grid point were measured for a smooth object, 68
+    for a rough one."""
+    return _BYTES_PER_POINT * config.resolution**3
+
+
+def _notes(mesh: Mesh, config: MeshConfig, iso: float, dropped: cleanup.Dropped, num_mended: int) -> Iterator[Note]:
+    if iso != config.iso:
+        yield Note(f"Nothing in the field is denser than mesh.iso = {config.iso:g}, so the mesh was cut at {iso:g}.")
+    if dropped.num_pieces:
+        pieces = "1 small piece was" if dropped.num_pieces == 1 else f"{dropped.num_pieces:,} small pieces were"
+        yield Note(
+            f"{pieces} left out ({100 * dropped.volume:.2g} % of the largest piece's volume, the largest of them "
+            f"{100 * dropped.largest:.2g} %); mesh.keep_components={dropped.largest * 0.9:.2g} keeps that one.",
+            is_warning=dropped.largest >= _WORTH_A_WARNING,
+        )
+    if _is_floor(mesh):
+        yield Note(
+            "The mesh is a flat slab as wide as the scene, which is a floor or a wall rather than an object"
+            + ("; the object may be among the pieces that were left out" if dropped.num_pieces else "")
+            + ": try another seed."
+        )
+    if num_mended:
+        yield Note(
+            f"The field has no colour (not a number) at {num_mended:,} of {len(mesh.vertices):,} vertices; they were given "
+            "their neighbours', or grey where nothing has a colour: the fit diverged there, so try another seed."
+        )
+    if not mesh.is_watertight:
+        yield Note("The mesh has open or doubled edges; 3D printing tools may ask to repair it.")
+    if len(mesh.faces) > config.max_faces:
+        yield Note(f"The mesh has {len(mesh.faces):,} faces, over mesh.max_faces = {config.max_faces:,}.")
+
+
+def _is_floor(mesh: Mesh) -> bool:
+    """Whether the mesh is thin on one axis and comes to the walls of the scene on the two others."""
+    low, high = mesh.bounds
+    axis = int(np.argmin(high - low))
+    others = [other for other in range(3) if other != axis]
+    is_wide = bool((low[others] <= -0.98).all() and (high[others] >= 0.98).all())
+    return is_wide and float(high[axis] - low[axis]) <= _FLAT * float((high - low)[others].min())
 
 
 def density_grid(field: DensityField, resolution: int, *, device: torch.device | str = "cpu") -> np.ndarray:
@@ -143,8 +188,8 @@ def isosurface(levels: np.ndarray, level: float) -> cleanup.Surface:
     return (vertices.astype(np.float64) - 1) * voxel - 1, faces.astype(np.int32)
 
 
-def _choose_level(levels: np.ndarray, grid: np.ndarray, config: MeshConfig) -> float:
-    """The first of iso and lower_isos that encloses something, as a level of log(1 + density)."""
+def _choose_iso(levels: np.ndarray, grid: np.ndarray, config: MeshConfig) -> float:
+    """The first of iso and lower_isos that encloses something."""
     for iso in (config.iso, *(i for i in config.lower_isos if i < config.iso)):
         level = float(np.log1p(iso))
         inside = int((levels > level).sum())
@@ -154,32 +199,45 @@ def _choose_level(levels: np.ndarray, grid: np.ndarray, config: MeshConfig) -> f
                 "no surface to cut: the fit filled the box; raise its sparsity weight or take another seed."
             )
         if inside >= _FEWEST_VOXELS:
-            if iso != config.iso:
-                logger.warning("nothing is denser than %g; the mesh was cut at %g", config.iso, iso)
-            return level
+            return iso
     raise EmptyMesh(
         f"The field is empty: its density reaches only {grid.max():.3g} where a surface needs {config.iso:g}, so there "
         "is no mesh to write; take another seed, or more steps."
     )
 
 
-def _cut_soundly(levels: np.ndarray, level: float, config: MeshConfig) -> cleanup.Surface:
+def _cut_soundly(levels: np.ndarray, level: float, config: MeshConfig) -> tuple[cleanup.Surface, cleanup.Dropped]:
     """The first cut that is closed and within the face budget; else the first closed one; else the first."""
     first = closed = None
-    for coarsening, nudge in _ATTEMPTS:
-        grid = _coarsen(levels, coarsening)
-        if nudge * level >= grid.max():
-            continue
-        surface = cleanup.keep_solids(*isosurface(grid, nudge * level), share=config.keep_components)
+    for raw in _cuts(levels, level):
+        surface, dropped = cleanup.keep_solids(*raw, share=config.keep_components)
         surface = cleanup.taubin(*surface, iterations=config.taubin_iterations)
         surface = cleanup.decimate(*surface, max_faces=config.max_faces)
         if is_closed(surface[1]):
             if len(surface[1]) <= config.max_faces:
-                return surface
-            closed = closed or surface
-        first = first or surface
+                return surface, dropped
+            closed = closed or (surface, dropped)
+        first = first or (surface, dropped)
     assert first is not None  # the first attempt is at the chosen level, which lies under the largest value
     return closed or first
+
+
+def _cuts(levels: np.ndarray, level: float) -> Iterator[cleanup.Surface]:
+    """The surfaces of `_ATTEMPTS` that are smoother than the grid they are cut from; where none is, the lightest."""
+    lightest: cleanup.Surface | None = None
+    is_any_smooth = False
+    for coarsening, nudge in _ATTEMPTS:
+        grid = _coarsen(levels, coarsening)
+        if nudge * level >= grid.max():
+            continue
+        surface = isosurface(grid, nudge * level)
+        if len(surface[1]) <= _NOISE_FACES * len(grid) ** 2:
+            is_any_smooth = True
+            yield surface
+        elif lightest is None or len(surface[1]) < len(lightest[1]):
+            lightest = surface
+    if lightest is not None and not is_any_smooth:
+        yield lightest
 
 
 def _coarsen(levels: np.ndarray, factor: int) -> np.ndarray:

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     import trimesh
 
 
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """One sentence for the user about how a mesh was made. is_warning: it may not be what was wanted."""
+
+    text: str
+    is_warning: bool = True
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mesh:
     """A triangle mesh in the scene frame (right-handed, +Y up, front +Z, box [-1, 1]^3).
@@ -20,6 +28,7 @@ class Mesh:
     faces: (M, 3) int32 vertex indices, counter-clockwise seen from outside.
     normals: (N, 3) float32, unit, outward.
     colours: (N, 3) float32 in [0, 1], sRGB as shown on a screen.
+    notes: what the user should know about its making.
 
     Raises ValueError for arrays of another shape, for unequal lengths, and for a face that names a missing vertex.
     """
@@ -28,6 +37,7 @@ class Mesh:
     faces: np.ndarray
     normals: np.ndarray
     colours: np.ndarray
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
         for name, dtype in (("vertices", "f4"), ("faces", "i4"), ("normals", "f4"), ("colours", "f4")):

@@ -107,6 +107,16 @@ def test_an_object_at_the_edge_of_the_scene_is_reported(prior, density_bias, rea
     )
 
 
+def test_what_the_mesh_says_of_itself_and_a_grid_too_large_for_the_memory_reach_the_user(prior, monkeypatch):
+    monkeypatch.setattr("jobs.text_to_3d.bytes_to_extract", lambda config: 10**15)
+    spec = dataclasses.replace(SPEC, fit=dataclasses.replace(SPEC.fit, num_steps=1), mesh=MeshConfig(resolution=64, iso=900.0))
+    events, result = exhaust(text_to_3d(spec, prior))
+    words = [event.text for event in events if isinstance(event, Message) and event.level == "warning"]
+    assert words[0].startswith("mesh.resolution = 64 needs about 1000000.0 GB when the mesh is cut, but")
+    assert "Nothing in the field is denser than mesh.iso = 900" in words[1]
+    assert {note.text for note in result.mesh.notes} <= {event.text for event in events if isinstance(event, Message)}
+
+
 def test_kernels_are_compiled_and_announced_before_the_first_step(prior, monkeypatch):
     compiled = []
     monkeypatch.setattr("jobs.text_to_3d.needs_compiling", lambda device: not compiled)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 
-from nerf3d.mesh import BrokenField, EmptyMesh, Mesh, MeshConfig, cleanup, extract_mesh
+from nerf3d.mesh import BrokenField, EmptyMesh, Mesh, MeshConfig, bytes_to_extract, cleanup, extract_mesh
 from nerf3d.mesh.extraction import density_grid, isosurface
 from nerf3d.mesh.mesh import face_areas, is_closed, vertex_normals
 from tests.nerf3d.mesh.solids import SolidField, ball, block, ring, sphere_mesh, union, without
@@ -148,11 +149,92 @@ def test_thin_plates_show_each_side_its_own_colour():
     assert mesh.colours[top, 0].min() > 0.8
 
 
-def test_a_faint_field_is_cut_at_a_lower_level(caplog):
-    with caplog.at_level(logging.WARNING):
-        mesh = extract_mesh(SolidField(ball(0.5), iso=1.0, peak=4.0), SMALL)
+def said(mesh: Mesh) -> str:
+    return " ".join(f"[{'warning' if note.is_warning else 'info'}] {note.text}" for note in mesh.notes)
+
+
+def test_a_faint_field_is_cut_at_a_lower_level():
+    mesh = extract_mesh(SolidField(ball(0.5), iso=1.0, peak=4.0), SMALL)
     check_sound(mesh)
-    assert "cut at 2.5" in caplog.text
+    assert said(mesh) == "[warning] Nothing in the field is denser than mesh.iso = 5, so the mesh was cut at 2.5."
+
+
+def test_pieces_that_are_left_out_are_said_with_their_share_of_the_volume():
+    share = (0.29 / 0.6) ** 3
+    solid = union(ball(0.6, (-0.4, 0.0, 0.0)), ball(0.29, (0.65, 0.0, 0.0)), ball(0.1, (0.65, 0.8, 0.0)))
+    mesh = extract_mesh(SolidField(solid), SMALL)
+    words = said(mesh)
+    assert words.startswith("[warning] 2 small pieces were left out (")
+    assert float(words.split("the largest of them ")[1].split(" %")[0]) == pytest.approx(100 * share, rel=0.1)
+    keep = float(words.split("mesh.keep_components=")[1].split(" ")[0])
+    assert extract_mesh(SolidField(solid), dataclasses.replace(SMALL, keep_components=keep)).num_components == 2
+    crumbs = extract_mesh(SolidField(union(ball(0.6, (-0.4, 0.0, 0.0)), ball(0.1, (0.65, 0.8, 0.0)))), SMALL)
+    assert said(crumbs).startswith("[info] 1 small piece was left out")
+    assert said(extract_mesh(SolidField(ball(0.6)), SMALL)) == ""
+
+
+def test_a_floor_in_the_place_of_an_object_is_a_warning():
+    floor = lambda points: (points[:, 1] + 0.93).abs() - 0.06  # noqa: E731
+    words = said(extract_mesh(SolidField(union(floor, ball(0.22, (0.0, -0.4, 0.0)))), SMALL))
+    assert "1 small piece was left out" in words and "a floor or a wall rather than an object; the object may be among" in words
+    plate = extract_mesh(SolidField(block(0.8, 0.1, 0.8)), SMALL)
+    assert said(plate) == ""
+
+
+def test_colours_that_are_not_a_number_are_mended_from_their_neighbours():
+    def half(points):
+        red = torch.tensor([0.9, 0.1, 0.2]).expand(len(points), 3)
+        return torch.where(points[:, :1] > 0.3, torch.nan, red)
+
+    mesh = extract_mesh(SolidField(ball(0.6), paint=half), SMALL)
+    np.testing.assert_allclose(mesh.colours, np.tile([0.9, 0.1, 0.2], (len(mesh.vertices), 1)), atol=1e-5)
+    assert "[warning] The field has no colour (not a number) at " in said(mesh)
+    grey = extract_mesh(SolidField(ball(0.6), paint=lambda points: torch.full_like(points, torch.nan)), SMALL)
+    assert (grey.colours == 0.5).all() and f"at {len(grey.vertices):,} of {len(grey.vertices):,} vertices" in said(grey)
+
+
+def many_balls(num_per_side: int, radius: float):
+    """A grid of equal balls."""
+    axis = torch.linspace(-0.9, 0.9, num_per_side)
+
+    def distance(points):
+        nearest = axis[((points + 0.9) / 1.8 * (num_per_side - 1)).round().clamp(0, num_per_side - 1).long()]
+        return (points - nearest).norm(dim=-1) - radius
+
+    return distance
+
+
+def test_the_time_for_many_pieces_grows_with_the_faces_alone():
+    few, many = (isosurface(density_grid(SolidField(many_balls(num, 0.35 / num)), 96), 5.0) for num in (2, 8))
+    seconds = []
+    for surface in (few, many):
+        begin = time.process_time()
+        (_, faces), _ = cleanup.keep_solids(*surface, share=0.15)
+        seconds.append((time.process_time() - begin) / len(surface[1]))
+        assert cleanup.component_labels(faces).max() + 1 == (8 if surface is few else 512)
+    assert seconds[1] < 20 * seconds[0] + 1e-5
+
+
+def test_nested_solids_are_dropped_whatever_stands_beside_them():
+    nest = union(without(ball(0.4, (-0.5, 0.0, 0.0)), ball(0.32, (-0.5, 0.0, 0.0))), ball(0.24, (-0.5, 0.0, 0.0)))
+    beside = union(nest, ball(0.24, (0.3, 0.0, 0.0)), ball(0.3, (-0.1, 0.69, 0.0)))
+    mesh = extract_mesh(SolidField(beside), SMALL)
+    check_sound(mesh)
+    assert mesh.num_components == 3 and mesh.euler_number == 6
+
+
+def test_a_field_of_noise_is_cut_on_a_coarser_grid_in_seconds():
+    def checkerboard(points):
+        return torch.where(((points + 1) * 31.75).round().sum(-1) % 2 == 0, -1.0, 1.0)
+
+    begin = time.process_time()
+    mesh = extract_mesh(SolidField(checkerboard))
+    assert mesh.is_watertight and len(mesh.faces) <= 20_000
+    assert time.process_time() - begin < 30
+
+
+def test_the_memory_of_a_grid_grows_with_its_points():
+    assert bytes_to_extract(MeshConfig(resolution=512)) == 64 * bytes_to_extract(MeshConfig(resolution=128)) > 2e9
 
 
 def test_an_empty_field_raises():
