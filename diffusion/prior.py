@@ -105,11 +105,13 @@ class Prior(Checkpoint):
         Args:
             size: (height, width) of the pictures in pixels, which SDXL is told; the prior's own by default.
         """
-        ids = [tokenizer(list(prompts)).to(self.device) for _, _, tokenizer in self.towers]
         if self.text_encoder_2 is None:
-            return at_least_float32(self.text_encoder(ids[0])), None
-        first, _ = self.text_encoder.penultimate_and_pooled(ids[0])
-        second, pooled = self.text_encoder_2.penultimate_and_pooled(ids[1])
+            return at_least_float32(self.text_encoder(self.tokenizer(list(prompts)).to(self.device))), None
+        read = [
+            tower.penultimate_and_pooled(tokenizer(list(prompts)).to(self.device), end_id=tokenizer.end_id)
+            for _, tower, tokenizer in self.towers
+        ]
+        (first, _), (second, pooled) = read
         states = at_least_float32(torch.cat([first, second], dim=-1))
         return states, self._added(at_least_float32(cast(Tensor, pooled)), size or self._own_size)
 

@@ -187,6 +187,11 @@ class NoiseSchedule:
             "thresholding": False,
         }
 
+    def differences(self) -> dict[str, Any]:
+        """The settings that are not Stable Diffusion's, which a schedule's identity consists of."""
+        own, usual = self.to_config(), NoiseSchedule().to_config()
+        return {name: value for name, value in own.items() if value != usual[name]}
+
     # -- the table ---------------------------------------------------------------------------------------------------
 
     @property

@@ -27,7 +27,7 @@ class PriorInfo:
 
     Args:
         name: short name, or the folder it was loaded from.
-        weights_hash: sha256 over all weights; two priors with one hash answer alike.
+        weights_hash: sha256 over all weights and the schedule; two priors with one hash answer alike.
         image_size: pixels per side of the pictures it was trained on.
         schedule: the noise schedule it was trained with.
         vocabulary: the words it knows, or None where it takes any.

@@ -48,7 +48,7 @@ class Checkpoint:
     """The parts of a model, frozen.
 
     Attributes:
-        weights_hash: sha256 of all that was read into the networks.
+        weights_hash: sha256 of all that was read into the networks and, where it is not Stable Diffusion's, of the schedule.
         text_encoder_2, tokenizer_2: the second tower, of SDXL; None otherwise.
         zeros_for_empty_negative: whether an empty negative prompt is all zeros instead of being encoded, as SDXL has it.
     """

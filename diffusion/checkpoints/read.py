@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def read(source: Source) -> Checkpoint:
         checkpoint.card = dataclasses.replace(checkpoint.card, name=name or path.stem)
         if source.averaged:
             _changed(checkpoint, "averaged", [])
+    if differences := checkpoint.schedule.differences():
+        _changed(checkpoint, f"schedule {json.dumps(differences, sort_keys=True)}", [])
     if source.dtype != "float32":
         _changed(checkpoint, source.dtype, [])
     for location, scale in source.loras:

@@ -110,11 +110,6 @@ class TextEncoder(nn.Module):
         if not config.projection_dim:
             self.tower.text_projection = None
 
-    @property
-    def end_id(self) -> int:
-        """The end token: the last of the vocabulary, textual inversion's additions aside."""
-        return self.config.vocab_size - 1
-
     def forward(self, ids_BS: Tensor) -> Tensor:
         """(B, S) int64 -> (B, S, width): the last layer through the final LayerNorm.
 
@@ -123,16 +118,20 @@ class TextEncoder(nn.Module):
         *_, last = self.layers(ids_BS)
         return self.tower.ln_final(last)
 
-    def penultimate_and_pooled(self, ids_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+    def penultimate_and_pooled(self, ids_BS: Tensor, *, end_id: int) -> tuple[Tensor, Tensor | None]:
         """What SDXL reads (2307.01952 section 2.1): the last but one layer without norm, (B, S, width), and pooled text.
 
-        The pooled text, (B, projection_dim), is the last layer at the end token, through the norm and the projection;
+        The pooled text, (B, projection_dim), is the last layer at the first end token, through the norm and the projection;
         None for a tower without projection.
+
+        Args:
+            end_id: the tokenizer's end token. The tower does not know it: a vocabulary that textual inversion has extended,
+                in memory or in the folder, has larger ids.
         """
         *_, penultimate, last = self.layers(ids_BS)
         if self.tower.text_projection is None:
             return penultimate, None
-        ends = (ids_BS == self.end_id).int().argmax(dim=-1)
+        ends = (ids_BS == end_id).int().argmax(dim=-1)
         return penultimate, self.tower.ln_final(last[torch.arange(len(last)), ends]) @ self.tower.text_projection
 
     def layers(self, ids_BS: Tensor) -> Iterator[Tensor]:

@@ -49,6 +49,11 @@ class Tokenizer:
         """512 byte tokens, the merges, start and end."""
         return self.bpe.vocab_size
 
+    @property
+    def end_id(self) -> int:
+        """The id of the end token, which the words that textual inversion adds come after."""
+        return self.bpe.eot_token_id
+
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, context_length), int64: start, words, end, then padding; long prompts are cut before the end."""
         ids = torch.full((len(prompts), self.context_length), self.pad_id, dtype=torch.int64)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion.checkpoints.folder import read_folder
 from diffusion.prior import Prior, PriorError
 from diffusion.prior_folder import save_sharded
 from diffusion.requests import (
@@ -19,6 +20,7 @@ from diffusion.requests import (
     run,
 )
 from diffusion.samplers import SAMPLERS
+from diffusion.schedule import NoiseSchedule
 from tests.fakes import save_tiny_prior
 
 
@@ -78,7 +80,24 @@ def test_the_prior_answers_every_request(folder: Path) -> None:
     torch.testing.assert_close(prediction.v, uncond.v + 3 * (cond.v - uncond.v), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_hash_depends_on_the_weights_alone(folder: Path, tmp_path: Path) -> None:
+def test_weights_hash_depends_on_the_schedule(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "copy")
+    path = other / "scheduler/scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "_diffusers_version": "0.1", "unknown_to_us": 3}))
+    assert Prior.load(other).weights_hash == Prior.load(folder).weights_hash
+    path.write_text(json.dumps({**config, "beta_end": 0.013}))
+    assert Prior.load(other).weights_hash != Prior.load(folder).weights_hash
+
+
+def test_the_schedule_of_stable_diffusion_leaves_the_hash_as_it_was(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "copy")
+    (other / "scheduler/scheduler_config.json").write_text(json.dumps(NoiseSchedule().to_config()))
+    assert Prior.load(other).weights_hash == read_folder(other).weights_hash
+    assert Prior.load(f"{other}?prediction_type=v_prediction").weights_hash != Prior.load(other).weights_hash
+
+
+def test_weights_hash_depends_on_the_weights(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "copy")
     assert Prior.load(other).weights_hash == Prior.load(folder).weights_hash
     save_sharded(

@@ -1,11 +1,13 @@
 """Textual inversion: every layout gives the words and vectors that were learned, and diffusers reads prompts alike."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
@@ -82,7 +84,24 @@ def test_sdxl_has_vectors_for_both_towers(saved: Saved, tmp_path: Path) -> None:
     end = ids[0].tolist().index(49407)
     *_, last = prior.text_encoder_2.layers(ids)
     pooled = prior.text_encoder_2.tower.ln_final(last[:, end]) @ prior.text_encoder_2.tower.text_projection
-    torch.testing.assert_close(prior.text_encoder_2.penultimate_and_pooled(ids)[1], pooled, rtol=0, atol=0)
+    _, found = prior.text_encoder_2.penultimate_and_pooled(ids, end_id=prior.tokenizer_2.end_id)
+    torch.testing.assert_close(found, pooled, rtol=0, atol=0)
+
+
+def test_a_tower_saved_with_an_extended_vocabulary_pools_where_it_did_before(saved: Saved, tmp_path: Path) -> None:
+    """As diffusers saves a pipeline whose words were learned: a longer table, and its size in config.json."""
+    folder = saved("sdxl")[1]
+    longer = shutil.copytree(folder, tmp_path / "longer")
+    for tower in ("text_encoder", "text_encoder_2"):
+        path = next((longer / tower).glob("*.safetensors"))
+        tensors = load_file(path)
+        (name,) = (key for key in tensors if key.endswith("token_embedding.weight"))
+        tensors[name] = torch.cat([tensors[name], torch.ones(2, tensors[name].shape[1], dtype=tensors[name].dtype)])
+        save_file(tensors, path, metadata={"format": "pt"})
+        config = json.loads((longer / tower / "config.json").read_text())
+        (longer / tower / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 2}))
+    (_, expected), (_, pooled) = (Prior.load(one).encode_text(["a house by the sea"]) for one in (folder, longer))
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=0)
 
 
 def test_what_does_not_fit_is_refused(saved: Saved, tmp_path: Path) -> None:
