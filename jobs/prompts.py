@@ -64,7 +64,7 @@ def _refuse_characters(text: str, name: str) -> None:
             raise InputError(
                 f"The {name} is no valid UTF-8: byte 0x{ord(character) - 0xDC00:02X} at position {position}; write it in UTF-8."
             )
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n":
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
             raise InputError(
                 f"The {name} holds the control character U+{ord(character):04X} at position {position}; remove it."
             )

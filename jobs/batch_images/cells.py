@@ -15,7 +15,7 @@ from jobs.prior_client import PriorInfo
 from jobs.prompts import check_prompt
 from jobs.specs import ImagesSpec
 
-__all__ = ["SETTINGS", "Cause", "Failed", "Picture", "extra_columns", "extra_values", "failed", "read_row"]
+__all__ = ["ALIASES", "SETTINGS", "Cause", "Failed", "Picture", "extra_columns", "extra_values", "failed", "read_row"]
 
 SETTINGS = (
     "seed",
@@ -31,6 +31,7 @@ SETTINGS = (
 )
 """Columns that set something for their row; an empty cell leaves the job's own value. The others are kept as they are."""
 ALIASES = {"steps": "num_steps"}
+"""Other names of these columns."""
 WHOLE_LIMIT = 2**64
 SHOWN_CHARACTERS = 60
 

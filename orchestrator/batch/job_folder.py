@@ -248,8 +248,12 @@ class JobFolder:
         except (OSError, ValueError) as error:
             message = f"{self._store.location}/{MANIFEST} cannot be read ({error}); choose another --out."
             raise output_error(message, error) from error
-        if not isinstance(manifest, dict):
-            raise OutputError(f"{self._store.location}/{MANIFEST} is not a manifest; choose another --out.")
+        lacking = {"kind", "spec", "fingerprint"} - (manifest.keys() if isinstance(manifest, dict) else set())
+        if lacking:
+            raise OutputError(
+                f"{self._store.location}/{MANIFEST} is damaged or not ours (it lacks {min(lacking)!r}); choose another --out, "
+                "or delete the file and what stands beside it."
+            )
         return manifest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def stem(index: int) -> str:
 
 def column_types(spec: BatchImagesSpec) -> dict[str, str]:
     """Column -> type of every record of this job, in order; a column of the table whose name we use becomes table_NAME."""
-    return COLUMNS | {kept_name(name): spec.table.columns[name] for name in extra_columns(spec)}
+    return COLUMNS | {kept: spec.table.columns[name] for name, kept in kept_names(spec).items()}
 
 
 def encode(spec: BatchImagesSpec, picture: Picture, pixels: Any, *, prior_hash: str) -> Finished:
@@ -126,9 +127,23 @@ def failed(spec: BatchImagesSpec, failure: Failed) -> Finished:
     return Finished({**dict.fromkeys(COLUMNS), **known, **_extras(spec, failure.row)}, None)
 
 
-def kept_name(column: str) -> str:
-    """What a column of the table is called beside ours."""
-    return f"table_{column}" if column in RESERVED else column
+def kept_names(spec: BatchImagesSpec) -> dict[str, str]:
+    """Column of the table -> what it is called beside ours: its own name, or table_NAME where that is ours.
+
+    A table that has both `index` and `table_index` gives `table_table_index` and `table_index`: none takes another's place.
+    """
+    return dict(_kept_names(tuple(extra_columns(spec))))
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_names(columns: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    names = {column: column for column in columns if column not in RESERVED}
+    for column in (column for column in columns if column in RESERVED):
+        name = f"table_{column}"
+        while name in RESERVED or name in names.values():
+            name = f"table_{name}"
+        names[column] = name
+    return tuple((column, names[column]) for column in columns)
 
 
 def _place(row: Row) -> Iterator[tuple[str, Any]]:
@@ -137,4 +152,5 @@ def _place(row: Row) -> Iterator[tuple[str, Any]]:
 
 
 def _extras(spec: BatchImagesSpec, row: Row) -> dict[str, Any]:
-    return {kept_name(name): value for name, value in extra_values(spec, row).items()}
+    names = kept_names(spec)
+    return {names[name]: value for name, value in extra_values(spec, row).items()}

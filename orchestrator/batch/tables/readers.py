@@ -1,4 +1,4 @@
-"""Prompt tables, read row by row: txt, csv, tsv, jsonl (each also .gz) and parquet.
+"""Prompt tables, read row by row: txt, csv, tsv, jsonl and parquet.
 
 A reader never gives up on a bad row: it yields a `Record` with a problem, which counts like any other, so that the numbers
 of the rows after it do not change when the row is mended. txt, csv and jsonl go through the standard library because
@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from jobs.batch_images import ALIASES, SETTINGS
 from jobs.errors import InputError
+from orchestrator.batch.tables.csv_records import CsvRecords
 
 __all__ = ["READERS", "Record", "read_header", "read_records"]
 
 MAX_LINE_BYTES = 1024**2
-DELIMITERS = (",", ";", "\t")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -51,9 +51,15 @@ def read_header(file: IO[bytes], suffix: str, *, prompt_column: str) -> dict[str
         return {prompt_column: "text"}
     if suffix in (".csv", ".tsv"):
         with _text(file) as text:
-            return dict.fromkeys(_csv_header(text, prompt_column)[0], "text")
+            return dict.fromkeys(_named_once(CsvRecords(text, prompt_column).header), "text")
     if suffix == ".parquet":
-        return {column.name: _arrow_kind(column.type) for column in _parquet(file).schema_arrow}
+        schema = _parquet(file).schema_arrow
+        _named_once(schema.names)
+        kinds = {column.name: _arrow_kind(column.type) for column in schema}
+        if kinds.get(prompt_column, "text") != "text":
+            kind = schema.field(prompt_column).type
+            raise InputError(f"has {kind} in its column {prompt_column!r}, but text was expected; write the prompts as text")
+        return kinds
     return None
 
 
@@ -68,14 +74,18 @@ def _read_txt(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
 
 def _read_jsonl(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
     """One JSON object a line; blank lines are no rows."""
+    is_first = True
     for number, line in _lines(file):
         if isinstance(line, bytes):
             yield Record(problem=line.decode(), line=number)
             continue
         if not line.strip():
             continue
+        if is_first and line.lstrip().startswith("["):
+            raise InputError("is one JSON array, but a line for each row was expected; 'jq -c .[] FILE' writes it so")
+        is_first = False
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_object)
             row = _plain_row(values) if isinstance(values, dict) else None
             half = _half_character(line, values)
         except (ValueError, RecursionError) as error:
@@ -87,6 +97,15 @@ def _read_jsonl(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
             yield Record(problem=f"the line is {line.strip()[:60]!r}, but a JSON object was expected", line=number)
         else:
             yield Record(row, line=number)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object by name; ValueError for a name that stands twice, of which one value would be lost."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return values
 
 
 def _half_character(line: str, values: Any) -> str | None:
@@ -102,24 +121,13 @@ def _half_character(line: str, values: Any) -> str | None:
 def _read_csv(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
     """A header, then one row a record; a cell may span lines if it is quoted."""
     with _text(file) as text:
-        header, rows = _csv_header(text, prompt_column)
-        while True:
-            line = rows.line_num + 1
-            try:
-                cells = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Record(problem=f"the row cannot be read as csv ({error})", line=line)
-                continue
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                yield Record(problem=f"the row has {len(cells)} cells, but the header has {len(header)}", line=line)
-            elif any("\udc80" <= character <= "\udcff" for cell in cells if not cell.isascii() for character in cell):
-                yield Record(problem="the row is not UTF-8", line=line)
+        records = CsvRecords(text, prompt_column)
+        header = _named_once(records.header)
+        for record in records:
+            if record.problem is not None:
+                yield Record(problem=record.problem, line=record.line)
             else:
-                yield Record(dict(zip(header, cells, strict=True)), line=line)
+                yield Record(dict(zip(header, record.cells, strict=True)), line=record.line)
 
 
 def _read_parquet(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
@@ -133,10 +141,23 @@ def _read_parquet(file: IO[bytes], prompt_column: str) -> Iterator[Record]:
             for batch in parquet.iter_batches(batch_size=1024, row_groups=[group]):
                 rows = batch.to_pylist()
                 num_read += len(rows)
-                yield from (Record(_plain_row(row)) for row in rows)
+                yield from (_parquet_record(row, prompt_column) for row in rows)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             problem = f"row group {group} cannot be read ({str(error).splitlines()[0].rstrip('.')})"
             yield from (Record(problem=problem) for _ in range(num_rows - num_read))
+
+
+def _parquet_record(row: Mapping[str, Any], prompt_column: str) -> Record:
+    """The row; bytes in a column that means text to us are text, as many writers store it."""
+    texts = {
+        name: value for name, value in row.items() if isinstance(value, bytes) and (name == prompt_column or name in SETTINGS)
+    }
+    try:
+        decoded = {name: value.decode() for name, value in texts.items()}
+    except UnicodeDecodeError as error:
+        name = next(name for name, value in texts.items() if value is error.object or value == error.object)
+        return Record(problem=f"the bytes in {name!r} are not UTF-8 (byte {error.start + 1})")
+    return Record(_plain_row({**row, **decoded}))
 
 
 READERS = {
@@ -171,15 +192,15 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, str | bytes]]:
 @contextlib.contextmanager
 def _text(file: IO[bytes]) -> Iterator[IO[str]]:
     """The file as text; bytes that are no UTF-8 become lone surrogates. It stays the caller's to close."""
-    head = file.read(4)
-    _refuse_utf16(head)
-    file.seek(0)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    buffered = io.BufferedReader(file)  # type: ignore[type-var]
+    _refuse_utf16(buffered.peek(4))
+    text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
         yield text
     finally:
         with contextlib.suppress(ValueError):  # closed already
             text.detach()
+            buffered.detach()
 
 
 def _refuse_utf16(head: bytes) -> None:
@@ -187,35 +208,15 @@ def _refuse_utf16(head: bytes) -> None:
         raise InputError("is UTF-16; save it as UTF-8")
 
 
-def _csv_header(text: IO[str], prompt_column: str) -> tuple[list[str], Any]:
-    """The column names and the reader behind them; the delimiter is the one that makes the prompts a column."""
-    first = text.readline(MAX_LINE_BYTES)
-    if not first.strip():
-        raise InputError("is empty or begins with an empty line; give it a header line with the names of the columns")
-    if any(character == "\0" or "\udc80" <= character <= "\udcff" for character in first):
-        raise InputError("begins with a line that is not UTF-8 text; save the table as csv in UTF-8")
-    headers = [[cell.strip() for cell in next(csv.reader([first], delimiter=one))] for one in DELIMITERS]
-    chosen = next((number for number, cells in enumerate(headers) if prompt_column in cells), 0)
-    header = headers[chosen]
-    if len(set(header)) != len(header):
-        twice = next(name for name in header if header.count(name) > 1)
+def _named_once(header: Sequence[str]) -> Sequence[str]:
+    """The header, or InputError: of two columns with one name the rows would keep one."""
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
         raise InputError(f"has two columns {twice!r}; rename one")
-    return header, _Counted(csv.reader(text, delimiter=DELIMITERS[chosen], strict=True), skipped=1)
-
-
-class _Counted:
-    """A csv reader whose line numbers count the header."""
-
-    def __init__(self, reader: Any, *, skipped: int) -> None:
-        self._reader = reader
-        self._skipped = skipped
-
-    @property
-    def line_num(self) -> int:
-        return self._reader.line_num + self._skipped
-
-    def __next__(self) -> list[str]:
-        return next(self._reader)
+    for alias, name in ALIASES.items():
+        if alias in header and name in header:
+            raise InputError(f"has the columns {alias!r} and {name!r}, which mean the same; leave one out")
+    return header
 
 
 def _parquet(file: IO[bytes]) -> Any:
@@ -231,14 +232,19 @@ def _parquet(file: IO[bytes]) -> Any:
 def _arrow_kind(kind: Any) -> str:
     from pyarrow import types
 
+    if types.is_dictionary(kind):
+        return _arrow_kind(kind.value_type)
+    if types.is_null(kind):
+        return "text"
     if types.is_boolean(kind):
         return "bool"
     if types.is_integer(kind):
         return "int" if not types.is_uint64(kind) else "json"
     if types.is_floating(kind):
         return "float"
-    is_text = types.is_string(kind) or types.is_large_string(kind)
-    return "text" if is_text or types.is_temporal(kind) or types.is_decimal(kind) or types.is_binary(kind) else "json"
+    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary)
+    is_text = any(is_it(kind) for is_it in (*texts, types.is_binary_view, types.is_fixed_size_binary))
+    return "text" if is_text or types.is_temporal(kind) or types.is_decimal(kind) else "json"
 
 
 def _plain_row(values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -15,12 +17,17 @@ from jobs import codec
 from jobs.batch_images import Row, Table, TableFile
 from jobs.errors import InputError
 from orchestrator.batch.storage.urls import clear_url_errors, is_url, join, open_filesystem
+from orchestrator.batch.tables.compression import COMPRESSIONS, clear_damage, decompressed
 from orchestrator.batch.tables.readers import READERS, Record, read_header, read_records
+from orchestrator.run.manifest import MANIFEST
 
 __all__ = ["TableSource"]
 
 MAX_COLUMNS = 1000
 NOTHING = "null"
+ENDINGS = f"{', '.join(READERS)}, all but parquet perhaps with {', '.join(COMPRESSIONS)}"
+OUTPUT = re.compile(r"(^|/)(part-\d{5,}\.parquet|\d{5,}/metadata\.jsonl|progress\.jsonl)$")
+"""Files that our own jobs write and that would pass for tables."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +130,16 @@ class TableSource:
         from fsspec.spec import AbstractBufferedFile
 
         filesystem, path = open_filesystem(join(self.location, name))
-        compression = "gzip" if name.endswith(".gz") else None
-        with filesystem.open(path, "rb", compression=compression) as file:
+        with filesystem.open(path, "rb") as file, decompressed(file, name) as plain:
             # A remote file has no readline with a limit of its own.
-            yield io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
+            yield io.BufferedReader(plain) if isinstance(plain, AbstractBufferedFile) else plain
 
     @contextlib.contextmanager
     def _clear(self, name: str) -> Iterator[None]:
         with clear_url_errors(f"{join(self.location, name)} could not be read"):
             try:
-                yield
+                with clear_damage(name):
+                    yield
             except InputError as error:
                 # The readers do not know the file's name; their sentences begin with the verb.
                 words = str(error)
@@ -150,24 +157,50 @@ class TableSource:
 def _expand(filesystem: Any, path: str, location: str) -> tuple[list[str], str]:
     """Paths of the table's files, sorted, and the folder that they share."""
     if any(sign in path for sign in "*?[") and not filesystem.exists(path):
-        found = (one for one in filesystem.glob(path) if not posixpath.basename(one).startswith("."))
-        paths = [one for one in found if _is_table(one) and not filesystem.isdir(one)]
+        found = [one for one in filesystem.glob(path) if not posixpath.basename(one).startswith(".")]
+        paths = [one for one in _without_our_own(filesystem, found) if _is_table(one) and not filesystem.isdir(one)]
         folder = posixpath.dirname(path[: min(path.index(sign) for sign in "*?[" if sign in path)])
         if not paths:
-            raise InputError(f"No file matches {location}; tables end in {', '.join(READERS)}, perhaps with .gz.")
+            raise InputError(f"No file matches {location}; tables end in {ENDINGS}.")
         return sorted(paths), folder
     if filesystem.isdir(path):
         folder = path.rstrip("/")
-        paths = [one for one in filesystem.find(folder) if _is_table(one) and not _is_hidden(posixpath.relpath(one, folder))]
+        found = _without_our_own(filesystem, filesystem.find(folder))
+        paths = [one for one in found if _is_table(one) and not _is_hidden(posixpath.relpath(one, folder))]
         if not paths:
-            raise InputError(f"{location} holds no table; tables end in {', '.join(READERS)}, perhaps with .gz.")
+            raise InputError(f"{location} holds no table; tables end in {ENDINGS}.")
         return sorted(paths), folder
     if not filesystem.exists(path):
-        raise InputError(f"There is no prompt table {location}.")
+        hint = f" (did you mean {location.replace(':/', '://', 1)}?)" if ":/" in location and not is_url(location) else ""
+        raise InputError(f"There is no prompt table {location}{hint}.")
     if not _is_table(path):
         kind = os.path.splitext(path)[1] or "no ending"
-        raise InputError(f"{location} is of a kind that is not read ({kind}); give {', '.join(READERS)}, perhaps with .gz.")
+        array = "; of a JSON array 'jq -c .[] FILE' makes a jsonl" if kind == ".json" else ""
+        raise InputError(f"{location} is of a kind that is not read ({kind}); give {ENDINGS}{array}.")
     return [path], posixpath.dirname(path)
+
+
+def _without_our_own(filesystem: Any, paths: list[str]) -> list[str]:
+    """The paths without what a job of ours wrote: an --out may lie in the table's own folder."""
+    folders = {posixpath.dirname(path) for path in paths if OUTPUT.search(path)}
+    ours = {one for folder in folders for one in (folder, posixpath.dirname(folder)) if _is_job_folder(filesystem, one)}
+    return [path for path in paths if not (OUTPUT.search(path) and ours & set(_up(path, levels=2)))]
+
+
+def _up(path: str, *, levels: int) -> list[str]:
+    """The folders directly above a path."""
+    folders = [posixpath.dirname(path)]
+    while len(folders) < levels:
+        folders.append(posixpath.dirname(folders[-1]))
+    return folders
+
+
+def _is_job_folder(filesystem: Any, folder: str) -> bool:
+    try:
+        with filesystem.open(f"{folder}/{MANIFEST}", "rb") as file:
+            return "manifest_version" in json.loads(file.read())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _is_hidden(path: str) -> bool:
@@ -175,11 +208,14 @@ def _is_hidden(path: str) -> bool:
 
 
 def _is_table(path: str) -> bool:
-    return _suffix(path) in READERS and not path.endswith(".parquet.gz")
+    suffix = _suffix(path)
+    return suffix in READERS and (suffix != ".parquet" or path.lower().endswith(suffix))
 
 
 def _suffix(path: str) -> str:
-    return posixpath.splitext(path.removesuffix(".gz"))[1].lower()
+    """The kind of table, without what says how it is compressed."""
+    stem, ending = posixpath.splitext(path)
+    return (posixpath.splitext(stem)[1] if ending.lower() in COMPRESSIONS else ending).lower()
 
 
 def _stripped(filesystem: Any, folder: str) -> str:

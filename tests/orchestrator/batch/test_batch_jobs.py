@@ -83,6 +83,33 @@ def test_every_format_holds_every_picture_with_its_parameters_and_hash(finished)
     assert outcome.report["num_succeeded"] == NUM_ROWS - 2
 
 
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_column_of_our_name_hides_none_of_the_tables(tmp_path, output_format):
+    ours = {"index": 7, "table_index": 1, "table_table_index": 2, "status": "x", "image": "y", "table_file": 3, "a/b": 4, "": 5}
+    (tmp_path / "t.jsonl").write_text(json.dumps({"prompt": "a red ball", **ours}))
+    run(tmp_path / "t.jsonl", tmp_path / "out", output_format=output_format)
+    record = records(output_format, tmp_path / "out")[0][0]
+    kept = {
+        "table_table_table_index": 7,
+        "table_index": 1,
+        "table_table_index": 2,
+        "table_status": "x",
+        "table_image": "y",
+        "table_table_file": 3,
+        "a/b": 4,
+        "": 5,
+    }
+    assert {name: record[name] for name in kept} == kept
+    assert (record["index"], record["status"], record["table_file"]) == (0, "succeeded", "t.jsonl")
+
+
+def test_a_manifest_that_lacks_half_is_named(good_table, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"kind": "batch-images"}')
+    for mode in ("resume", "overwrite"):
+        with pytest.raises(OutputError, match=r"manifest\.json is damaged or not ours \(it lacks 'fingerprint'\)"):
+            run(good_table, tmp_path, mode=mode)
+
+
 def test_all_formats_hold_the_same_pictures(table, tmp_path):
     found = {}
     for output_format in FORMATS:
