@@ -16,6 +16,7 @@ from orchestrator.batch.storage.urls import is_url
 from orchestrator.host.shared_disk import require_witness
 from orchestrator.host.threads import use_threads
 from orchestrator.metrics.meters import meter_shard
+from orchestrator.prior.deaths import last_words
 
 __all__ = ["actor_options", "run_here", "run_in_actors"]
 
@@ -141,9 +142,11 @@ def _advance(running: dict[Any, _Running], stream: Any, idle: list[Any], make: C
     except RayError as error:
         del running[stream]
         if state.attempt >= MAX_ATTEMPTS:
+            words = last_words(error)
+            advice = "" if words else " memory may be short: try a smaller --shard-size."
             raise JobFailed(
                 f"The process that draws shards died {MAX_ATTEMPTS} times over shard {state.task.shard} "
-                f"({type(error).__name__}); memory may be short: try a smaller --shard-size. The same command continues."
+                f"({words or type(error).__name__});{advice} the same command continues."
             ) from error
         yield -state.reported
         _start(running, make(), state.task, attempt=state.attempt + 1)

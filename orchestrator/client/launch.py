@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import site
 import subprocess
 import sys
 import time
@@ -44,7 +45,8 @@ def launch(options: DaemonOptions) -> Launched:
     errors = folder.path / "daemon.err"
     with clear_output_errors(errors, option="--state"), errors.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.daemon.daemon"],
+            [sys.executable, "-P", "-m", "orchestrator.daemon.daemon"],  # -P: a jobs.py in this folder is not ours
+            env=_with_our_path(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=stream,
@@ -65,6 +67,16 @@ def launch(options: DaemonOptions) -> Launched:
     process.kill()
     process.wait()
     raise DreamKilnError(f"The orchestrator did not answer within {START_SECONDS:.0f} s; see {folder.daemon_log}.")
+
+
+def _with_our_path() -> dict[str, str]:
+    """The environment in which another Python finds us: a checkout that is not installed is found by its path alone."""
+    root = str(Path(__file__).resolve().parents[2])
+    before = os.environ.get("PYTHONPATH", "")
+    is_installed = root in {*site.getsitepackages(), site.getusersitepackages(), *before.split(os.pathsep)}
+    return (
+        dict(os.environ) if is_installed else {**os.environ, "PYTHONPATH": os.pathsep.join([root, before]).rstrip(os.pathsep)}
+    )
 
 
 def shut_down(folder: StateFolder, *, timeout_seconds: float) -> bool:

@@ -18,6 +18,7 @@ from orchestrator.host.shared_disk import lay_witness, lift_witness
 from orchestrator.metrics.meters import FitMeter
 from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
 from orchestrator.prior.client import RayPrior
+from orchestrator.prior.deaths import last_words
 from orchestrator.prior.source import PriorLoader
 from orchestrator.runtimes.base import resolve_device
 from orchestrator.runtimes.placement import on_cluster, on_this_machine
@@ -161,7 +162,9 @@ class RayWorker:
             reports: list[Report] = ray.get(self._answer)
         except RayError as error:
             kind = FailureKind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else FailureKind.WORKER_LOST
-            return [Failed(kind, f"The process that ran the job ended ({type(error).__name__}).", str(error))]
+            return [
+                Failed(kind, f"The process that ran the job ended ({last_words(error) or type(error).__name__}).", str(error))
+            ]
         self._answer = self._actor.poll.remote()
         self._lift_witness()
         self._meter.see(reports)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
+from orchestrator.prior.deaths import last_words
 from orchestrator.prior.wire import Raised, Wire
 
 __all__ = ["RayPrior"]
@@ -99,8 +100,14 @@ class RayPrior:
                 if attempt + 1 >= len(self._replicas) and attempt + 1 < self._attempts:
                     # All have been asked: give Ray the time to start one again.
                     time.sleep(min(0.5 * 2**attempt, 10.0))
-        first_line = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
-        raise PriorFailed(
-            f"The process that holds the prior died ({first_line}); the same command continues from the last "
-            "checkpoint. If it happens again, memory may be short: try a smaller prior or runtime=inline."
-        ) from failure
+        raise PriorFailed(_said(failure)) from failure
+
+
+def _said(failure: Exception) -> str:
+    """One sentence on a replica's death; memory is blamed only where the process left no words of its own."""
+    words = last_words(failure)
+    advice = "" if words else " If it happens again, memory may be short: try a smaller prior or runtime=inline."
+    return (
+        f"The process that holds the prior died ({words or type(failure).__name__}); the same command continues from the last "
+        f"checkpoint.{advice}"
+    )

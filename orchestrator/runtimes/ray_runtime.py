@@ -25,6 +25,7 @@ from orchestrator.host.signals import signals_deferred
 from orchestrator.host.threads import use_threads
 from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
 from orchestrator.prior.client import RayPrior
+from orchestrator.prior.deaths import last_words
 from orchestrator.prior.source import PriorLoader
 from orchestrator.prior.wire import Raised
 from orchestrator.runtimes.base import Attempt, run_recipe
@@ -133,9 +134,9 @@ class RayRuntime:
                     item.reraise()
                 yield item
         except RayError as error:
+            words = last_words(error) or type(error).__name__
             raise JobFailed(
-                f"The process that ran the job died ({type(error).__name__}); the same command continues from the last "
-                "checkpoint.",
+                f"The process that ran the job died ({words}); the same command continues from the last checkpoint.",
                 job=attempt.spec.name,
             ) from error
 

@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ def _start(metrics_port: int) -> None:
                 num_cpus=max(2, available_cores()),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
+                job_config=_job_config(),
                 _metrics_export_port=metrics_port or None,
                 **_QUIET,
             )
@@ -126,6 +127,27 @@ def _start(metrics_port: int) -> None:
                     f"Ray did not start within {_START_ATTEMPTS} times 30 s; the machine may be too busy: try again when it is "
                     "not, or run the command with --runtime inline."
                 ) from error
+
+
+class _OwnPaths(list[str]):
+    """Folders for workers to look for modules in, of which those count that this process looks in itself."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Take those over."""
+        super().extend(folder for folder in folders if folder in sys.path)
+
+
+def _job_config() -> Any:
+    """Workers import what this process would.
+
+    Ray puts the current folder in front of their path, so that a user's own `jobs.py` or `secrets.py` there would be run in
+    the place of ours, or of the standard library's.
+    """
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _OwnPaths()
+    return config
 
 
 def _end(processes: set[psutil.Process]) -> None:
@@ -153,7 +175,7 @@ def _join(address: str) -> None:
     from ray.exceptions import RayError
 
     try:
-        ray.init(address="auto" if where is None else _joined(*where), **_QUIET)
+        ray.init(address="auto" if where is None else _joined(*where), job_config=_job_config(), **_QUIET)
     except (ConnectionError, RuntimeError, ValueError, RayError, SystemExit) as error:
         ray.shutdown()
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

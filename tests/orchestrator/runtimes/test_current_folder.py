@@ -1,0 +1,56 @@
+"""A folder of the user's own with files called like our packages, or like the standard library's: nothing of it is run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.runtimes.ray_start import _OwnPaths
+from tests.orchestrator.conftest import COMMAND, command_environment
+
+PLANTED = "from pathlib import Path\nPath({path!r}).write_text(__name__)\nraise ImportError('planted')\n"
+
+
+@pytest.fixture
+def shadowed(tmp_path: Path) -> Path:
+    """The folder; a planted file that is run leaves `tmp_path`/ran."""
+    folder = tmp_path / "mine"
+    for name in ("jobs", "diffusion", "nerf3d"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(PLANTED.format(path=str(tmp_path / "ran")))
+    for name in ("secrets", "ray", "hydra"):
+        (folder / f"{name}.py").write_text(PLANTED.format(path=str(tmp_path / "ran")))
+    return folder
+
+
+def run(shadowed: Path, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        arguments, cwd=shadowed, env=command_environment(), capture_output=True, text=True, timeout=300, **options
+    )
+    assert not (shadowed.parent / "ran").exists(), (shadowed.parent / "ran").read_text()
+    return done
+
+
+def test_neither_the_command_nor_the_orchestrator_looks_into_the_current_folder(shadowed):
+    assert run(shadowed, *COMMAND, "settings", "fit").returncode == 0
+    options = json.dumps({"state": str(shadowed.parent / "state"), "port": -5})
+    done = run(shadowed, sys.executable, "-m", "orchestrator.daemon.daemon", input=options)
+    assert "--port is -5" in done.stderr
+
+
+def test_workers_look_where_the_command_does():
+    paths = _OwnPaths()
+    paths.extend([sys.path[-1], "/nowhere"])
+    assert paths == [sys.path[-1]]
+
+
+@pytest.mark.slow
+def test_workers_on_ray_do_not_look_into_the_current_folder(shadowed, tiny_prior):
+    options = ("--prior", str(tiny_prior), "--num-images", "2", "--steps", "2", "--local", "--out", "o")
+    done = run(shadowed, *COMMAND, "images", "a red table", *options)
+    assert done.returncode == 0, done.stderr
+    assert (shadowed / "o" / "000000001.png").exists()
