@@ -25,11 +25,11 @@ import torch
 
 from benchmarks.machine import describe_machine, one_line
 from diffusion import requests
-from diffusion.distillation import score_distillation
+from diffusion.distillation import Distilled, score_distillation
 from diffusion.prior import Prior
 from diffusion.requests import Guidance
 from diffusion.seeding import normal_rows, stream
-from jobs.prior_client import DistillationQuery, Distilled
+from jobs.prior_client import DistillationQuery
 from orchestrator.host.threads import available_cores, use_threads
 from orchestrator.prior.actor import MAX_CONCURRENCY
 from orchestrator.prior.local import LocalPrior, load_prior

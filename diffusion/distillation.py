@@ -9,7 +9,7 @@ Two forms of the same residual, since eps_hat - eps = (alpha / sigma) (z - x0_ha
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
-from diffusion.parameterisation import per_row
+from diffusion.parameterisation import Prediction, per_row
 from diffusion.requests import (
     Condition,
     DecodeRequest,
@@ -30,7 +30,6 @@ from diffusion.requests import (
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import uniform
 
-Form = Literal["x0", "sds"]
 Weighting = Literal["uniform", "sigma2", "alpha_sigma2"]
 
 
@@ -39,7 +38,7 @@ class DistillationConfig:
     """How a fit is guided; the defaults are those of the toybox recipe.
 
     Args:
-        form: "x0" or "sds".
+        form: "x0", "sds", or code of one's own as module:name (`jobs.extensions`), which is a `Form`.
         weighting: w(t): 1, sigma^2 (DreamFusion), or alpha sigma^2.
         guidance_scale: s of `uncond + s (cond - uncond)`; threestudio's 100 is 101.
         guidance_rescale: phi in [0, 1], on x0 as in MVDream.
@@ -52,7 +51,7 @@ class DistillationConfig:
         DiffusionError: a value out of range, named.
     """
 
-    form: Form = "x0"
+    form: str = "x0"
     weighting: Weighting = "uniform"
     guidance_scale: float = 7.0
     guidance_rescale: float = 0.5
@@ -64,7 +63,8 @@ class DistillationConfig:
     anneal_until: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_choice("form", self.form, get_args(Form))
+        if ":" not in self.form:
+            _check_choice("form", self.form, tuple(FORMS))
         _check_choice("weighting", self.weighting, get_args(Weighting))
         if not math.isfinite(self.guidance_scale):
             raise DiffusionError.explained(f"guidance_scale is {self.guidance_scale}", expected="a finite number", fix="use 7")
@@ -128,11 +128,65 @@ class Distilled:
 
     Args:
         gradient: (V, 3, H, W) of a loss that is summed, not averaged, over pixels.
-        target: (V, 3, H, W) in [0, 1], the pictures that the images should become; None in the "sds" form.
+        target: (V, 3, H, W) in [0, 1], the pictures that the images should become; None where the form has none. A fit moves
+            towards it where it is given, and along the gradient otherwise.
     """
 
     gradient: Tensor
-    target: Tensor | None
+    target: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """One distillation step after the network: what a form turns into a gradient. Nothing in it carries gradients.
+
+    Args:
+        images: (V, 3, H, W) in [0, 1], the rendered views.
+        latents: (V, C, h, w), the encoded views.
+        noise: (V, C, h, w) standard normal.
+        t: (V,) long timesteps.
+        x_t: (V, C, h, w), the latents noised to t.
+        prediction: the guided prediction at x_t.
+        weight: (V,) float64, w(t).
+        condition: V rows of encoded text, for further requests.
+        guidance: of the prediction.
+        schedule: the prior's.
+    """
+
+    images: Tensor
+    latents: Tensor
+    noise: Tensor
+    t: Tensor
+    x_t: Tensor
+    prediction: Prediction
+    weight: Tensor
+    condition: Condition
+    guidance: Guidance
+    schedule: NoiseSchedule
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """w(t) times the rows of values (V, ...)."""
+        return per_row(self.weight, values) * values
+
+
+Form = Callable[[Denoised], Generator[Request, Any, Distilled]]
+"""A form of score distillation. It may yield further requests and is sent their answers."""
+
+
+def towards_x0(step: Denoised) -> Generator[Request, Any, Distilled]:
+    """HiFA's and MVDream's: the gradient of w(t)/2 ||images - target||^2, the target being the decoded x0_hat."""
+    target = (yield DecodeRequest(step.prediction.x0.detach())).detach()
+    return Distilled(step.weighted(step.images - target), target)
+
+
+def noise_residual(step: Denoised) -> Generator[Request, Any, Distilled]:
+    """DreamFusion's: w(t) (eps_hat - eps), pulled back through the encoder (2209.14988 equation 3)."""
+    residual = step.weighted(step.prediction.eps.detach() - step.noise)
+    gradient = yield EncodeGradientRequest(step.images, residual)
+    return Distilled(gradient.detach())
+
+
+FORMS: dict[str, Form] = {"x0": towards_x0, "sds": noise_residual}
 
 
 def score_distillation(
@@ -143,23 +197,28 @@ def score_distillation(
     schedule: NoiseSchedule,
     t: Tensor,
     noise: Tensor,
-    form: Form = "x0",
+    form: str | Form = "x0",
     weighting: Weighting = "uniform",
 ) -> Generator[Request, Any, Distilled]:
     """The gradient of one distillation step.
 
     Args:
         images: (V, 3, H, W) in [0, 1]. Nothing is differentiated through here: the caller hangs the gradient on them.
-        condition: V rows. t: (V,) long. noise: (V, C, h, w) standard normal, in the latents' shape.
-        form: "x0" or "sds". weighting: w(t), multiplies the gradient.
+        condition: V rows of encoded text.
+        t: (V,) long.
+        noise: (V, C, h, w) standard normal, in the latents' shape.
+        form: a name in `FORMS`, or a form itself.
+        weighting: w(t), multiplies the gradient.
 
     Yields:
-        EncodeRequest, DenoiseRequest, then DecodeRequest ("x0") or EncodeGradientRequest ("sds").
+        EncodeRequest, DenoiseRequest, then what the form asks for.
 
     Raises:
         DiffusionError: an unknown form or weighting, or shapes that do not fit.
     """
-    _check_choice("form", form, get_args(Form))
+    if isinstance(form, str):
+        _check_choice("form", form, tuple(FORMS))
+        form = FORMS[form]
     _check_choice("weighting", weighting, get_args(Weighting))
     if len(t) != len(images):
         raise DiffusionError.explained(
@@ -177,12 +236,15 @@ def score_distillation(
     x_t = schedule.add_noise(latents, noise, t)
     prediction = yield DenoiseRequest(x_t, t, condition, guidance)
     weight = _weight(schedule, t, weighting)
-    if form == "x0":
-        target = (yield DecodeRequest(prediction.x0.detach())).detach()
-        return Distilled(per_row(weight, images) * (images - target), target)
-    residual = per_row(weight, latents) * (prediction.eps.detach() - noise)
-    gradient = yield EncodeGradientRequest(images, residual)
-    return Distilled(gradient.detach(), None)
+    step = Denoised(images, latents, noise, t, x_t, prediction, weight, condition, guidance, schedule)
+    answer = yield from form(step)
+    if answer.gradient.shape != images.shape:
+        raise DiffusionError.explained(
+            f"the form's gradient has shape {tuple(answer.gradient.shape)}",
+            expected=f"the images' {tuple(images.shape)}",
+            fix="pull a residual of the latents back with EncodeGradientRequest",
+        )
+    return answer
 
 
 def _weight(schedule: NoiseSchedule, t: Tensor, weighting: Weighting) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from diffusion.distillation import Form, Weighting
+from diffusion.distillation import Distilled, Form, Weighting
 from diffusion.requests import Guidance
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import Key
 
-__all__ = ["DistillationQuery", "Distilled", "DrawRequest", "Glimpse", "PriorClient", "PriorInfo"]
+__all__ = ["DistillationQuery", "DrawRequest", "Glimpse", "PriorClient", "PriorInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +63,9 @@ class DistillationQuery:
     noise_keys: tuple[tuple[Key, ...], ...]
     negative_prompt: str = ""
     guidance: Guidance = field(default_factory=Guidance)
-    form: Form = "x0"
+    form: str | Form = "x0"
     weighting: Weighting = "uniform"
     strict: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Distilled:
-    """The answer: gradient (V, 3, H, W) of the loss summed over pixels, and the wished-for pictures, if the form has them."""
-
-    gradient: Tensor
-    target: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,17 +17,18 @@ import psutil
 import torch
 from torch import Tensor
 
-from diffusion.distillation import DistillationConfig, sample_timesteps
+from diffusion.distillation import DistillationConfig, Form, sample_timesteps
 from diffusion.seeding import stream
 from jobs.errors import CollapsedError, JobFailed
 from jobs.events import Checkpoint, Event, Message, Progress
+from jobs.extensions import is_extension, own_field, own_form
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo
 from jobs.specs import TextTo3DSpec
 from jobs.vocabulary import warn_of_unknown_words
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, Nerf3DError
-from nerf3d.fields import Field, FieldConfig
+from nerf3d.fields import FIELDS, Field, FieldConfig
 from nerf3d.fit import FitConfig, FitProgress, FitResult, fit
 from nerf3d.guide import GuideReply
 from nerf3d.mesh import Mesh, MeshConfig, MeshError, bytes_to_extract, extract_mesh
@@ -71,7 +72,8 @@ class PriorGuide:
     """nerf3d's `PromptGuide`, answered by a prior: a pure function of the pictures, the step and the seed.
 
     Args:
-        strict: see `DistillationQuery`. asking: whose thread waits for the answers to `ask`. It has one thread: the parts of
+        form: what config.form names. strict: see `DistillationQuery`.
+        asking: whose thread waits for the answers to `ask`. It has one thread: the parts of
             a step then never meet in the prior, where company would show in the last bits.
     """
 
@@ -80,6 +82,7 @@ class PriorGuide:
     prompt: str
     seed: int
     config: DistillationConfig
+    form: str | Form = "x0"
     strict: bool = False
     asking: ThreadPoolExecutor | None = None
 
@@ -116,7 +119,7 @@ class PriorGuide:
             noise_keys=tuple((self.seed, "distillation", "noise", step, view) for view in mine),
             negative_prompt=self.config.negative_prompt,
             guidance=self.config.guidance,
-            form=self.config.form,
+            form=self.form,
             weighting=self.config.weighting,
             strict=self.strict,
         )
@@ -158,6 +161,8 @@ def text_to_3d(
     yield Progress(stage="prepare", step=0, total=1)
     info = prior.info()
     yield from warn_of_unknown_words(prior, spec.prompt)
+    if is_extension(kind := spec.fit.field.kind):
+        FIELDS[kind] = own_field(kind)
     fit_config, note = _shown_at_the_priors_size(spec.fit, info)
     if note is not None:
         yield note
@@ -168,7 +173,8 @@ def text_to_3d(
 
     begin = clock()
     with ThreadPoolExecutor(1, thread_name_prefix="guide") as asking:
-        guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, spec.strict, asking)
+        form = own_form(spec.distillation.form)
+        guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, form, spec.strict, asking)
         fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, checkpoint_every, clock)
     seconds["fit"] = clock() - begin
 

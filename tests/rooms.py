@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("diffusion", "nerf3d", "jobs", "orchestrator")
+PACKAGES = ("dreamkiln", "diffusion", "nerf3d", "jobs", "orchestrator")
 
 
 def modules(package: str) -> dict[str, Path]:

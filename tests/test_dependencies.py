@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("diffusion", "nerf3d", "jobs", "orchestrator")
+PACKAGES = ("dreamkiln", "diffusion", "nerf3d", "jobs", "orchestrator")
 
 
 def imported_modules() -> set[str]:

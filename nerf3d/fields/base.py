@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nerf3d.errors import check_settings
 
-FieldKind = Literal["dense_pyramid", "hash_grid"]
+FIELD_KINDS = ("dense_pyramid", "hash_grid")
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldConfig:
     """Both kinds of field. Lengths in metres of the scene box [-1, 1]^3.
 
-    kind: "dense_pyramid" (fast on CPU) or "hash_grid" (for CUDA).
+    kind: "dense_pyramid" (fast on CPU), "hash_grid" (for CUDA), or a class of one's own as module:name.
     radius: density is 0 outside this sphere; the toybox's objects lie within 0.8.
     density_scale: density (1/m) per unit of softplus. blob_*, density_bias: the initial pre-activation density is
     density_bias + blob_scale * max(0, 1 - |x| / blob_radius) (Magic3D, Lin et al. 2022, section 4.1).
@@ -27,7 +27,7 @@ class FieldConfig:
     hidden_width: of the hash grid's one hidden layer.
     """
 
-    kind: FieldKind = "dense_pyramid"
+    kind: str = "dense_pyramid"
     radius: float = 0.95
     density_scale: float = 30.0
     density_bias: float = -5.2
@@ -44,6 +44,10 @@ class FieldConfig:
     def __post_init__(self):
         """Raises ValueError for a value out of range, named."""
         checks = {
+            "kind": (
+                self.kind in FIELD_KINDS or ":" in self.kind,
+                f"one of {', '.join(FIELD_KINDS)}, or a class of your own as module:name",
+            ),
             "radius": (0 < self.radius <= 1, "metres over 0 and at most 1, the scene box"),
             "density_scale": (self.density_scale > 0, "a density over 0"),
             "blob_radius": (0 < self.blob_radius <= 1, "metres over 0 and at most 1"),

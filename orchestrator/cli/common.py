@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import typer
 
 from jobs.errors import InputError
 from jobs.prompts import check_prompt
+from orchestrator.host.user import user_name
 
 if TYPE_CHECKING:
     from orchestrator.client.client import Client
@@ -143,14 +142,6 @@ def chosen_formats(formats: str | None) -> list[str] | None:
     return None if formats is None else [name.strip().lower() for name in formats.split(",") if name.strip()]
 
 
-def user_name() -> str:
-    """Who runs this; the number where it has no name, as in a container with a user of its own."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        return f"uid-{os.getuid()}"
-
-
 def orchestrator_in(state: Path | None) -> Client | None:
     """The client of a running orchestrator, or None; one that has died is mentioned on stderr."""
     from orchestrator.client.client import Client, NotRunningError
@@ -189,11 +180,11 @@ def run_job(job: PreparedJob, *, runtime: str | None, is_local: bool, state: Pat
         if client is None:
             outcome = job.perform(display=display)
         else:
-            from orchestrator.client.waiting_client import perform_there
+            from orchestrator.client.waiting_client import submit_and_wait
             from orchestrator.host.state_folder import StateFolder
 
             folder = StateFolder.find(state).path
-            outcome = perform_there(job, client, state=folder, user=user_name(), display=display)
+            outcome = submit_and_wait(job, client, state=folder, user=user_name(), display=display)
     from orchestrator.batch.command import say_batch_outcome
     from orchestrator.batch.perform import BatchOutcome
 

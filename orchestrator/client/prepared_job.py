@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 from jobs import codec
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
+from jobs.extensions import absolute_name, is_extension, load_extension
 from jobs.kinds import AnySpec
 from jobs.prompts import check_prompt
 from orchestrator.batch.job_folder import JobFolder, Mode
@@ -104,16 +105,29 @@ class PreparedJob:
 
 
 def compose_here(overrides: Sequence[str], options: Mapping[str, Any]) -> Settings:
-    """The settings, with paths of the prior made absolute, so that they mean the same in every process.
+    """The settings, with paths of the prior and of code of one's own made absolute, so that every process understands them.
 
     Raises:
-        InputError: a setting that is not allowed, or a prior that is nowhere.
+        InputError: a setting that is not allowed, a prior that is nowhere, or code of one's own that cannot be loaded.
     """
     settings = compose(overrides, options=options)
     if not settings.prior.source:
         raise InputError("--prior is empty; give 'toybox', a folder, a file or a name on the hub, or leave it out.")
     check_prior(settings.prior.source)
-    return replace(settings, prior=replace(settings.prior, source=absolute_source(settings.prior.source)))
+    form, field = absolute_name(settings.distillation.form), settings.fit.field
+    return replace(
+        settings,
+        prior=replace(settings.prior, source=absolute_source(settings.prior.source)),
+        distillation=replace(settings.distillation, form=_loadable(form)),
+        fit=replace(settings.fit, field=replace(field, kind=_loadable(absolute_name(field.kind)))),
+    )
+
+
+def _loadable(name: str) -> str:
+    """The name, once code of one's own behind it could be loaded. Raises InputError."""
+    if is_extension(name):
+        load_extension(name)
+    return name
 
 
 def prepare_text_to_3d(prompt: str, settings: Settings, *, seed: int, out: Path | None) -> PreparedJob:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,51 @@ from jobs.states import FailureKind, State
 from orchestrator.batch.perform import BatchOutcome
 from orchestrator.client.client import Client, NotRunningError, PatientClient, UnavailableError
 from orchestrator.client.prepared_job import PreparedJob
-from orchestrator.host.progress_display import Display
+from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.run.perform import Outcome, artefact_order
 
-__all__ = ["perform_there"]
+__all__ = ["SubmittedJob", "submit_and_wait", "submit_job"]
 
 SECONDS_BETWEEN_LOOKS = 0.3
 SECONDS_TO_CANCEL = 5.0
 
 
-def perform_there(job: PreparedJob, client: Client, *, state: Path, user: str, display: Display) -> Outcome | BatchOutcome:
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job in the queue of a running orchestrator.
+
+    Args:
+        number: its own, as `dreamkiln jobs` shows it. job: what was submitted.
+    """
+
+    number: int
+    job: PreparedJob
+    client: Client
+
+    def status(self) -> dict[str, Any]:
+        """Its state, stage, step, metrics and reason, as `dreamkiln jobs list --json` tells them."""
+        return self.client.get(f"/v1/jobs/{self.number}")["job"]
+
+    def cancel(self) -> None:
+        """End it at its next step; what it has written stays."""
+        self.client.post(f"/v1/jobs/{self.number}/cancel")
+
+    def wait(self, display: Display | None = None) -> Outcome | BatchOutcome:
+        """What it made, once it has ended; a restart of the orchestrator is waited out.
+
+        Raises:
+            InputError, JobFailed: what it failed with. DreamKilnError: it was cancelled, or nobody answers for a minute.
+        """
+        return _outcome(self.job, _Watcher(self.client, self.number, display or SilentDisplay()).follow(until=_has_ended))
+
+
+def submit_job(job: PreparedJob, client: Client, **fields: Any) -> SubmittedJob:
+    """Queue a job; `fields` are those of a request: user, priority, idempotency_key. Raises what the client raises."""
+    request = job.request(state=client.folder.path, **fields)
+    return SubmittedJob(client.post("/v1/jobs", {"jobs": [request]})["jobs"][0]["id"], job, client)
+
+
+def submit_and_wait(job: PreparedJob, client: Client, *, state: Path, user: str, display: Display) -> Outcome | BatchOutcome:
     """Queue the job, or join it if the same one is in the queue, and wait for its end.
 
     Raises:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from diffusion.distillation import Distilled
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
 from orchestrator.prior.deaths import last_words
 from orchestrator.prior.wire import Raised, Wire
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import requests, seeding
-from diffusion.distillation import score_distillation
+from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
 from diffusion.samplers import SAMPLERS, image_to_image
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
 from orchestrator.prior.source import refusal
 
 __all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
@@ -178,7 +178,7 @@ class LocalPrior:
                 weighting=query.weighting,
             )
             _check_finite(answer.gradient, "the gradient", query.prompts)
-            return Distilled(gradient=answer.gradient, target=answer.target)
+            return answer
 
         num = len(query.prompts)
         first = num * _slot(query.prompts[0], int(query.noise_keys[0][0]))

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion.distillation import Distilled
 from diffusion.engine import StepReport
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, Glimpse, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
 from orchestrator.host.threads import use_threads
 from orchestrator.prior.local import LocalPrior, Pending
 

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import InputError
+from jobs.extensions import code_hashes
 from jobs.prior_client import PriorInfo
+from jobs.specs import TextTo3DSpec
 
 __all__ = ["MANIFEST", "begun", "end_attempt", "first_difference", "versions"]
 
@@ -38,13 +40,20 @@ def begun(
         where: the folder, for messages. or_else: what else helps against other weights, such as ", or --overwrite".
 
     Raises:
-        InputError: an earlier attempt used other weights, so that its files and the new ones do not belong together.
+        InputError: an earlier attempt used other weights, or other code of one's own, so that its files and the new ones do
+            not belong together.
     """
     theirs = before.get("prior", {}).get("weights_hash", info.weights_hash)
     if theirs != info.weights_hash:
         raise InputError(
             f"{where} was begun with other weights of the prior ({theirs[:12]}, now {info.weights_hash[:12]}); "
             f"choose another --out, or give --prior with the first one{or_else}."
+        )
+    code = code_hashes(spec.distillation.form, spec.fit.field.kind) if isinstance(spec, TextTo3DSpec) else {}
+    if changed := [name for name, digest in before.get("code", {}).items() if code.get(name, digest) != digest]:
+        raise InputError(
+            f"{where} was begun with other code in {changed[0]}, and its parts would not belong together; choose another "
+            "--out, or put the code back."
         )
     now = _now()
     return {
@@ -54,6 +63,7 @@ def begun(
         "spec": spec.to_json(),
         "fingerprint": spec.fingerprint(),
         "prior": {"name": info.name, "source": spec.prior, "weights_hash": info.weights_hash},
+        **({"code": code} if code else {}),
         "device": device,
         "settings": dict(settings),
         "versions": versions(),

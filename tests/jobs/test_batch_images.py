@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion.distillation import Distilled
 from diffusion.schedule import NoiseSchedule
 from jobs import codec
 from jobs.batch_images import (
@@ -29,7 +30,7 @@ from jobs.batch_images import (
 )
 from jobs.errors import InputError, JobFailed, PriorFailed
 from jobs.images import EditSource
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, PriorInfo
 
 
 class RememberingPrior:

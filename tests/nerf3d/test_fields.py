@@ -63,7 +63,7 @@ def test_every_parameter_has_one_learning_rate(config):
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="choose one of dense_pyramid, hash_grid"):
+    with pytest.raises(ValueError, match="give one of dense_pyramid, hash_grid"):
         make_field(dataclasses.replace(SMALL, kind="octree"))
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from orchestrator.lab.evaluation.report import ImagesReport, MeshesReport
 
-__all__ = ["EvaluationSettings", "main"]
+__all__ = ["EvaluationSettings", "evaluate", "main"]
 
 Kind = Literal["images", "meshes"]
 KINDS: tuple[Kind, ...] = ("images", "meshes")
@@ -41,12 +41,26 @@ def main(
     as_json: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> int:
-    """Score, write the report, print it; returns the exit code 0.
+    """`evaluate`, then the report on stdout, as a table or with `as_json` as JSON and nothing else; returns the exit code 0."""
+    report, folder = evaluate(arguments, out=out, overrides=overrides)
+    if as_json:
+        print(json.dumps({"ok": True, "folder": str(folder), **report.to_json()}, ensure_ascii=False, allow_nan=False))
+        return 0
+    from orchestrator.lab.evaluation.table import print_report
+
+    print_report(report, sys.stdout)
+    print(f"{folder / 'report.json'}\n{folder / 'report.png'}")
+    return 0
+
+
+def evaluate(
+    arguments: Sequence[str | Path], *, out: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> tuple[ImagesReport | MeshesReport, Path]:
+    """Score, and write report.json and report.png; returns the report and the folder that has them.
 
     Args:
         arguments: "images" or "meshes", then run folders; or run folders alone.
         out: the report's folder; by default runs/evaluation-<kind>-<hash of what was asked>.
-        as_json: print the report as JSON, and nothing else, on stdout.
         overrides: fields of `EvaluationSettings`; texts are read as JSON values where they are such. None is skipped.
 
     Raises:
@@ -59,14 +73,7 @@ def main(
     folder = out if out is not None else _default_folder(kind, runs, settings)
     report, page = _evaluate(kind, runs, settings, folder)
     _write(report, page, folder)
-    if as_json:
-        print(json.dumps({"ok": True, "folder": str(folder), **report.to_json()}, ensure_ascii=False, allow_nan=False))
-        return 0
-    from orchestrator.lab.evaluation.table import print_report
-
-    print_report(report, sys.stdout)
-    print(f"{folder / 'report.json'}\n{folder / 'report.png'}")
-    return 0
+    return report, folder
 
 
 def _evaluate(

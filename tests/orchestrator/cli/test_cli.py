@@ -16,6 +16,7 @@ from jobs.errors import DreamKilnError, InputError, UnexpectedError
 from orchestrator.cli import common
 from orchestrator.cli.main import main
 from orchestrator.host.signals import stop_signals_interrupt
+from orchestrator.host.user import user_name
 from tests.fakes import FAST_OVERRIDES
 from tests.orchestrator.conftest import COMMAND, command_environment
 
@@ -174,9 +175,9 @@ def test_a_user_without_a_name_has_a_number(monkeypatch):
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 4_000_000_001)
-    assert common.user_name() == "uid-4000000001"
+    assert user_name() == "uid-4000000001"
     monkeypatch.setenv("USER", "ada")
-    assert common.user_name() == "ada"
+    assert user_name() == "ada"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

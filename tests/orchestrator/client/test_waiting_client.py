@@ -20,7 +20,7 @@ from orchestrator.cli.main import main
 from orchestrator.client import client as client_module
 from orchestrator.client.client import Client
 from orchestrator.client.prepared_job import PreparedJob, compose_here, prepare_images
-from orchestrator.client.waiting_client import perform_there
+from orchestrator.client.waiting_client import submit_and_wait
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
 from orchestrator.daemon.reports import Failed, Report, Succeeded
@@ -124,7 +124,7 @@ def test_the_same_job_is_joined_and_one_that_is_paused_goes_on(rig: Rig, tmp_pat
     job, client = prepared(tmp_path), Client(rig.folder)
     client.post("/v1/jobs", {"jobs": [job.request(state=rig.folder.path, is_paused=True)]})
     rig.workers.script = [DONE]
-    outcome = perform_there(job, client, state=rig.folder.path, user="me", display=SilentDisplay())
+    outcome = submit_and_wait(job, client, state=rig.folder.path, user="me", display=SilentDisplay())
     assert outcome.artefacts == ("grid.png",) and len(rig.ledger.jobs.recent()) == 1
 
 
@@ -135,7 +135,7 @@ def test_ctrl_c_cancels_the_job(rig: Rig, tmp_path):
 
     rig.workers.script = [Progress(stage="draw", step=1, total=2)]
     with pytest.raises(Interrupted, match=r"Cancelled job 1 at step 1 of 2 of draw in .*; the same"):
-        perform_there(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=Impatient())
+        submit_and_wait(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=Impatient())
     assert rig.state(1) == State.CANCELLED and rig.worker(1).is_killed
 
 
@@ -186,7 +186,7 @@ def test_a_waiting_command_bears_a_restart_at_another_port(rig: ServedRig, tmp_p
     monkeypatch.setattr(client_module, "SECONDS_BETWEEN_TRIES", 0.1)
     rig.workers.script = [Progress(stage="draw", step=1, total=2)]
     before, display = rig.server.url, Restarts(rig, goes_on=True)
-    outcome = perform_there(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=display)
+    outcome = submit_and_wait(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=display)
     assert outcome.artefacts == ("grid.png",) and rig.server.url != before
     assert [before in text and "Trying again for 60 s" in text for text in display.said] == [False, True]
 
@@ -197,7 +197,7 @@ def test_a_waiting_command_ends_when_nobody_answers_any_more(rig: ServedRig, tmp
     rig.workers.script = [Progress(stage="draw", step=1, total=2)]
     display = Restarts(rig, goes_on=False)
     with pytest.raises(DreamKilnError, match=r"not answered .* job 1 goes on .* the same command joins it") as failed:
-        perform_there(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=display)
+        submit_and_wait(prepared(tmp_path), Client(rig.folder), state=rig.folder.path, user="me", display=display)
     assert failed.value.exit_code == 1 and sum("Trying again" in text for text in display.said) == 1
     assert rig.state(1) == State.RUNNING
 

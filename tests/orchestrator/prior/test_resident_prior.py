@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.distillation import Distilled
 from diffusion.engine import EngineConfig
 from diffusion.prior import Prior
 from diffusion.requests import Guidance
 from diffusion.seeding import normal_rows, stream
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, Distilled, DrawRequest
+from jobs.prior_client import DistillationQuery, DrawRequest
 from orchestrator.prior.local import LocalPrior, load_prior
 from orchestrator.prior.resident import ResidentPrior
 from tests.fakes import FakePrior

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from diffusion.distillation import Distilled
 from jobs.events import Checkpoint
-from jobs.prior_client import DistillationQuery, Distilled, PriorInfo
+from jobs.prior_client import DistillationQuery, PriorInfo
 from jobs.specs import TextTo3DSpec
 from jobs.text_to_3d import text_to_3d
 from orchestrator.prior.local import load_prior
