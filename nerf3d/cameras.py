@@ -11,6 +11,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+_BLENDER_FROM_OURS = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+
 
 @dataclasses.dataclass(frozen=True)
 class Cameras:
@@ -74,6 +76,16 @@ class Cameras:
         local = torch.nn.functional.normalize(torch.stack([x, y, -torch.ones_like(x)], -1), dim=-1)
         directions = torch.einsum("vij,vhwj->vhwi", self.camera_to_world[:, :3, :3], local)
         return self.camera_to_world[:, None, None, :3, 3].expand_as(directions), directions
+
+    def pose_vectors(self) -> Tensor:
+        """(V, 16): what multi-view priors are told of each camera, as MVDream does (arXiv:2308.16512, section 3.1).
+
+        The camera-to-world matrix in Blender's frame (z up; our front, +Z, is its -y), its translation scaled to length
+        1, row by row.
+        """
+        matrices = _BLENDER_FROM_OURS.to(self.camera_to_world) @ self.camera_to_world
+        matrices[:, :3, 3] /= matrices[:, :3, 3].norm(dim=-1, keepdim=True)
+        return matrices.flatten(1)
 
     def __len__(self) -> int:
         return len(self.radius)

@@ -40,3 +40,9 @@ def view_phrase(azimuth_degrees: float, elevation_degrees: float) -> str:
 def all_view_phrases() -> tuple[str, ...]:
     """Every phrase that `view_phrase` can give: 24 of them."""
     return tuple(s + suffix for s in SECTORS for suffix in ("", " from above", " from below"))
+
+
+def mirrored_phrase(phrase: str) -> str:
+    """The phrase of the camera on the object's other side: left and right exchanged, else front and back."""
+    one, other = ("left", "right") if "left" in phrase or "right" in phrase else ("front", "back")
+    return " ".join({one: other, other: one}.get(word, word) for word in phrase.split())

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.networks.multi_view import NUM_POSITION, Views
+
 KeyValue = tuple[Tensor, Tensor]
 """What a layer attends to, (B, S, D) each, its heads side by side."""
 
@@ -75,7 +77,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention on the text, feed-forward; each pre-normalised and residual."""
+    """Self-attention, cross-attention on the text, feed-forward; each pre-normalised and residual.
+
+    Self-attention runs over the tokens of a row, or over those of all views of a group (2308.16512 section 3.1).
+    """
 
     def __init__(self, dim: int, num_heads: int, context_dim: int) -> None:
         super().__init__()
@@ -84,21 +89,35 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(dim, num_heads, context_dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, tokens_BLD: Tensor, text: KeyValue) -> Tensor:
-        """(B, L, D), `attn2`'s keys and values (B, S, D) -> (B, L, D)."""
-        tokens = tokens_BLD + self.attn1(self.norm1(tokens_BLD))
+    def forward(self, tokens_BLD: Tensor, text: KeyValue, joined: Views | None = None) -> Tensor:
+        """(B, L, D), `attn2`'s keys and values (B, S, D) -> (B, L, D). joined: groups that attend to each other."""
+        normed = self.norm1(tokens_BLD)
+        attended = self.attn1(normed) if joined is None else self.attn1(joined.group(normed)).reshape(normed.shape)
+        tokens = tokens_BLD + attended
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         return tokens + self.ff(self.norm3(tokens))
 
 
 class SpatialTransformer(nn.Module):
-    """A feature map as tokens through `depth` transformer blocks, with a residual around the whole."""
+    """A feature map as tokens through `depth` transformer blocks, with a residual around the whole.
+
+    joins_views: self-attention runs over the views of a group. takes_positions: tokens are told where they look.
+    """
 
     def __init__(
-        self, channels: int, num_heads: int, context_dim: int, *, depth: int, groups: int, use_linear_projection: bool
+        self,
+        channels: int,
+        num_heads: int,
+        context_dim: int,
+        *,
+        depth: int,
+        groups: int,
+        use_linear_projection: bool,
+        joins_views: bool = False,
+        takes_positions: bool = False,
     ) -> None:
         super().__init__()
-        self.use_linear_projection = use_linear_projection
+        self.use_linear_projection, self.joins_views = use_linear_projection, joins_views
         # 1e-6 here and 1e-5 in the residual blocks: as published, and invisible at fp32 tolerances if confused.
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         project = (
@@ -106,17 +125,21 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_in, self.proj_out = project(), project()
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, num_heads, context_dim) for _ in range(depth))
+        self.to_position = nn.Linear(NUM_POSITION, channels) if takes_positions else None
 
-    def forward(self, x_BCHW: Tensor, text: Iterator[KeyValue]) -> Tensor:
+    def forward(self, x_BCHW: Tensor, text: Iterator[KeyValue], views: Views | None = None) -> Tensor:
         """(B, C, H, W), of which each block takes the next keys and values (B, S, C) -> (B, C, H, W)."""
         height, width = x_BCHW.shape[-2:]
         h = self.norm(x_BCHW)
+        if self.to_position is not None and views is not None:
+            h = views.with_positions(h, self.to_position)
+        joined = views if self.joins_views and views is not None and views.num_views > 1 else None
         if self.use_linear_projection:
             h = self.proj_in(h.flatten(2).transpose(1, 2))
         else:
             h = self.proj_in(h).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
-            h = block(h, next(text))
+            h = block(h, next(text), joined)
         if self.use_linear_projection:
             h = self.proj_out(h).transpose(1, 2).unflatten(-1, (height, width))
         else:

@@ -1,7 +1,7 @@
 """The text-conditional UNet of latent diffusion / Stable Diffusion (arXiv:2112.10752), under its published names.
 
 One class holds the toybox prior, Stable Diffusion 1.x and 2.x, and SDXL (2307.01952): its configuration is the
-`unet/config.json` of the published folders, its state dict has their keys.
+`unet/config.json` of the published folders, its state dict has their keys. With `multi_view` it is MVDream's, too.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import AttentionPooling, KeyValue, SpatialTransformer
+from diffusion.networks.multi_view import CameraEmbedding, MultiViewConfig, Views
 from diffusion.networks.projected_context import ProjectedContext, cross_attentions
 from diffusion.networks.published import from_published
 
@@ -28,7 +29,10 @@ def per_level(value: Any, levels: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """`unet/config.json`. `attention_head_dim` is, in every published file, the NUMBER of heads."""
+    """`unet/config.json`. `attention_head_dim` is, in every published file, the NUMBER of heads.
+
+    `multi_view` is no field of that file: what a network has beyond the published one lies beside it.
+    """
 
     sample_size: int = 64
     in_channels: int = 4
@@ -50,6 +54,7 @@ class UNetConfig:
     addition_embed_type_num_heads: int = 64
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+    multi_view: MultiViewConfig | None = None
 
     SUPPORTED_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
     # Settings of the published class that would change the result and that no Stable Diffusion uses.
@@ -235,10 +240,10 @@ class UNetBlock(nn.Module):
         elif resample == "up":
             self.upsamplers = nn.ModuleList([Resampler(out_channels, up=True)])
 
-    def step(self, index: int, x: Tensor, temb: Tensor, text: Iterator[KeyValue]) -> Tensor:
+    def step(self, index: int, x: Tensor, temb: Tensor, text: Iterator[KeyValue], views: Views | None) -> Tensor:
         """Residual block `index` and, where there is one, its transformer."""
         x = self.resnets[index](x, temb)
-        return self.attentions[index](x, text) if hasattr(self, "attentions") else x
+        return self.attentions[index](x, text, views) if hasattr(self, "attentions") else x
 
 
 class MidBlock(UNetBlock):
@@ -248,9 +253,9 @@ class MidBlock(UNetBlock):
         super().__init__([channels, channels], channels, None, **resnet)
         self.attentions = nn.ModuleList([SpatialTransformer(channels, **transformer)])
 
-    def forward(self, x: Tensor, temb: Tensor, text: Iterator[KeyValue]) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, text: Iterator[KeyValue], views: Views | None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), text), temb)
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb), text, views), temb)
 
 
 class UNet2DCondition(nn.Module):
@@ -264,6 +269,7 @@ class UNet2DCondition(nn.Module):
         heads = per_level(config.attention_head_dim, levels)
         depth = per_level(config.transformer_layers_per_block, levels)
         temb_dim = config.time_embedding_dim or 4 * channels[0]
+        multi_view = config.multi_view
         resnet = {"temb_dim": temb_dim, "groups": config.norm_num_groups, "eps": config.norm_eps}
 
         def transformer(level: int) -> dict[str, Any]:
@@ -273,6 +279,8 @@ class UNet2DCondition(nn.Module):
                 "depth": depth[level],
                 "groups": config.norm_num_groups,
                 "use_linear_projection": config.use_linear_projection,
+                "joins_views": multi_view is not None and multi_view.joins(level),
+                "takes_positions": multi_view is not None and level in multi_view.position_levels,
             }
 
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
@@ -282,6 +290,7 @@ class UNet2DCondition(nn.Module):
             self.add_embedding = TextTimeEmbedding(config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads)
         elif config.addition_embed_type == "text_time":
             self.add_embedding = TextSizeEmbedding(config, temb_dim)
+        self.camera_embed = None if multi_view is None else CameraEmbedding(temb_dim)
 
         skips = [channels[0]]
         self.down_blocks = nn.ModuleList()
@@ -326,7 +335,28 @@ class UNet2DCondition(nn.Module):
         """Width of a `ProjectedContext`'s embedding; 0 where it has none."""
         return 0 if self.add_embedding is None else self.time_embedding.linear_2.out_features
 
-    def forward(self, x_BCHW: Tensor, t: Tensor, context: Tensor | ProjectedContext, added_BA: Tensor | None = None) -> Tensor:
+    def views(self, cameras_BM: Tensor | None, num_views: int) -> Views | None:
+        """How the rows of a forward belong together; None where each is a picture of its own.
+
+        Raises:
+            ValueError: cameras or groups for a network without `multi_view`.
+        """
+        if cameras_BM is None and num_views == 1:
+            return None
+        if self.config.multi_view is None:
+            raise ValueError(f"cameras or groups of {num_views} views for a UNet without multi_view; expected single pictures")
+        return Views(self.config.multi_view, cameras_BM, num_views)
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        t: Tensor,
+        context: Tensor | ProjectedContext,
+        added_BA: Tensor | None = None,
+        *,
+        cameras_BM: Tensor | None = None,
+        num_views: int = 1,
+    ) -> Tensor:
         """Predicts for noisy latents.
 
         Args:
@@ -335,10 +365,16 @@ class UNet2DCondition(nn.Module):
             context: text states (B, S, cross_attention_dim), or what `project_context` made of them.
             added_BA: (B, added_dim), pooled text and sizes in pixels, where the configuration has "text_time"; unused with
                 a `ProjectedContext`, which holds what became of it.
+            cameras_BM: (B, 16), see `diffusion.networks.multi_view`; zeros, or None for all rows, where there is none.
+            num_views: so many neighbouring rows are views of one object, and attend to each other.
 
         Returns:
             (B, out_channels, H, W).
+
+        Raises:
+            ValueError: cameras or groups for a network without `multi_view`.
         """
+        views = self.views(cameras_BM, num_views)
         config = self.config
         sinusoids = timestep_embedding(
             t, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
@@ -350,21 +386,25 @@ class UNet2DCondition(nn.Module):
             embedding = self.embed_context(context, added_BA)
             text = (layer.key_value(context) for layer in self._cross_attentions)
         temb = self.time_embedding(sinusoids.to(x_BCHW.dtype))
-        temb = F.silu(temb if embedding is None else temb + embedding)
+        if embedding is not None:
+            temb = temb + embedding
+        if self.camera_embed is not None and cameras_BM is not None:
+            temb = temb + self.camera_embed(cameras_BM)
+        temb = F.silu(temb)
 
         x = self.conv_in(x_BCHW)
         skips = [x]
         for block in cast(list[UNetBlock], self.down_blocks):
             for index in range(len(block.resnets)):
-                x = block.step(index, x, temb, text)
+                x = block.step(index, x, temb, text, views)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block(x, temb, text)
+        x = self.mid_block(x, temb, text, views)
         for block in cast(list[UNetBlock], self.up_blocks):
             for index in range(len(block.resnets)):
-                x = block.step(index, torch.cat([x, skips.pop()], dim=1), temb, text)
+                x = block.step(index, torch.cat([x, skips.pop()], dim=1), temb, text, views)
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

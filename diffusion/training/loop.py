@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.errors import DiffusionError
+from diffusion.precision import autocast
 from diffusion.seeding import stream
 from diffusion.training.muon import Muon
 
@@ -96,19 +97,28 @@ class TrainProgress:
 NOT_HIDDEN = ("embedding", "conv_in", "conv_out")
 """Matrices in whose name one of these occurs are no maps between hidden spaces: AdamW trains them."""
 
+CAMERA_PARTS = ("camera_embed", "to_position")
+"""AdamW trains these at `CAMERA_RATE` times the rate: they begin at nothing beside a network that has learned."""
+
+CAMERA_RATE = 4.0
+
 
 def make_optimizers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all trained parameters, or Muon for the hidden matrices and AdamW for the rest."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    of_cameras = [p for name, p in trained if any(part in name for part in CAMERA_PARTS)]
+    named = [(name, p) for name, p in trained if not any(part in name for part in CAMERA_PARTS)]
     hidden = [p for name, p in named if p.ndim >= 2 and not any(part in name for part in NOT_HIDDEN)]
     if config.optimizer == "adamw":
         hidden = []
     taken = {id(p) for p in hidden}
     rest = [p for _, p in named if id(p) not in taken]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if of_cameras:
+        groups.append({"params": of_cameras, "weight_decay": 0.0, "rate_scale": CAMERA_RATE})
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)]
     if hidden:
         optimizers.append(Muon(hidden, lr=config.learning_rate, weight_decay=config.weight_decay))
@@ -214,7 +224,7 @@ def train(
     Args:
         loss: the objective over a batch of row indices.
         num_rows: size of the data set that indices are drawn from.
-        device: "cpu" or "cuda"; the forward pass runs in bfloat16 autocast on both.
+        device: "cpu" or "cuda"; the forward pass runs in bfloat16 where that is fast (`diffusion.precision`).
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -225,7 +235,7 @@ def train(
         started = time.perf_counter()
         generator = stream(config.seed, "train", state.step)
         rows = torch.randint(num_rows, (config.batch_size,), generator=generator)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             value, metrics = loss(rows, generator)
         if not torch.isfinite(value):
             raise FloatingPointError(
@@ -237,7 +247,7 @@ def train(
         rate = config.learning_rate_at(state.step)
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate_scale", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         decay = config.ema_decay_at(state.step)

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from diffusion.precision import has_fast_bfloat16
+
 
 def orthogonalised(matrix: Tensor, num_iterations: int = 5) -> Tensor:
-    """About U V^T of a matrix U S V^T, shape (R, C), in bfloat16, by the quintic Newton-Schulz iteration.
+    """About U V^T of a matrix U S V^T, shape (R, C), by the quintic Newton-Schulz iteration, in bfloat16 where that is fast.
 
     The coefficients are Jordan's: singular values end between about 0.7 and 1.2, which is near enough, in few iterations.
     """
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if has_fast_bfloat16(matrix.device.type) else matrix.float()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from nerf3d.toybox.kinds import KINDS, Kind
 from nerf3d.toybox.words import COLOURS, PREFIXES, PROPORTIONS, article
-from nerf3d.view_words import all_view_phrases
+from nerf3d.view_words import all_view_phrases, mirrored_phrase
 
 _MASS_NOUNS = {"icing", "dough", "wax", "filling"}
 _SINGULAR_IN_S = {"canvas"}
@@ -72,6 +72,12 @@ def _two_colours(kind: Kind, main: str, second: Second, proportion: str, form: f
     if form < 0.44 and len(kind.parts) == 2:
         return f"{proportion} {main} and {second[1]} {kind.name}".strip()
     return f"{proportion} {main} {kind.name} with {extra}".strip()
+
+
+def mirrored(caption: str) -> str:
+    """The same sentence seen from the object's other side; one without view words becomes a near miss."""
+    found = _VIEW.search(caption)
+    return caption[: found.start(1)] + mirrored_phrase(found[1]) if found else near_miss(caption)
 
 
 def near_miss(prompt: str) -> str:

@@ -23,11 +23,15 @@ PROPORTION_SHARE = 0.08
 
 TWO_COLOUR_SHARE = 0.45
 VIEW_WORDS_SHARE = 0.9
+MIN_ELEVATION, MAX_ELEVATION = -10.0, 65.0
 LOW_VIEW_SHARE = 0.78
 """Share of cameras at elevations -10 to 40 degrees; the others are at 40 to 65."""
 
 MIN_BACKGROUND_DISTANCE = 0.15
 SIZE_JITTER = 0.12
+
+ELEVATION_JITTER = 8.0
+"""Degrees by which the views of one object differ from the first one's elevation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,32 @@ def make_item(index: int, *, seed: int = 0, held_out: bool = False, paint: Seque
     )
 
 
+def make_views(index: int, num_views: int, *, seed: int = 0, held_out: bool = False) -> list[Item]:
+    """The item with this index from num_views cameras, evenly spaced around it from its own one on.
+
+    Elevations differ by up to ELEVATION_JITTER; each view has a light of its own, all have one background. With one view,
+    exactly `make_item`.
+    """
+    first = make_item(index, seed=seed, held_out=held_out)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, num_views])))
+    u = iter(rng.random(8 * num_views).tolist())
+    return [first, *(_turned(first, 360.0 * view / num_views, u) for view in range(1, num_views))]
+
+
+def _turned(item: Item, degrees: float, u: Iterator[float]) -> Item:
+    azimuth = (item.azimuth_degrees + degrees) % 360.0
+    elevation = item.elevation_degrees + ELEVATION_JITTER * (2 * next(u) - 1)
+    elevation = min(max(elevation, MIN_ELEVATION), MAX_ELEVATION)
+    worded = next(u) < VIEW_WORDS_SHARE
+    return dataclasses.replace(
+        item,
+        azimuth_degrees=azimuth,
+        elevation_degrees=elevation,
+        light=_draw_light(azimuth, elevation, u),
+        caption=f"{item.prompt}, {view_phrase(azimuth, elevation)}" if worded else item.prompt,
+    )
+
+
 def items_of_kinds(kinds: Collection[str], *, seed: int = 0) -> Iterator[int]:
     """The indices, without end, of the items of these kinds, without building the others."""
     names = list(KINDS)
@@ -154,7 +184,7 @@ def _draw_palette(colours: Sequence[str], u: Iterator[float]) -> list[Rgb]:
 
 def _draw_elevation(u: Iterator[float]) -> float:
     low = next(u) < LOW_VIEW_SHARE
-    return -10.0 + 50.0 * next(u) if low else 40.0 + 25.0 * next(u)
+    return MIN_ELEVATION + 50.0 * next(u) if low else 40.0 + (MAX_ELEVATION - 40.0) * next(u)
 
 
 def _draw_light(azimuth: float, elevation: float, u: Iterator[float]) -> Rgb:

@@ -3,7 +3,8 @@
     FOLDER/items-000000000.safetensors   images (n, 3, size, size) uint8; metadata: items (JSON)
     FOLDER/items-000000000.jsonl         one record per image, in the same order
 
-The number is the first item's index, or its place among the items of the kinds that are wanted. The images are moved
+The number is the first item's index, or its place among the items of the kinds that are wanted. With several views of
+each object an item has as many images, one after the other. The images are moved
 into place last, so a shard whose images exist is finished.
 """
 
@@ -23,7 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nerf3d.toybox.items import Item, items_of_kinds
+from nerf3d.toybox.items import Item, items_of_kinds, make_views
+from nerf3d.toybox.render import render_items
 from nerf3d.toybox.studio import Look, render_look
 
 _IMAGES = "items-{:09d}.safetensors"
@@ -48,6 +50,7 @@ class _Plan:
     device: str
     look: Look
     kinds: tuple[str, ...] | None
+    views: int
 
     @property
     def images_path(self) -> Path:
@@ -61,6 +64,8 @@ class _Plan:
             told["look"] = self.look
         if self.kinds is not None:
             told["kinds"] = self.kinds
+        if self.views != 1:
+            told["views"] = self.views
         return {"items": json.dumps(told)}
 
     @property
@@ -82,22 +87,27 @@ def write_shards(
     device: str = "cpu",
     look: Look = "scene",
     kinds: Sequence[str] | None = None,
+    views: int = 1,
 ) -> Iterator[Path]:
     """Renders items start ... start + num_images - 1 and yields each shard's image file once it is there, in order.
 
     Nothing runs before the first `next`. Finished shards are kept, so an interrupted call is simply repeated.
     workers: processes, one thread each (1 draws in this process). The files do not depend on workers.
     look: see `studio.Look`. kinds: the only ones that are drawn; start and num_images then count these.
+    views: images of each item, from cameras evenly spaced around it, of the "scene" look alone.
     Raises ValueError when a finished shard came from other arguments, or when a count is under 1.
     """
-    for name, value in (("num_images", num_images), ("shard_size", shard_size), ("workers", workers)):
+    counts = {"num_images": num_images, "shard_size": shard_size, "workers": workers, "views": views}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1, because nothing can be drawn with less.")
+    if views > 1 and look != "scene":
+        raise ValueError(f"{views} views of each item were asked for in the look {look!r}; only 'scene' has several cameras.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stop, only = start + num_images, None if kinds is None else tuple(sorted(kinds))
     plans = [
-        _Plan(folder, first, min(shard_size, stop - first), seed, size, device, look, only)
+        _Plan(folder, first, min(shard_size, stop - first), seed, size, device, look, only, views)
         for first in range(start, stop, shard_size)
     ]
     todo = [plan for plan in plans if not _is_finished(plan)]
@@ -159,7 +169,11 @@ def _write(plan: _Plan) -> Path:
     indices = plan.indices
     for first in range(0, plan.num_images, _ITEMS_PER_CALL):
         some = indices[first : first + _ITEMS_PER_CALL]
-        items, rgb = render_look(some, plan.look, seed=plan.seed, size=plan.size, device=plan.device)
+        if plan.views > 1:
+            items = [view for index in some for view in make_views(index, plan.views, seed=plan.seed)]
+            rgb = render_items(items, size=plan.size, device=plan.device)[0]
+        else:
+            items, rgb = render_look(some, plan.look, seed=plan.seed, size=plan.size, device=plan.device)
         images.append((rgb * 255).round().to(torch.uint8).cpu())
         records += [json.dumps(record(item)) for item in items]
     lines = plan.images_path.with_suffix(".jsonl")

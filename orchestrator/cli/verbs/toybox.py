@@ -31,6 +31,7 @@ def render(
     seed: common.Seed = 0,
     size: Annotated[int, typer.Option(help="Pixels per side, 8 to 1,024.")] = 64,
     shard_size: Annotated[int, typer.Option(help="Items per shard.")] = 4096,
+    views: Annotated[int, typer.Option(help="Pictures of each item, from cameras evenly spaced around it, 1 to 64.")] = 1,
     workers: Annotated[int, typer.Option(help="Processes; 0 for one per core.")] = 0,
     preview: Annotated[bool, typer.Option("--preview", help=f"Only OUT/preview.png with {PREVIEW_ITEMS} items.")] = False,
 ) -> None:
@@ -41,6 +42,7 @@ def render(
         "--seed": (seed, 0, 2**63 - 1),
         "--size": (size, 8, 1024),
         "--shard-size": (shard_size, 1, 10**6),
+        "--views": (views, 1, 64),
         "--workers": (workers, 0, 1024),
     }
     for name, (value, least, most) in bounds.items():
@@ -54,7 +56,7 @@ def render(
         if preview:
             print(_write_preview(out, start=start, seed=seed, size=size))
         else:
-            _write_shards(out, num_items, start, seed, size, shard_size, workers or len(os.sched_getaffinity(0)))
+            _write_shards(out, num_items, start, seed, size, shard_size, views, workers or len(os.sched_getaffinity(0)))
 
 
 def _write_preview(out: Path, *, start: int, seed: int, size: int) -> Path:
@@ -68,7 +70,9 @@ def _write_preview(out: Path, *, start: int, seed: int, size: int) -> Path:
     return write_image_grid(to_uint8(rgb), out / "preview.png", metadata={"seed": str(seed), "start": str(start)})
 
 
-def _write_shards(out: Path, num_items: int, start: int, seed: int, size: int, shard_size: int, workers: int) -> None:
+def _write_shards(
+    out: Path, num_items: int, start: int, seed: int, size: int, shard_size: int, views: int, workers: int
+) -> None:
     from jobs.events import Progress
     from jobs.pace import Pace
     from nerf3d.toybox.shards import write_shards
@@ -79,7 +83,9 @@ def _write_shards(out: Path, num_items: int, start: int, seed: int, size: int, s
     try:
         with make_display() as display:
             display.event(Progress(stage="render", step=0, total=total))
-            shards = write_shards(out, num_items, shard_size=shard_size, start=start, seed=seed, size=size, workers=workers)
+            shards = write_shards(
+                out, num_items, shard_size=shard_size, start=start, seed=seed, size=size, workers=workers, views=views
+            )
             for number, _ in enumerate(shards, 1):
                 left = pace.lap(left=total - number)
                 display.event(Progress(stage="render", step=number, total=total, seconds_left=left))

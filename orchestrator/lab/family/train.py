@@ -16,6 +16,7 @@ from diffusion.errors import DiffusionError
 from diffusion.models import MODELS, model_class
 from diffusion.models.base import Model, SampleRequest
 from diffusion.networks.pixel_unet import PixelUNetConfig
+from diffusion.precision import autocast
 from diffusion.training.loop import LoopConfig, Loss, TrainProgress, TrainState, train
 from jobs.codec import near_matches, to_plain
 from jobs.errors import InputError, Interrupted, JobFailed
@@ -279,7 +280,7 @@ def loss_of(model: Model, data: Data, device: str) -> Loss:
         batch = data.batch(rows)
         labels = None if batch.labels is None else batch.labels.to(device)
         batch = dataclasses.replace(batch, x=batch.x.to(device), labels=labels)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=not points):
+        with autocast(torch.device(device).type, enabled=not points):
             return model.loss(batch, generator)
 
     return loss

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.precision import autocast
 from jobs.events import Progress
 from orchestrator.host.atomic import write_bytes
 from orchestrator.lab.training.pictures import Pictures
@@ -42,7 +43,7 @@ def encode(data: Pictures, autoencoder: AutoencoderTiny, root: Path, *, device: 
     module, started, encoded = autoencoder.to(device), time.monotonic(), []
     yield Progress(stage="latents", step=0, total=len(data))
     for rows in torch.arange(len(data)).split(CHUNK):
-        with torch.no_grad(), torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.no_grad(), autocast(torch.device(device).type):
             encoded.append(module.encode(data.batch(rows).to(device)).half().cpu().contiguous())
         done = int(rows[-1]) + 1
         left = (time.monotonic() - started) / done * (len(data) - done)

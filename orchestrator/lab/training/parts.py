@@ -1,4 +1,4 @@
-"""The four parts in training: what module, what data, what objective."""
+"""The parts in training: what module, what data, what objective."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.layout import channels_last
@@ -18,8 +18,9 @@ from diffusion.training.autoencoder import reconstruction_loss
 from diffusion.training.contrastive import clip_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss
 from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, load_average, train
+from diffusion.training.multi_view import ViewData, multi_view_loss, with_views
 from jobs.errors import InputError
-from nerf3d.toybox.captions import near_miss
+from nerf3d.toybox.captions import mirrored, near_miss
 from orchestrator.host.atomic import write_text
 from orchestrator.lab.training import recipe
 from orchestrator.lab.training.latents import all_latents
@@ -138,11 +139,60 @@ def denoiser(data: Pictures, root: Path, config: LoopConfig, device: str) -> Par
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 
 
+def view_denoiser() -> TextConditionedDenoiser:
+    """The UNet that is told its cameras and the towers, untrained."""
+    unet = channels_last(UNet2DCondition(replace(recipe.UNET, multi_view=recipe.MULTI_VIEW, addition_embed_type=None)))
+    return TextConditionedDenoiser(unet, Clip(recipe.clip_config(recipe.toybox_tokenizer())))
+
+
+def _grown(denoiser: TextConditionedDenoiser, data: Pictures) -> dict[str, Tensor]:
+    """The weights that `view_denoiser` begins with: those of the denoiser, its pooled text at what it is on average."""
+    tokenizer, unet = recipe.toybox_tokenizer(), denoiser.unet
+    with torch.no_grad():
+        states = denoiser.clip.text(tokenizer(data.captions[:512]))
+        unet = with_views(unet, recipe.MULTI_VIEW, pooled=unet.embed_context(states, None))
+    return TextConditionedDenoiser(unet, denoiser.clip).state_dict()
+
+
+def views(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
+    """The trained denoiser with cameras, on groups of views of one object and on single pictures.
+
+    Raises:
+        InputError: the pictures are no groups of as many views as the recipe has.
+    """
+    if data.num_views != recipe.MULTI_VIEW.num_views:
+        raise InputError(
+            f"The pictures show each object from {data.num_views} sides, but the views are trained on "
+            f"{recipe.MULTI_VIEW.num_views}; render them: 'dreamkiln toybox render --views {recipe.MULTI_VIEW.num_views}'."
+        )
+    tokenizer = recipe.toybox_tokenizer()
+    torch.manual_seed(config.seed)
+    module = view_denoiser()
+    if not (root / "views" / CHECKPOINT).exists():
+        module.load_state_dict(_grown(load_averaged(joint_denoiser(), root / "denoiser"), data))
+    latents = all_latents(data, trained_autoencoder(root), root, device=device)
+    view_data = ViewData(
+        num_objects=len(data) // data.num_views,
+        num_views=data.num_views,
+        latents=lambda rows: latents[rows].float().to(device).contiguous(memory_format=torch.channels_last),
+        cameras=data.cameras.to(device),
+        prompt_ids=tokenizer(data.prompts[:: data.num_views]).to(torch.int16).to(device),
+        caption_ids=tokenizer(data.captions).to(torch.int16).to(device),
+        mirrored_ids=tokenizer([mirrored(caption) for caption in data.captions]).to(torch.int16).to(device),
+        empty_ids=empty_tokens(tokenizer, 1)[0].to(device),
+        images=lambda rows: data.batch(rows).to(device),
+    )
+    state = started(module.to(device), root / "views", config)
+    loss = multi_view_loss(module, recipe.SCHEDULE, view_data)
+    return Part(state, train(state, loss, config, num_rows=view_data.num_objects, device=device))
+
+
 PARTS: dict[str, Callable[[Pictures, Path, LoopConfig, str], Part]] = {
     "autoencoder": autoencoder,
     "clip": clip,
     "judge": judge,
     "denoiser": denoiser,
+    "views": views,
 }
 
 

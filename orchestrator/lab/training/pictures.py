@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jobs.errors import InputError
+from nerf3d.cameras import Cameras
 from nerf3d.toybox.shards import read_shards
 
 
@@ -18,11 +19,15 @@ class Pictures:
 
     Attributes:
         images: (N, 3, H, W) uint8. captions: with view words. prompts: without.
+        cameras: (N, 16), see `Cameras.pose_vectors`.
+        num_views: pictures of each object, one after the other.
     """
 
     images: Tensor
     captions: list[str]
     prompts: list[str]
+    cameras: Tensor
+    num_views: int
 
     @classmethod
     def load(cls, folder: Path) -> "Pictures":
@@ -39,7 +44,10 @@ class Pictures:
             ) from error
         records = [record for shard in shards for record in shard.records]
         images = torch.cat([shard.images for shard in shards])
-        return cls(images, [r["caption"] for r in records], [r["prompt"] for r in records])
+        cameras = Cameras.orbit([r["azimuth_degrees"] for r in records], [r["elevation_degrees"] for r in records])
+        num_views = sum(record["index"] == records[0]["index"] for record in records)
+        captions, prompts = [r["caption"] for r in records], [r["prompt"] for r in records]
+        return cls(images, captions, prompts, cameras.pose_vectors(), num_views)
 
     def batch(self, rows: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1], channels last."""

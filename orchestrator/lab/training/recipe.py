@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from diffusion.networks.autoencoder_tiny import AutoencoderTinyConfig
+from diffusion.networks.multi_view import MultiViewConfig
 from diffusion.networks.unet import UNetConfig
 from diffusion.schedule import NoiseSchedule
 from diffusion.text.clip import ClipConfig, TextConfig
@@ -36,6 +37,8 @@ UNET = UNetConfig(
     addition_embed_type="text",
     addition_embed_type_num_heads=3,
 )
+# What the denoiser becomes when it is told its cameras; the features of places go where its transformers are (8x8 and 4x4).
+MULTI_VIEW = MultiViewConfig(num_views=4, position_levels=(1, 2))
 SCHEDULE = NoiseSchedule(
     beta_schedule="squaredcos_cap_v2",
     prediction_type="v_prediction",
@@ -48,6 +51,9 @@ LOOPS = {
     "clip": LoopConfig(num_steps=480, batch_size=128, learning_rate=1e-3, warmup_steps=60, ema_decay=0.995),
     "judge": LoopConfig(num_steps=1600, batch_size=128, learning_rate=1e-3, warmup_steps=60, ema_decay=0.995, seed=7),
     "denoiser": LoopConfig(num_steps=5000, batch_size=96, learning_rate=1.2e-3, optimizer="muon"),
+    "views": LoopConfig(
+        num_steps=4200, batch_size=96, learning_rate=1e-3, warmup_steps=50, decay_fraction=0.5, optimizer="muon"
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Runs one part's training: progress with time left, a log, a checkpoint every two minutes, a loss plot, sample grids."""
 
+import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from diffusion.training.loop import LoopConfig, TrainProgress
+from diffusion.training.denoiser import TextConditionedDenoiser
+from diffusion.training.loop import LoopConfig, TrainProgress, TrainState
 from jobs.codec import from_plain, to_plain
 from jobs.errors import InputError
 from jobs.events import Progress
@@ -15,6 +17,7 @@ from orchestrator.host.atomic import clear_output_errors
 from orchestrator.host.progress_display import Display
 from orchestrator.lab.training import recipe
 from orchestrator.lab.training.assemble import assemble
+from orchestrator.lab.training.gate import Gate, plot_gates
 from orchestrator.lab.training.latents import encode
 from orchestrator.lab.training.parts import CHECKPOINT, PARTS, measure_scaling, trained_autoencoder
 from orchestrator.lab.training.pictures import Pictures
@@ -22,6 +25,7 @@ from orchestrator.run.folder import held_folder
 
 CHECKPOINT_SECONDS = 120
 GRID_STEPS = 500
+GATE_STEPS = 250
 
 
 def train_part(
@@ -60,10 +64,32 @@ def _train_part(name: str, data: Pictures, root: Path, config: LoopConfig, devic
                 part.state.save(folder / CHECKPOINT)
                 plot_losses(folder)
                 saved = time.monotonic()
+            if name == "views" and (last or progress.step % GATE_STEPS == 0):
+                ask_gate(part.state, root, progress.step)
             if name == "denoiser" and (last or progress.step % GRID_STEPS == 0):
                 part.state.save(folder / CHECKPOINT)
                 draw_samples(root, folder / f"samples-{progress.step:06d}.png")
             yield progress
+
+
+def ask_gate(state: TrainState, root: Path, step: int) -> dict[str, float]:
+    """What the averaged weights know of cameras: a line in ROOT/views/gate.jsonl, and its plot."""
+    gate = _gate(root)
+    with state.averaged() as module:
+        assert isinstance(module, TextConditionedDenoiser)
+        module.eval()
+        figures = gate.figures(module, recipe.SCHEDULE)
+        module.train()
+    folder = root / "views"
+    with (folder / "gate.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **figures}) + "\n")
+    plot_gates(folder)
+    return figures
+
+
+@functools.cache
+def _gate(root: Path) -> Gate:
+    return Gate.make(trained_autoencoder(root), recipe.toybox_tokenizer())
 
 
 def plot_losses(folder: Path) -> None:
@@ -124,7 +150,7 @@ def train_parts(
                 continue
             pictures = pictures or Pictures.load(data)
             display.message(f"{name}: {len(pictures)} pictures; checkpoints, log and plots in {root / name}")
-            if name == "denoiser":
+            if name in ("denoiser", "views"):
                 for encoded in encode(pictures, trained_autoencoder(root), root, device=device):
                     display.event(encoded)
             for progress in train_part(name, pictures, root, config=loops[name], device=device):
