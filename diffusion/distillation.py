@@ -1,11 +1,12 @@
 """Score distillation: what a denoiser would change in some images, as a gradient on them.
 
-Two forms of the same residual, since eps_hat - eps = (alpha / sigma) (z - x0_hat) for latents z of the images:
+Three forms of the same residual, since eps_hat - eps = (alpha / sigma) (z - x0_hat) for latents z of the images:
 
 - "sds", DreamFusion (2209.14988 eq. 3): w(t) (eps_hat - eps), pulled back through the encoder. The network's Jacobian
   is left out, as there.
-- "x0", HiFA (2305.18766) and MVDream (2308.16512 section 3.2): decode x0_hat to a picture and move the images towards
-  it: the gradient of 1/2 ||images - target||^2 with the target held fixed. Here the guided x0_hat is rescaled.
+- "x0", HiFA (2305.18766): decode x0_hat to a picture and move the images towards it: the gradient of
+  1/2 ||images - target||^2 with the target held fixed. Here the guided x0_hat is rescaled.
+- "x0_latents", MVDream (2308.16512 section 3.2): the same in latents, 1/2 ||z - x0_hat||^2, pulled back through the encoder.
 """
 
 import math
@@ -31,6 +32,8 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import uniform
 
 Weighting = Literal["uniform", "sigma2", "alpha_sigma2"]
+Shared = Literal["view", "group", "batch"]
+"""Who has one timestep together: nobody, the views of a group, or all views of a step."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,17 @@ class DistillationConfig:
     """How a fit is guided; the defaults are those of the toybox recipe.
 
     Args:
-        form: "x0", "sds", or code of one's own as module:name (`jobs.extensions`), which is a `Form`.
+        form: "x0", "x0_latents", "sds", or code of one's own as module:name (`jobs.extensions`), which is a `Form`.
         weighting: w(t): 1, sigma^2 (DreamFusion), or alpha sigma^2.
         guidance_scale: s of `uncond + s (cond - uncond)`; threestudio's 100 is 101.
-        guidance_rescale: phi in [0, 1], on x0 as in MVDream.
+        guidance_rescale: phi in [0, 1]; of x0 in the forms that have one, as in MVDream.
+        rescale_over: the values whose deviation is rescaled: of a "row", or of all views of a "group" as in MVDream.
         negative_prompt: encoded as the unconditional side.
-        t_min: low end of the timesteps drawn, as a fraction of T.
+        t_min: low end of the timesteps drawn, as a fraction of T; after its annealing, if it has any.
+        t_min_start: low end before its annealing; None for `t_min` throughout.
         t_max_start, t_max_end: high end before and after its annealing.
-        anneal_from, anneal_until: the part of the fit, as fractions of it, over which the high end falls in a line.
+        anneal_from, anneal_until: the part of the fit, as fractions of it, over which the ends fall in a line.
+        shared_timestep: one timestep for every "view", "group" or "batch" of views.
 
     Raises:
         DiffusionError: a value out of range, named.
@@ -55,17 +61,22 @@ class DistillationConfig:
     weighting: Weighting = "uniform"
     guidance_scale: float = 7.0
     guidance_rescale: float = 0.5
+    rescale_over: str = "row"
     negative_prompt: str = ""
     t_min: float = 0.05
+    t_min_start: float | None = None
     t_max_start: float = 0.95
     t_max_end: float = 0.45
     anneal_from: float = 0.0
     anneal_until: float = 1.0
+    shared_timestep: Shared = "view"
 
     def __post_init__(self) -> None:
         if ":" not in self.form:
             _check_choice("form", self.form, tuple(FORMS))
         _check_choice("weighting", self.weighting, get_args(Weighting))
+        _check_choice("shared_timestep", self.shared_timestep, get_args(Shared))
+        _check_choice("rescale_over", self.rescale_over, ("row", "group"))
         if not math.isfinite(self.guidance_scale):
             raise DiffusionError.explained(f"guidance_scale is {self.guidance_scale}", expected="a finite number", fix="use 7")
         if not 0 <= self.guidance_rescale <= 1:
@@ -78,6 +89,12 @@ class DistillationConfig:
                     expected=f"0 <= t_min < {name} <= 1",
                     fix="use 0.05 with 0.95 and 0.45",
                 )
+        if self.t_min_start is not None and not self.t_min <= self.t_min_start <= self.t_max_start:
+            raise DiffusionError.explained(
+                f"t_min_start is {self.t_min_start}",
+                expected=f"t_min <= t_min_start <= t_max_start, {self.t_min} to {self.t_max_start}",
+                fix="leave it out, and the low end stays where it is",
+            )
         if not 0 <= self.anneal_from <= self.anneal_until <= 1:
             raise DiffusionError.explained(
                 f"anneal_from is {self.anneal_from} and anneal_until {self.anneal_until}",
@@ -88,8 +105,12 @@ class DistillationConfig:
     @property
     def guidance(self) -> Guidance:
         """The guidance of every query."""
-        rescale_on = "x0" if self.form == "x0" else "output"
-        return Guidance(scale=self.guidance_scale, rescale=self.guidance_rescale, rescale_on=rescale_on)
+        return Guidance(
+            scale=self.guidance_scale,
+            rescale=self.guidance_rescale,
+            rescale_on="x0" if self.form in ("x0", "x0_latents") else "output",
+            rescale_over=self.rescale_over,
+        )
 
 
 def timestep_range(progress: float, config: DistillationConfig) -> tuple[float, float]:
@@ -97,7 +118,8 @@ def timestep_range(progress: float, config: DistillationConfig) -> tuple[float, 
     span = config.anneal_until - config.anneal_from
     done = (progress - config.anneal_from) / span if span > 0 else float(progress >= config.anneal_until)
     done = min(max(done, 0.0), 1.0)
-    return config.t_min, config.t_max_start + done * (config.t_max_end - config.t_max_start)
+    low = config.t_min if config.t_min_start is None else config.t_min_start + done * (config.t_min - config.t_min_start)
+    return low, config.t_max_start + done * (config.t_max_end - config.t_max_start)
 
 
 def sample_timesteps(
@@ -106,18 +128,24 @@ def sample_timesteps(
     *,
     progress: float,
     num_views: int,
+    group_views: int = 1,
     generator: torch.Generator,
 ) -> Tensor:
-    """One timestep a view, stratified: each view has its own 1/num_views of the range, in random order.
+    """One timestep a view, group or batch, stratified: of N, each has its own 1/N of the range, in random order.
 
     Each is uniform over the range on its own; together they cover it, so that a step's gradient varies less.
+
+    Args:
+        num_views: of the step. group_views: so many neighbouring views are a group.
 
     Returns:
         (num_views,) long on the CPU, in [0, T-1].
     """
     low, high = timestep_range(progress, config)
-    order = torch.randperm(num_views, generator=generator)
-    place = (order + uniform((num_views,), generator)) / num_views
+    together = {"view": 1, "group": group_views, "batch": num_views}[config.shared_timestep]
+    num = num_views // together
+    order = torch.randperm(num, generator=generator)
+    place = ((order + uniform((num,), generator)) / num).repeat_interleave(together)
     t = ((low + place.double() * (high - low)) * schedule.num_train_timesteps).floor().long()
     return t.clamp(0, schedule.last)
 
@@ -174,7 +202,7 @@ Form = Callable[[Denoised], Generator[Request, Any, Distilled]]
 
 
 def towards_x0(step: Denoised) -> Generator[Request, Any, Distilled]:
-    """HiFA's and MVDream's: the gradient of w(t)/2 ||images - target||^2, the target being the decoded x0_hat."""
+    """HiFA's: the gradient of w(t)/2 ||images - target||^2, the target being the decoded x0_hat."""
     target = (yield DecodeRequest(step.prediction.x0.detach())).detach()
     return Distilled(step.weighted(step.images - target), target)
 
@@ -186,7 +214,14 @@ def noise_residual(step: Denoised) -> Generator[Request, Any, Distilled]:
     return Distilled(gradient.detach())
 
 
-FORMS: dict[str, Form] = {"x0": towards_x0, "sds": noise_residual}
+def towards_x0_in_latents(step: Denoised) -> Generator[Request, Any, Distilled]:
+    """MVDream's: the gradient of w(t)/2 ||z - x0_hat||^2, pulled back through the encoder (2308.16512 section 3.2)."""
+    residual = step.weighted(step.latents - step.prediction.x0.detach())
+    gradient = yield EncodeGradientRequest(step.images, residual)
+    return Distilled(gradient.detach())
+
+
+FORMS: dict[str, Form] = {"x0": towards_x0, "x0_latents": towards_x0_in_latents, "sds": noise_residual}
 
 
 def score_distillation(

@@ -7,6 +7,7 @@ their w is s - 1.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from diffusion.parameterisation import Prediction, per_row
 from diffusion.requests import DenoiseRequest, Guidance
 from diffusion.schedule import NoiseSchedule
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]
+"""See `guided_prediction`."""
 
 
 def classifier_free(uncond: Tensor, cond: Tensor, scale: float | Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def classifier_free(uncond: Tensor, cond: Tensor, scale: float | Tensor) -> Tens
     return cond if scale == 1 else uncond + scale * (cond - uncond)
 
 
-def rescale(guided: Tensor, cond: Tensor, phi: float | Tensor) -> Tensor:
+def rescale(guided: Tensor, cond: Tensor, phi: float | Tensor, *, num_views: int = 1) -> Tensor:
     """Bring a guided prediction back towards the conditional one's standard deviation (2305.08891 eq. 15-16).
 
         rescaled = guided std(cond) / std(guided),     result = phi rescaled + (1 - phi) guided
@@ -45,6 +47,7 @@ def rescale(guided: Tensor, cond: Tensor, phi: float | Tensor) -> Tensor:
     Args:
         guided, cond: (B, ...); the standard deviation is over everything but B.
         phi: in [0, 1], one number or (B,).
+        num_views: the deviation is over so many neighbouring rows together.
 
     Returns:
         (B, ...); where phi is 0 exactly `guided`. A constant `guided` row is left as it is.
@@ -52,7 +55,13 @@ def rescale(guided: Tensor, cond: Tensor, phi: float | Tensor) -> Tensor:
     if not isinstance(phi, Tensor) and phi == 0:
         return guided
     dims = tuple(range(1, guided.ndim))
-    std_cond, std_guided = cond.std(dim=dims, keepdim=True), guided.std(dim=dims, keepdim=True)
+    if num_views == 1:
+        std_cond, std_guided = cond.std(dim=dims, keepdim=True), guided.std(dim=dims, keepdim=True)
+    else:
+        std_cond, std_guided = (
+            per_row(values.reshape(-1, num_views * values[0].numel()).std(dim=1).repeat_interleave(num_views), values)
+            for values in (cond, guided)
+        )
     ratio = torch.where(std_guided > 0, std_cond / std_guided, 1.0)
     weight = per_row(phi, guided) if isinstance(phi, Tensor) else phi
     return guided * (1 + weight * (ratio - 1))
@@ -75,6 +84,7 @@ def combine(
     scale: float | Tensor,
     phi: float = 0.0,
     rescale_on: str = "output",
+    num_views: int = 1,
 ) -> Prediction:
     """One prediction from a network's conditional and unconditional outputs.
 
@@ -83,16 +93,17 @@ def combine(
 
     Args:
         cond, uncond, x_t: (B, ...). alpha, sigma: (B,). kind: see `Prediction.from_output`.
-        scale: s, one number or (B,). phi, rescale_on: see `Guidance`.
+        scale: s, one number or (B,). phi, rescale_on: see `Guidance`. num_views: see `rescale`.
     """
     output = classifier_free(uncond, cond, scale)
     if rescale_on == "output":
-        return Prediction.from_output(rescale(output, cond, phi), x_t, alpha, sigma, kind)
+        return Prediction.from_output(rescale(output, cond, phi, num_views=num_views), x_t, alpha, sigma, kind)
     guided = Prediction.from_output(output, x_t, alpha, sigma, kind)
     if phi == 0:
         return guided
     conditional = Prediction.from_output(cond, x_t, alpha, sigma, kind)
-    return Prediction.from_output(rescale(guided.x0, conditional.x0, phi), x_t, alpha, sigma, "sample")
+    x0 = rescale(guided.x0, conditional.x0, phi, num_views=num_views)
+    return Prediction.from_output(x0, x_t, alpha, sigma, "sample")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +114,34 @@ class NetworkInputs:
         x_t, t, tokens: (G + B, ...), the unconditional rows of the samples that guidance holds for, then all
             conditional rows.
         guided: (G,) long, the indices of those samples.
+        cameras: (G + B, 16) of the rows, or None. num_views: see `Condition`.
     """
 
     x_t: Tensor
     t: Tensor
     tokens: Tensor
     guided: Tensor
+    cameras: Tensor | None = None
+    num_views: int = 1
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """A network's arguments; those of views only where there are cameras or groups."""
+        views = () if self.cameras is None and self.num_views == 1 else (self.cameras, self.num_views)
+        return (self.x_t, self.t, self.tokens, *views)
 
 
 def guided_samples(request: DenoiseRequest) -> Tensor:
     """The samples that cost an unconditional row: (G,) long, those whose guidance scale is not 1 at their timestep.
 
+    Views of a group are denoised together, so that all of them cost one where one of them does.
+
     Raises:
         DiffusionError: there are some and the condition has no negative.
     """
-    guided = (row_scales(request.guidance, request.t) != 1).nonzero().flatten()
+    num_views = request.condition.num_views
+    needed = (row_scales(request.guidance, request.t) != 1).view(-1, num_views).any(dim=1)
+    guided = needed.repeat_interleave(num_views).nonzero().flatten()
     if len(guided) and request.condition.negative is None:
         raise DiffusionError.explained(
             f"guidance scale {request.guidance.scale} without a negative condition",
@@ -136,10 +160,14 @@ def network_inputs(request: DenoiseRequest) -> NetworkInputs:
     x_t, t, condition = request.x_t, request.t, request.condition
     guided = guided_samples(request)
     if len(guided) == 0 or condition.negative is None:
-        return NetworkInputs(x_t, t, condition.tokens, guided)
+        return NetworkInputs(x_t, t, condition.tokens, guided, condition.cameras, condition.num_views)
     negative = condition.negative if len(guided) == len(t) else condition.negative[guided]
     tokens = torch.cat([negative, condition.tokens])
-    return NetworkInputs(torch.cat([x_t[guided], x_t]), torch.cat([t[guided], t]), tokens, guided)
+    cameras = condition.cameras
+    if cameras is not None:
+        cameras = torch.cat([cameras[guided.to(cameras.device)], cameras])
+    x_t, t = torch.cat([x_t[guided], x_t]), torch.cat([t[guided], t])
+    return NetworkInputs(x_t, t, tokens, guided, cameras, condition.num_views)
 
 
 def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: NoiseSchedule) -> Prediction:
@@ -157,8 +185,7 @@ def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: No
     cond = output[num_guided:]
     if num_guided == 0:
         return Prediction.from_output(cond, x_t, alpha, sigma, schedule.prediction_type)
-    scales = row_scales(guidance, t)
-    guided = (scales != 1).nonzero().flatten()
+    scales, guided = row_scales(guidance, t), guided_samples(request)
     uncond = cond.index_copy(0, guided.to(cond.device), output[:num_guided])
     # Rescaling is part of guidance: rows outside the interval have cond = guided, which it leaves alone.
     return combine(
@@ -171,6 +198,7 @@ def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: No
         scale=scales,
         phi=guidance.rescale,
         rescale_on=guidance.rescale_on,
+        num_views=request.condition.num_views if guidance.rescale_over == "group" else 1,
     )
 
 
@@ -178,7 +206,8 @@ def guided_prediction(network: Network, request: DenoiseRequest, schedule: Noise
     """Answer a denoise request with a network: one forward over the conditional rows and those that guidance needs.
 
     Args:
-        network: (x_t (R, C, h, w), t (R,), tokens (R, L, D)) -> output (R, C, h, w), of schedule.prediction_type.
+        network: (x_t (R, C, h, w), t (R,), tokens (R, L, D)) -> output (R, C, h, w), of schedule.prediction_type. Where
+            the condition has cameras or groups it is given cameras (R, 16), or None, and the views of a group, too.
 
     Returns:
         B rows in x_t's dtype and on its device.
@@ -187,4 +216,4 @@ def guided_prediction(network: Network, request: DenoiseRequest, schedule: Noise
         DiffusionError: a row needs the unconditional half and the condition has no negative.
     """
     inputs = network_inputs(request)
-    return prediction_from_output(request, network(inputs.x_t, inputs.t, inputs.tokens), schedule)
+    return prediction_from_output(request, network(*inputs.columns), schedule)

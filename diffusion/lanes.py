@@ -17,16 +17,17 @@ MAX_LANES = 4
 """Python runs one lane's instructions at a time, so many lanes would wait for each other there."""
 
 
-def in_lanes(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+def in_lanes(function: Callable[..., Tensor], *columns: Tensor, together: int = 1) -> Tensor:
     """function(*columns), computed in groups of rows that run side by side where that is faster.
 
     The groups follow from the number of rows and of this thread's torch threads alone, so a result can be repeated.
 
     Args:
         function: rows to rows, each from that row alone. columns: tensors of B rows each.
+        together: so many neighbouring rows know of each other, and are never parted.
     """
-    threads, rows = torch.get_num_threads(), len(columns[0])
-    lanes = 2 ** (min(rows, threads, MAX_LANES).bit_length() - 1)
+    threads, units = torch.get_num_threads(), len(columns[0]) // together
+    lanes = 2 ** (min(units, threads, MAX_LANES).bit_length() - 1)
     if lanes == 1 or any(column.device.type != "cpu" for column in columns):
         return function(*columns)
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -36,7 +37,8 @@ def in_lanes(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return function(*group)
 
-    groups = zip(*(column.tensor_split(lanes) for column in columns), strict=True)
+    sizes = [together * len(part) for part in torch.arange(units).tensor_split(lanes)]
+    groups = zip(*(column.split(sizes) for column in columns), strict=True)
     return torch.cat(list(_pool(lanes, threads // lanes, threads).map(run, groups)))
 
 

@@ -3,6 +3,7 @@
 One class holds them all. It answers the requests of samplers and of score distillation.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -84,6 +85,16 @@ class Prior(Checkpoint):
     def image_size(self) -> int:
         """Side of its pictures in pixels."""
         return self.card.image_size
+
+    @property
+    def num_views(self) -> int | None:
+        """Views of a group that it draws together; None where it takes no cameras."""
+        return None if self.unet.config.multi_view is None else self.unet.config.multi_view.num_views
+
+    @property
+    def elevation_jitter(self) -> float:
+        """Degrees by which the views of a group differed in elevation in training."""
+        return 0.0 if self.unet.config.multi_view is None else self.unet.config.multi_view.elevation_jitter
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -187,15 +198,21 @@ class Prior(Checkpoint):
         """The guided prediction; rows whose guidance needs no unconditional half cost one forward."""
         return guided_prediction(self.predict, request, self.schedule)
 
-    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """The network's raw output for (B, C, h, w) latents at timesteps (B,) under `condition`'s tokens (B, S, K)."""
-        return in_lanes(self.predict_together, x_t.to(self.device), t.to(self.device), tokens.to(self.device))
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor:
+        """The network's raw output for (B, C, h, w) latents at timesteps (B,) under `condition`'s tokens (B, S, K).
 
-    def predict_together(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        cameras, num_views: see `Condition`.
+        """
+        columns = [column.to(self.device) for column in (x_t, t, tokens, cameras) if column is not None]
+        return in_lanes(functools.partial(self.predict_together, num_views=num_views), *columns, together=num_views)
+
+    def predict_together(
+        self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, *, num_views: int = 1
+    ) -> Tensor:
         """`predict` in a single forward of the network; everything is on the prior's device already."""
         dtype = self._unet_dtype
         context = ProjectedContext.unpacked(tokens.to(dtype), embedding_dim=self.unet.context_embedding_dim)
-        return self.unet(x_t.to(dtype), t, context).to(x_t.dtype)
+        return self.unet(x_t.to(dtype), t, context, cameras_BM=cameras, num_views=num_views).to(x_t.dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffusion.checkpoints.checkpoint import PriorCard
+from diffusion.checkpoints.folder import MULTI_VIEW
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.multi_view import split_keys
 from diffusion.networks.unet import UNet2DCondition
 from diffusion.schedule import NoiseSchedule
 from diffusion.text.clip import TextEncoder
@@ -83,8 +85,7 @@ def save_prior(
         },
     )
     write_json(folder / "dreamkiln.json", asdict(card))
-    write_json(folder / "unet/config.json", {"_class_name": "UNet2DConditionModel", **diffusers_version, **asdict(unet.config)})
-    save_sharded(unet.state_dict(), folder / "unet", "diffusion_pytorch_model")
+    _save_unet(unet, folder, diffusers_version)
     write_json(
         folder / "vae/config.json",
         {"_class_name": "AutoencoderTiny", **diffusers_version, **asdict(autoencoder.config)},
@@ -95,3 +96,16 @@ def save_prior(
     save_sharded(folder_text(tower).to_published(tower), folder / "text_encoder", "model")
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "scheduler/scheduler_config.json", {**diffusers_version, **schedule.to_config()})
+
+
+def _save_unet(unet: UNet2DCondition, folder: Path, diffusers_version: dict[str, Any]) -> None:
+    """The published UNet in `unet/`, which diffusers opens, and in `multi_view/` what only we read."""
+    config = asdict(unet.config)
+    multi_view = config.pop("multi_view")
+    weights = unet.state_dict()
+    published, beside = split_keys(weights)
+    write_json(folder / "unet/config.json", {"_class_name": "UNet2DConditionModel", **diffusers_version, **config})
+    save_sharded({name: weights[name] for name in published}, folder / "unet", "diffusion_pytorch_model")
+    if multi_view is not None:
+        write_json(folder / MULTI_VIEW / "config.json", multi_view)
+        save_sharded({name: weights[name] for name in beside}, folder / MULTI_VIEW, "diffusion_pytorch_model")

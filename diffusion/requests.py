@@ -5,7 +5,7 @@ that the same code runs alone (`run`), or in lockstep with many others whose row
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -23,10 +23,15 @@ class Condition:
         tokens: (B, S, K) of the prompts, whatever the network takes: the text tower's states, or with `Prior` the keys and
             values that its UNet projects from them once a prompt (`ProjectedContext.packed`).
         negative: (B, S, K) of the negative (or empty) prompts; None where guidance is off.
+        cameras: (B, 16), see `diffusion.networks.multi_view`, of both halves of the guidance; None without cameras.
+        num_views: so many neighbouring rows are a group, views of one object that are denoised together; 1 for pictures
+            that know nothing of each other.
     """
 
     tokens: Tensor
     negative: Tensor | None = None
+    cameras: Tensor | None = None
+    num_views: int = 1
 
     def __post_init__(self) -> None:
         if self.negative is not None and self.negative.shape != self.tokens.shape:
@@ -35,9 +40,25 @@ class Condition:
                 expected=f"the prompts' shape {tuple(self.tokens.shape)}",
                 fix="encode one negative prompt for each prompt",
             )
+        if self.num_views < 1 or len(self.tokens) % self.num_views:
+            raise DiffusionError.explained(
+                f"{len(self.tokens)} rows in groups of {self.num_views} views",
+                expected="whole groups",
+                fix="give a multiple of num_views rows",
+            )
+        if self.cameras is not None and len(self.cameras) != len(self.tokens):
+            raise DiffusionError.explained(
+                f"{len(self.cameras)} cameras for {len(self.tokens)} rows", expected="one each", fix="give as many"
+            )
 
     def __getitem__(self, rows: slice | Tensor) -> "Condition":
-        return Condition(self.tokens[rows], None if self.negative is None else self.negative[rows])
+        """Some of the rows, whole groups."""
+        negative = None if self.negative is None else self.negative[rows]
+        return Condition(self.tokens[rows], negative, None if self.cameras is None else self.cameras[rows], self.num_views)
+
+    def seen_from(self, cameras: Tensor | None, num_views: int) -> "Condition":
+        """The same texts with cameras (B, 16), in groups of num_views."""
+        return replace(self, cameras=cameras, num_views=num_views)
 
 
 @dataclass(frozen=True)
@@ -51,12 +72,14 @@ class Guidance:
         interval: guidance holds for timesteps in this closed interval, elsewhere the conditional prediction is used
             (2404.07724).
         rescale_on: "output" as diffusers' pipelines, or "x0" as MVDream's score distillation.
+        rescale_over: the values whose deviation is taken: those of a "row", or of all views of a "group" (MVDream).
     """
 
     scale: float = 7.0
     rescale: float = 0.0
     interval: tuple[int, int] = (0, 1000)
     rescale_on: str = "output"
+    rescale_over: str = "row"
 
     def __post_init__(self) -> None:
         if not 0 <= self.rescale <= 1:
@@ -66,6 +89,10 @@ class Guidance:
         if self.rescale_on not in ("output", "x0"):
             raise DiffusionError.explained(
                 f"rescale_on is {self.rescale_on!r}", expected="'output' or 'x0'", fix="use one of these"
+            )
+        if self.rescale_over not in ("row", "group"):
+            raise DiffusionError.explained(
+                f"rescale_over is {self.rescale_over!r}", expected="'row' or 'group'", fix="use one of these"
             )
         if self.interval[0] > self.interval[1]:
             raise DiffusionError.explained(

@@ -32,6 +32,8 @@ class PriorInfo:
         schedule: the noise schedule it was trained with.
         vocabulary: the words it knows, or None where it takes any.
         device: where it computes, as torch writes it ("cpu", "cuda:0").
+        num_views: views of one object that it draws together, told their cameras; None for a prior that takes view words.
+        elevation_jitter: degrees by which the views of a group differed in elevation in its training.
     """
 
     name: str
@@ -40,6 +42,8 @@ class PriorInfo:
     schedule: NoiseSchedule
     vocabulary: tuple[str, ...] | None = None
     device: str = "cpu"
+    num_views: int | None = None
+    elevation_jitter: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,19 +52,23 @@ class DistillationQuery:
 
     Args:
         images: (V, 3, H, W) float32 in [0, 1]; nothing flows back through it.
-        prompts: V prompts, view words included.
+        prompts: V prompts, view words included where the prior takes them.
         t: (V,) long timesteps of the prior's schedule.
         noise_keys: V random streams (seed, *keys), one a view, that the noise is drawn from.
         negative_prompt: one for all views.
         guidance: classifier-free guidance of every view.
         form, weighting: see `diffusion.distillation`.
         strict: the answer is bit-identical whatever else the prior is asked meanwhile; otherwise its last bits may differ.
+        cameras: (V, 16) of a prior that takes them, see `nerf3d.cameras.Cameras.pose_vectors`.
+        group_views: so many neighbouring views are of one object and judged together.
     """
 
     images: Tensor
     prompts: tuple[str, ...]
     t: Tensor
     noise_keys: tuple[tuple[Key, ...], ...]
+    cameras: Tensor | None = None
+    group_views: int = 1
     negative_prompt: str = ""
     guidance: Guidance = field(default_factory=Guidance)
     form: str | Form = "x0"
@@ -70,7 +78,7 @@ class DistillationQuery:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DrawRequest:
-    """Asks for one image per seed, each from its own random stream.
+    """Asks for one image per seed, each from its own random stream, or for views of one object drawn together.
 
     Args:
         prompts: N prompts.
@@ -84,10 +92,14 @@ class DrawRequest:
         strength: of the change, 0 (none) to 1 (init_images matter only through the masks); see
             `diffusion.samplers.image_to_image`. Unused without init_images.
         strict: each image is bit-identical whatever else the prior is asked, and whichever images are asked for with it.
+        cameras: (N, 16) of a prior that takes them; None for pictures without a camera.
+        group_views: so many neighbouring images are views of one object: one prompt, one seed, noise of their own.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    cameras: Tensor | None = None
+    group_views: int = 1
     num_steps: int = 30
     sampler: str = "ddim"
     guidance: Guidance = field(default_factory=Guidance)

@@ -109,12 +109,14 @@ class PriorGuide:
             self.info.schedule,
             progress=step / num_steps,
             num_views=num_views,
+            group_views=self.info.num_views or 1,
             generator=stream(self.seed, "distillation", "timesteps", step),
         )
+        has_cameras = self.info.num_views is not None
         mine = range(first_view, first_view + len(views))
         return DistillationQuery(
             images=rgb.detach(),
-            prompts=view_prompts(self.prompt, views),
+            prompts=(self.prompt,) * len(views) if has_cameras else view_prompts(self.prompt, views),
             t=t[first_view : mine.stop],
             noise_keys=tuple((self.seed, "distillation", "noise", step, view) for view in mine),
             negative_prompt=self.config.negative_prompt,
@@ -122,6 +124,8 @@ class PriorGuide:
             form=self.form,
             weighting=self.config.weighting,
             strict=self.strict,
+            cameras=views.pose_vectors() if has_cameras else None,
+            group_views=self.info.num_views or 1,
         )
 
     def _reply(self, query: DistillationQuery) -> GuideReply:
@@ -164,6 +168,7 @@ def text_to_3d(
     if is_extension(kind := spec.fit.field.kind):
         FIELDS[kind] = own_field(kind)
     fit_config, note = _shown_at_the_priors_size(spec.fit, info)
+    fit_config = _in_the_priors_groups(fit_config, info, spec)
     if note is not None:
         yield note
     yield from _warn_of_memory(spec.mesh)
@@ -264,6 +269,24 @@ def _fit(
 def _checkpoint(progress: FitProgress) -> Checkpoint:
     tensors = {name: tensor.numpy() for name, tensor in progress.state.state_dict().items()}
     return Checkpoint(step=progress.step, tensors=tensors, meta={"num_steps": progress.num_steps})
+
+
+def _in_the_priors_groups(config: FitConfig, info: PriorInfo, spec: TextTo3DSpec) -> FitConfig:
+    """A prior that is told its cameras judges views in groups, spaced as in its training.
+
+    Raises:
+        JobFailed: the views of a step make no whole groups.
+    """
+    if info.num_views is None:
+        return config
+    try:
+        return dataclasses.replace(config, group_views=info.num_views, group_jitter=info.elevation_jitter)
+    except ValueError as error:
+        raise JobFailed(
+            f"The prior {info.name!r} judges {info.num_views} views together, and fit.num_views is {config.num_views} in "
+            f"{config.guide_parts} parts ({error}); give a multiple of {info.num_views} views a part.",
+            job=spec.name,
+        ) from error
 
 
 def _shown_at_the_priors_size(config: FitConfig, info: PriorInfo) -> tuple[FitConfig, Message | None]:

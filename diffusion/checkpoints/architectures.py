@@ -4,11 +4,12 @@ A single file's family follows from the names of its text towers. Its prediction
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffusion.checkpoints.keymap import KeyMap
 from diffusion.checkpoints.text_keys import folder_text, original_text
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
+from diffusion.networks.multi_view import MultiViewConfig
 from diffusion.networks.unet import UNetConfig
 from diffusion.schedule import PredictionType
 from diffusion.text.clip import TextConfig
@@ -38,6 +39,7 @@ class Architecture:
     autoencoder: AutoencoderKLConfig
     towers: tuple[Tower, ...]
     image_sizes: dict[PredictionType, int]
+    picture_suffix: str = ""
 
 
 CLIP_L = TextConfig(vocab_size=49408, context_length=77, width=768, heads=12, layers=12, hidden_act="quick_gelu")
@@ -82,3 +84,14 @@ SDXL = Architecture(
     image_sizes={"epsilon": 1024},
 )
 ARCHITECTURES = (SDXL, SD2, SD1)
+
+
+def multi_view(base: Architecture) -> Architecture:
+    """MVDream's network on this one (2308.16512), which predicts noise: `sd-v2.1-base-4view`, `sd-v1.5-4view`."""
+    return replace(
+        base,
+        name=f"MVDream on {base.name}",
+        unet=replace(base.unet, multi_view=MultiViewConfig(num_views=4)),
+        image_sizes={"epsilon": 256},
+        picture_suffix=", 3d asset",
+    )

@@ -19,12 +19,19 @@ Autoencoder = AutoencoderKL | AutoencoderTiny
 
 @dataclass(frozen=True)
 class PriorCard:
-    """`dreamkiln.json`: what a user should know about a prior. `vocabulary` is None where any word may be used."""
+    """`dreamkiln.json`: what a user should know about a prior.
+
+    Args:
+        vocabulary: the words it knows; None where any may be used.
+        view_words: whether it was taught view words, such as "back view". A prior with `multi_view` takes cameras instead.
+        picture_suffix: what prompts of pictures with cameras end in, such as MVDream's ", 3d asset".
+    """
 
     name: str
     image_size: int
     vocabulary: tuple[str, ...] | None = None
     view_words: bool = False
+    picture_suffix: str = ""
 
     @classmethod
     def load(cls, folder: Path, *, name: str, image_size: int) -> "PriorCard":
@@ -40,7 +47,13 @@ class PriorCard:
         if not {"name", "image_size"} <= card.keys():
             raise PriorError(f"{path} has the fields {sorted(card)}; expected at least name and image_size; add them")
         words = card.get("vocabulary")
-        return cls(card["name"], card["image_size"], None if words is None else tuple(words), card.get("view_words", False))
+        return cls(
+            card["name"],
+            card["image_size"],
+            None if words is None else tuple(words),
+            card.get("view_words", False),
+            card.get("picture_suffix", ""),
+        )
 
 
 @dataclass

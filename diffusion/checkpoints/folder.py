@@ -16,6 +16,7 @@ from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.weights import Weights, fill, hash_files, read_json, skeleton, weight_files
 from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from diffusion.networks.multi_view import MultiViewConfig
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.schedule import NoiseSchedule, PredictionType
 from diffusion.text.clip import TextConfig, TextEncoder
@@ -27,6 +28,8 @@ UNET_STEMS = VAE_STEMS = ("diffusion_pytorch_model",)
 TEXT_STEMS = ("model", "pytorch_model")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
+MULTI_VIEW = "multi_view"
+"""The folder of what a UNet has beyond the published one, in priors of ours."""
 
 
 def read_folder(
@@ -53,6 +56,10 @@ def read_folder(
             raise PriorError(f"the prior lacks the folder {part} in {folder}; copy it again, with all its files")
     unet_config = configured(folder / "unet/config.json", UNetConfig.from_dict)
     unet_files = weight_files(folder / "unet", *UNET_STEMS)
+    if (folder / MULTI_VIEW).is_dir():
+        views = configured(folder / MULTI_VIEW / "config.json", MultiViewConfig.from_dict)
+        unet_config = replace(unet_config, multi_view=views)
+        unet_files += weight_files(folder / MULTI_VIEW, *UNET_STEMS)
     unet = fill(skeleton(lambda: UNet2DCondition(unet_config)), identity, Weights(unet_files), folder / "unet", dtype=dtype)
     autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
     towers, text_files = [], []

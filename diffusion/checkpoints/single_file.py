@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusion.checkpoints.architectures import ARCHITECTURES, Architecture
+from diffusion.checkpoints.architectures import ARCHITECTURES, Architecture, multi_view
 from diffusion.checkpoints.autoencoder_keys import original_autoencoder_kl
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
@@ -22,6 +22,7 @@ from diffusion.networks.unet import UNet2DCondition
 from diffusion.schedule import NoiseSchedule, PredictionType
 from diffusion.text.tokenizer import Tokenizer, full_merges
 
+CAMERA_MARK = "model.diffusion_model.camera_embed.0.weight"
 UNET, AUTOENCODER, AVERAGED = "model.diffusion_model.", "first_stage_model.", "model_ema."
 
 # Names that carry no weights of ours: schedule tables, training state, other copies.
@@ -86,7 +87,7 @@ def read_single_file(
     refuse_unknown(weights, architecture, path)
     second = len(towers) == 2
     checkpoint = Checkpoint(
-        card=PriorCard(path.stem, size),
+        card=PriorCard(path.stem, size, picture_suffix=architecture.picture_suffix),
         schedule=schedule,
         unet=unet,
         autoencoder=autoencoder,
@@ -131,7 +132,7 @@ def family(names: Iterable[str], path: Path) -> Architecture:
     names = list(names)
     for architecture in ARCHITECTURES:
         if all(any(name.startswith(tower.prefix) for name in names) for tower in architecture.towers):
-            return architecture
+            return multi_view(architecture) if CAMERA_MARK in names else architecture
     kinds = {
         "conditioner.embedders.0.model.": "an SDXL refiner",
         "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3",

@@ -31,7 +31,7 @@ class Model(Protocol):
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition: ...
     def has_condition(self, prompt: str, negative_prompt: str = "") -> bool: ...
-    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor: ...
     def answer(self, request: Any) -> Any: ...
 
 
@@ -304,8 +304,8 @@ class Engine:
     def _turns(self, members: Sequence[Ticket], capacity: int) -> Iterator[Ticket]:
         """The fair order; notes what was taken, from which what is computed will be subtracted."""
         self._taken = {}
-        for ticket in self._fair.turns([(ticket, len(_rows(ticket).todo)) for ticket in members], capacity):
-            self._taken[ticket] = len(_rows(ticket).todo)
+        for ticket in self._fair.turns([(ticket, _rows(ticket).num_todo) for ticket in members], capacity):
+            self._taken[ticket] = _rows(ticket).num_todo
             yield ticket
 
     def _forward(self, batch: Batch) -> None:
@@ -327,8 +327,8 @@ class Engine:
         for ticket in broken:
             self._end(ticket, "failed", error=_not_finite(ticket))
         for part in batch.parts:
-            self._report.rows[part.ticket.job] = self._report.rows.get(part.ticket.job, 0) + len(part.rows)
-            self._taken[part.ticket] = self._taken.get(part.ticket, 0) - len(part.rows)
+            self._report.rows[part.ticket.job] = self._report.rows.get(part.ticket.job, 0) + part.num_rows
+            self._taken[part.ticket] = self._taken.get(part.ticket, 0) - part.num_rows
         self._report.batch_rows += batch.size
 
     def _recover(self, batch: Batch, error: Exception) -> None:
@@ -337,7 +337,7 @@ class Engine:
         if is_out_of_memory(error):
             release_cached_memory()
             self._report.out_of_memory = True
-            if batch.size > 1 and not strict:
+            if batch.num_groups > 1 and not strict:
                 # The rows stay to be done; the next step takes fewer of them.
                 self._max_rows = batch.size // 2
                 self._row_cap = min(self._row_cap, self._max_rows)
@@ -349,7 +349,7 @@ class Engine:
             self._end(batch.parts[0].ticket, "failed", error=error)
             return
         for part in batch.parts:
-            self._forward(Batch([part], batch.size) if strict else pack([(part.ticket, part.rows)]))
+            self._forward(Batch([part], batch.size) if strict else pack([(part.ticket, part.groups)]))
 
     def _answer(self, ticket: Ticket) -> None:
         """All rows are there: guide, note a preview, and go on."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.guidance import guided_samples, network_inputs, prediction_from_output
+from diffusion.guidance import NetworkInputs, guided_samples, network_inputs, prediction_from_output
 from diffusion.parameterisation import Prediction
 from diffusion.requests import DenoiseRequest
 from diffusion.schedule import NoiseSchedule
@@ -15,6 +15,9 @@ from diffusion.schedule import NoiseSchedule
 
 class NetworkRows:
     """B samples cost B conditional rows and, for each that is guided, an unconditional one before them.
+
+    Samples come in groups that are denoised together: the views of one object, or one picture alone. Everything here counts
+    in network groups: G groups of samples cost G conditional groups and, for each that is guided, an unconditional one.
 
     Rows are gathered from the request when they are taken: all of them side by side may be gigabytes of text.
 
@@ -24,65 +27,78 @@ class NetworkRows:
 
     def __init__(self, request: DenoiseRequest, slots: Sequence[int] | None = None) -> None:
         self.request = request
-        self._guided: list[int] = guided_samples(request).tolist()
-        self._slots = slots
-        self._num = len(self._guided) + len(request.t)
+        self.num_views = views = request.condition.num_views
+        self._guided: list[int] = [sample // views for sample in guided_samples(request).tolist()[::views]]
+        self._slots = None if slots is None else [slot // views for slot in slots[::views]]
+        self._num = len(self._guided) + len(request.t) // views
         self._todo = list(range(self._num))
         self._output: Tensor | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Rows with one key may share a forward."""
-        x_t, tokens = self.request.x_t, self.request.condition.tokens
-        return (tuple(x_t.shape[1:]), x_t.dtype, tuple(tokens.shape[1:]), tokens.dtype)
+        x_t, condition = self.request.x_t, self.request.condition
+        tokens, has_cameras = condition.tokens, condition.cameras is not None
+        return (tuple(x_t.shape[1:]), x_t.dtype, tuple(tokens.shape[1:]), tokens.dtype, has_cameras, self.num_views)
 
     @property
     def todo(self) -> list[int]:
-        """Indices of the rows that are not computed yet, in order."""
+        """Indices of the groups that are not computed yet, in order."""
         return self._todo
 
-    def places(self, size: int) -> dict[int, int]:
-        """Row -> its place in a strict batch of `size` rows: a function of its slot alone.
+    @property
+    def num_todo(self) -> int:
+        """Rows of the groups that are not computed yet."""
+        return len(self._todo) * self.num_views
 
-        A sample has two neighbouring places, the unconditional row before the conditional one.
+    def places(self, size: int) -> dict[int, int]:
+        """Group -> its place in a strict batch of `size` groups: a function of its slot alone.
+
+        A sample has two neighbouring places, the unconditional group before the conditional one.
         """
         assert self._slots is not None
         pairs = max(1, size // 2)
         where = {row: 2 * (self._slots[sample] % pairs) for row, sample in enumerate(self._guided)}
         where |= {len(self._guided) + sample: 2 * (slot % pairs) + 1 for sample, slot in enumerate(self._slots)}
-        return {row: place % size for row, place in where.items()}
+        return {group: place % size for group, place in where.items()}
 
-    def take(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t and tokens of these rows, which are in order."""
-        if len(rows) == self._num:
-            every = network_inputs(self.request)
-            return every.x_t, every.t, every.tokens
+    def take(self, groups: Sequence[int]) -> NetworkInputs:
+        """The rows of these groups, which are in order."""
+        if len(groups) == self._num:
+            return network_inputs(self.request)
         x_t, t, condition = self.request.x_t, self.request.t, self.request.condition
-        first = bisect_left(rows, len(self._guided))
-        unconditional = [self._guided[row] for row in rows[:first]]
-        conditional = [row - len(self._guided) for row in rows[first:]]
+        first = bisect_left(groups, len(self._guided))
+        unconditional = [self._guided[group] for group in groups[:first]]
+        conditional = [group - len(self._guided) for group in groups[first:]]
         samples, without, with_text = (
-            torch.tensor(of, dtype=torch.long, device=x_t.device)
-            for of in (unconditional + conditional, unconditional, conditional)
+            self._rows(of, x_t.device) for of in (unconditional + conditional, unconditional, conditional)
         )
-        if condition.negative is None or not unconditional:
-            return x_t[samples], t[samples], condition.tokens[with_text]
-        negative = condition.negative[without]
-        tokens = torch.cat([negative, condition.tokens[with_text]]) if conditional else negative
-        return x_t[samples], t[samples], tokens
+        tokens = condition.tokens[with_text]
+        if condition.negative is not None and unconditional:
+            negative = condition.negative[without]
+            tokens = torch.cat([negative, tokens]) if conditional else negative
+        cameras = None if condition.cameras is None else condition.cameras[samples.to(condition.cameras.device)]
+        return NetworkInputs(x_t[samples], t[samples], tokens, samples, cameras, self.num_views)
 
-    def put(self, rows: Sequence[int], output: Tensor) -> None:
-        """The network's answer for these rows, which are then done."""
-        if len(rows) == self._num:
+    def put(self, groups: Sequence[int], output: Tensor) -> None:
+        """The network's answer for the rows of these groups, which are then done."""
+        if len(groups) == self._num:
             self._output, self._todo = output, []
             return
         if self._output is None:
-            self._output = output.new_empty((self._num, *output.shape[1:]))
-        self._output[torch.as_tensor(rows, device=output.device)] = output
-        done = set(rows)
-        self._todo = [row for row in self._todo if row not in done]
+            self._output = output.new_empty((self._num * self.num_views, *output.shape[1:]))
+        self._output[self._rows(groups, output.device)] = output
+        done = set(groups)
+        self._todo = [group for group in self._todo if group not in done]
 
     def prediction(self, schedule: NoiseSchedule) -> Prediction:
         """The guided prediction of the whole request, once nothing is left to do."""
         assert self._output is not None and not self._todo
         return prediction_from_output(self.request, self._output, schedule)
+
+    def _rows(self, groups: Sequence[int], device: torch.device) -> Tensor:
+        """The rows of these groups, (len(groups) * num_views,) long."""
+        rows = torch.tensor(groups, dtype=torch.long, device=device)
+        if self.num_views == 1:
+            return rows
+        return (rows[:, None] * self.num_views + torch.arange(self.num_views, device=device)).flatten()

@@ -10,10 +10,14 @@ scaled to length 1, row by row. Sixteen zeros stand for a picture without a came
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from diffusion.networks.published import from_published
 
 NUM_CAMERA = 16
 """Numbers that tell a camera."""
@@ -33,6 +37,7 @@ class MultiViewConfig:
         distance: of the cameras from the origin, in metres; read by the position features alone.
         fov_degrees: vertical field of view, read by the position features alone.
         object_radius: of the sphere around the origin that the position features meet, in metres.
+        elevation_jitter: degrees by which the views of a group differed from its elevation in training.
     """
 
     num_views: int = 4
@@ -41,6 +46,7 @@ class MultiViewConfig:
     distance: float = 2.7
     fov_degrees: float = 40.0
     object_radius: float = 0.8
+    elevation_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_views < 1:
@@ -51,9 +57,29 @@ class MultiViewConfig:
                 "camera; expected distance > object_radius > 0 and 0 < fov_degrees < 180"
             )
 
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "MultiViewConfig":
+        """Reads `multi_view/config.json`; fields that it does not know are passed over.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        return from_published(cls, config)
+
     def joins(self, level: int) -> bool:
         """Whether self-attention at this level runs over all views of a group."""
         return self.attention_levels is None or level in self.attention_levels
+
+
+def is_multi_view_key(name: str) -> bool:
+    """Whether a UNet's parameter of this name is one that the published UNet lacks."""
+    return name.startswith("camera_embed.") or ".to_position." in name
+
+
+def split_keys(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """A UNet's parameters: those of the published class, and those beside it."""
+    names = list(names)
+    return [name for name in names if not is_multi_view_key(name)], [name for name in names if is_multi_view_key(name)]
 
 
 class CameraEmbedding(nn.Sequential):
@@ -64,7 +90,7 @@ class CameraEmbedding(nn.Sequential):
 
     def forward(self, cameras_BM: Tensor) -> Tensor:
         """(B, 16) -> (B, dim)."""
-        embedded = super().forward(cameras_BM.to(self[0].weight.dtype))
+        embedded = super().forward(cameras_BM.to(next(self.parameters()).dtype))
         return embedded * has_camera(cameras_BM)[:, None].to(embedded.dtype)
 
 

@@ -73,7 +73,8 @@ class TextConfig:
             "bos_token_id": tokenizer.bpe.sot_token_id,
             "eos_token_id": tokenizer.bpe.eot_token_id,
             "pad_token_id": tokenizer.pad_id,
-            "torch_dtype": "float16",
+            # The file is float16; newer transformers would leave the tower so, beside a UNet that diffusers makes float32.
+            "torch_dtype": "float32",
         }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.networks.multi_view import MultiViewConfig
+from diffusion.networks.multi_view import MultiViewConfig, is_multi_view_key
 from diffusion.networks.unet import UNet2DCondition
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, uniform
@@ -71,18 +71,17 @@ def with_views(unet: UNet2DCondition, config: MultiViewConfig, *, pooled: Tensor
         pooled: (B, temb_dim), what the text adds to the time embedding, of many prompts (`UNet2DCondition.embed_context`).
             If given, the branch that computes it is dropped, and its mean becomes part of the time embedding.
     """
-    dropped = {"addition_embed_type": None} if pooled is not None else {}
-    grown = UNet2DCondition(replace(unet.config, multi_view=config, **dropped))
+    addition = unet.config.addition_embed_type if pooled is None else None
+    grown = UNet2DCondition(replace(unet.config, multi_view=config, addition_embed_type=addition))
     kept = {name: w for name, w in unet.state_dict().items() if pooled is None or not name.startswith("add_embedding.")}
     added = set(grown.load_state_dict(kept, strict=False).missing_keys)
-    assert all("camera_embed" in name or "to_position" in name for name in added), added
+    assert all(map(is_multi_view_key, added)), added
     if pooled is not None:
-        grown.time_embedding.linear_2.bias += pooled.mean(dim=0).to(grown.time_embedding.linear_2.bias)
-    last = grown.camera_embed[2]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+        grown.time_embedding.linear_2.bias.add_(pooled.mean(dim=0))
     for name, parameter in grown.named_parameters():
-        if "to_position" in name:
+        if name.startswith("camera_embed.2."):
+            nn.init.zeros_(parameter)
+        elif "to_position" in name:
             nn.init.normal_(parameter, std=0.02) if parameter.ndim == 2 else nn.init.zeros_(parameter)
     return grown
 

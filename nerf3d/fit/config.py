@@ -23,6 +23,8 @@ class FitConfig:
     are enlarged bilinearly, larger ones shrunk with antialiasing). num_samples: per ray.
     elevations (degrees), low_view_share, radius, fov_degrees: of the cameras, as in the toybox's training pictures: that
     share of the views lies between the first two elevations, the others between the last two.
+    group_views: so many views are drawn as a group, evenly spaced around the object, for a guide that judges them together;
+    group_jitter: degrees by which their elevations differ from the group's.
     lit_from: progress from which pictures are shaded by random lights; unlit albedo before. textureless_share: of the lit
     steps that show white material.
     density_rate, colour_rate: Adam's. rate_decay: the rates fall to this share along a cosine in the last half.
@@ -41,6 +43,8 @@ class FitConfig:
     low_view_share: float = 0.78
     radius: float = 2.7
     fov_degrees: float = 40.0
+    group_views: int = 1
+    group_jitter: float = 0.0
     lit_from: float = 0.3
     textureless_share: float = 0.0
     density_rate: float = 0.12
@@ -73,6 +77,11 @@ class FitConfig:
                 1 <= self.guide_parts <= self.num_views and self.num_views % self.guide_parts == 0,
                 f"a number that divides num_views, {self.num_views}",
             ),
+            "group_views": (
+                self.group_views >= 1 and self.num_views // max(1, self.guide_parts) % self.group_views == 0,
+                f"whole groups: a number that divides the {self.num_views} views of a step, or of each of its guide_parts",
+            ),
+            "group_jitter": (0 <= self.group_jitter <= 45, "0 to 45 degrees"),
             "render_sizes": (
                 begins[:1] == [0] and begins == sorted(begins) and all(4 <= pixels <= 1024 for _, pixels in self.render_sizes),
                 "pairs such as [[0.0,32],[0.4,64]] that begin with the size of the first step, in order, 4 to 1024 pixels each",

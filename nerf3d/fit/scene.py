@@ -39,22 +39,33 @@ def draw_scene(config: FitConfig, *, seed: int, step: int, avoid: Tensor | None 
     avoid: (N, 3) colours that backgrounds keep away from; cameras and lights do not depend on them.
     """
     draws = stream(seed, "scene", step)
-    num_views = config.num_views
-    # One view in each azimuth slice, and all of them turned together: no side is missed.
-    azimuth = (torch.arange(num_views) + uniform((num_views,), draws)) * (360 / num_views)
-    azimuth = (azimuth + uniform((1,), draws, 0, 360)) % 360
-    low, middle, high = config.elevations
-    elevation = torch.where(
-        uniform((num_views,), draws) < config.low_view_share,
-        uniform((num_views,), draws, low, middle),
-        uniform((num_views,), draws, middle, high),
-    )
+    num_views, together = config.num_views, config.group_views
+    azimuth, elevation = _directions(config, num_views // together, draws)
+    if together > 1:
+        azimuth = (azimuth[:, None] + torch.arange(together) * (360 / together)).flatten() % 360
+        jitter = config.group_jitter * uniform((num_views,), draws, -1, 1)
+        elevation = (elevation.repeat_interleave(together) + jitter).clamp(config.elevations[0], config.elevations[2])
     cameras = Cameras.orbit(azimuth, elevation, radius=config.radius, fov_degrees=config.fov_degrees)
     shading: Shading = "albedo"
     if step >= config.lit_from * config.num_steps:
         shading = "textureless" if float(uniform((), draws)) < config.textureless_share else "lambert"
     lights = sample_lights(cameras, generator=draws)
-    return Scene(cameras, lights, sample_backgrounds(num_views, generator=draws, avoid=avoid), shading)
+    background = sample_backgrounds(num_views // together, generator=draws, avoid=avoid).repeat_interleave(together, dim=0)
+    return Scene(cameras, lights, background, shading)
+
+
+def _directions(config: FitConfig, num: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Azimuths and elevations in degrees of `num` groups, (num,) each; a group of one view goes all the way round."""
+    # One in each azimuth slice, and all of them turned together: no side is missed.
+    azimuth = (torch.arange(num) + uniform((num,), draws)) * (360 / num / config.group_views)
+    azimuth = (azimuth + uniform((1,), draws, 0, 360)) % 360
+    low, middle, high = config.elevations
+    elevation = torch.where(
+        uniform((num,), draws) < config.low_view_share,
+        uniform((num,), draws, low, middle),
+        uniform((num,), draws, middle, high),
+    )
+    return azimuth, elevation
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class AnswersRequests(Protocol):
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> requests.Condition: ...
     def has_condition(self, prompt: str, negative_prompt: str = "") -> bool: ...
-    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor: ...
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor: ...
     def answer(self, request: requests.Request) -> Any: ...
     def unknown_words(self, prompt: str) -> list[str]: ...
 
@@ -130,6 +130,8 @@ class LocalPrior:
             schedule=prior.schedule,
             vocabulary=getattr(card, "vocabulary", None),
             device=str(prior.device),
+            num_views=getattr(prior, "num_views", None),
+            elevation_jitter=getattr(prior, "elevation_jitter", 0.0),
         )
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
@@ -169,7 +171,7 @@ class LocalPrior:
         def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
             answer = yield from score_distillation(
                 query.images.to(self._prior.device),
-                condition=condition,
+                condition=condition.seen_from(query.cameras, query.group_views),
                 guidance=query.guidance,
                 schedule=self._prior.schedule,
                 t=query.t,
@@ -191,7 +193,8 @@ class LocalPrior:
 
     def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
         """Hand the request to the engine; strict images go one by one, so that it does not matter who asks for how many."""
-        parts = [_only(request, n) for n in range(len(request.seeds))] if request.strict else [request]
+        groups = range(0, len(request.seeds), request.group_views)
+        parts = [_only(request, first) for first in groups] if request.strict else [request]
 
         def submit(part: DrawRequest) -> Ticket:
             return self.engine.submit(
@@ -199,7 +202,7 @@ class LocalPrior:
                 prompts=part.prompts,
                 negative_prompts=[part.negative_prompt] * len(part.prompts),
                 job=job,
-                slots=[_slot(*image) for image in zip(part.prompts, part.seeds, strict=True)] if part.strict else None,
+                slots=_slots(part) if part.strict else None,
                 preview_every=preview_every,
             )
 
@@ -212,12 +215,12 @@ class LocalPrior:
 
     def _drawing(self, request: DrawRequest, condition: requests.Condition) -> Generator[requests.Request, Any, np.ndarray]:
         """uint8 pictures (N, H, W, 3), everything asked of the networks as requests."""
-        names = [(seed, "image") for seed in request.seeds]
+        names = [_noise_name(seed, n % request.group_views) for n, seed in enumerate(request.seeds)]
         sampler, noise = SAMPLERS[request.sampler], self._noise(names)
         sampling: dict[str, Any] = {
             "schedule": self._prior.schedule,
             "timesteps": self._prior.schedule.timesteps(request.num_steps),
-            "condition": condition,
+            "condition": condition.seen_from(request.cameras, request.group_views),
             "guidance": request.guidance,
             "noise": seeding.step_noise(names, self._prior.latent_shape),
         }
@@ -251,15 +254,28 @@ def _slot(prompt: str, seed: int) -> int:
     return zlib.crc32(prompt.encode()) + seed
 
 
-def _only(request: DrawRequest, n: int) -> DrawRequest:
-    """Image n of a request as a request of its own."""
-    one = slice(n, n + 1)
+def _slots(request: DrawRequest) -> list[int]:
+    """The places of a request's strict rows; those of a group follow from its first image."""
+    views = request.group_views
+    firsts = zip(request.prompts[::views], request.seeds[::views], strict=True)
+    return [views * _slot(*first) + view for first in firsts for view in range(views)]
+
+
+def _noise_name(seed: int, view: int) -> tuple[seeding.Key, ...]:
+    """The random stream of an image: its seed's, or for the further views of a group one beside it."""
+    return (seed, "image") if view == 0 else (seed, "image", "view", view)
+
+
+def _only(request: DrawRequest, first: int) -> DrawRequest:
+    """The image, or the group of views, that begins at `first` as a request of its own."""
+    one = slice(first, first + request.group_views)
     return dataclasses.replace(
         request,
         prompts=request.prompts[one],
         seeds=request.seeds[one],
         init_images=None if request.init_images is None else request.init_images[one],
         masks=None if request.masks is None else request.masks[one],
+        cameras=None if request.cameras is None else request.cameras[one],
     )
 
 

@@ -1,13 +1,17 @@
 """Score distillation: its expected gradient and fixed points in closed form, and where gradients must not go."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+import orchestrator
 from diffusion.distillation import DistillationConfig, Distilled, sample_timesteps, score_distillation, timestep_range
 from diffusion.errors import DiffusionError
+from diffusion.guidance import rescale
 from diffusion.requests import (
     DecodeRequest,
     DenoiseRequest,
@@ -18,6 +22,7 @@ from diffusion.requests import (
 )
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal, stream, uniform
+from jobs.codec import from_plain
 from tests.oracles import GaussianMixture, Oracle, condition
 
 pytestmark = pytest.mark.oracle
@@ -26,6 +31,7 @@ SCHEDULE = NoiseSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
 MEAN, VARIANCE = 0.7, 0.25
 COND = GaussianMixture.gaussian([MEAN] * 3, torch.eye(3) * VARIANCE)
 UNCOND = GaussianMixture.gaussian([0.0] * 3, torch.eye(3))
+CONFIG = Path(orchestrator.__file__).parent / "settings/config"
 # DreamFusion's range: 2 % to 98 % of T.
 ALL_TIMESTEPS = torch.arange(20, 981)
 
@@ -136,6 +142,70 @@ def test_the_two_forms_are_one_residual() -> None:
     torch.testing.assert_close(sds.gradient, ratio * x0.gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_the_form_in_latents_is_the_gradient_of_half_the_squared_distance_in_latents() -> None:
+    """1/2 ||A x - x0_hat||^2 with the target held fixed (MVDream), by autograd, for an encoder that halves."""
+    images, t = views(), torch.tensor([50, 300, 600, 950])
+    noise = normal(images.shape, stream(0, "noise"), dtype=torch.float64)
+
+    class Halving(Oracle):
+        def __call__(self, request: Any) -> Any:
+            match request:
+                case EncodeRequest(pictures):
+                    return pictures / 2
+                case EncodeGradientRequest(_, gradient):
+                    return gradient / 2
+            return super().__call__(request)
+
+    oracle = Halving(SCHEDULE, COND, UNCOND)
+    answer = distil(images, oracle, t, noise, scale=5.0, form="x0_latents")
+    x_t = SCHEDULE.add_noise(images / 2, noise, t)
+    target = oracle(DenoiseRequest(x_t, t, condition(4), Guidance(scale=5.0))).x0
+    variable = images.clone().requires_grad_()
+    (0.5 * (variable / 2 - target).square().sum()).backward()
+    torch.testing.assert_close(answer.gradient, variable.grad, rtol=1e-12, atol=1e-12)
+    assert answer.target is None
+
+
+def test_groups_are_rescaled_by_their_common_deviation() -> None:
+    """2305.08891 eq. 15-16 with the deviation over all values of a group, as MVDream takes it."""
+    guided, cond = (normal((4, 3, 2, 2), stream(0, name), dtype=torch.float64) for name in ("guided", "cond"))
+    guided = guided * torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)[:, None, None, None]
+    ratios = [float(cond[pair].std() / guided[pair].std()) for pair in (slice(0, 2), slice(2, 4))]
+    expected = guided * torch.tensor([ratios[0]] * 2 + [ratios[1]] * 2, dtype=torch.float64)[:, None, None, None]
+    torch.testing.assert_close(rescale(guided, cond, 1.0, num_views=2), expected)
+
+
+@pytest.mark.parametrize(("shared", "distinct"), [("view", 8), ("group", 2), ("batch", 1)])
+def test_timesteps_may_be_shared_by_a_group_or_the_batch(shared: Any, distinct: int) -> None:
+    config = DistillationConfig(shared_timestep=shared, t_min=0.1, t_max_start=0.9, t_max_end=0.9)
+    drawn = [
+        sample_timesteps(config, SCHEDULE, progress=0.5, num_views=8, group_views=4, generator=stream(seed))
+        for seed in range(400)
+    ]
+    assert all(len(t.unique()) <= distinct for t in drawn)
+    if shared == "group":
+        assert all(len(t[:4].unique()) == len(t[4:].unique()) == 1 for t in drawn)
+    mean = torch.stack(drawn).double().mean() / 1000
+    assert float(mean) == pytest.approx(0.5, abs=0.03)
+
+
+def test_mvdreams_annealing_has_its_published_ends() -> None:
+    """t_max .98 to .5 and t_min .98 to .02 over the first 8,000 of 10,000 steps."""
+    config = mvdream_recipe()
+    ends = [timestep_range(step / 10_000, config) for step in (0, 4_000, 8_000, 10_000)]
+    expected = [(0.98, 0.98), (0.5, 0.74), (0.02, 0.5), (0.02, 0.5)]
+    for found, right in zip(ends, expected, strict=True):
+        assert found == pytest.approx(right)
+    assert config.form == "x0_latents" and config.shared_timestep == "batch"
+    assert config.guidance == Guidance(scale=50.0, rescale=0.5, rescale_on="x0", rescale_over="group")
+
+
+def mvdream_recipe() -> DistillationConfig:
+    """What `distillation=mvdream` on the command line gives."""
+    values = yaml.safe_load((CONFIG / "distillation/mvdream.yaml").read_text(encoding="utf-8"))
+    return from_plain(DistillationConfig, values, path="distillation")
+
+
 def test_sds_pulls_back_through_the_encoder() -> None:
     """A linear encoder z = A x: the gradient is A^T times the latent residual."""
     matrix = normal((3, 3), stream(0, "encoder"), dtype=torch.float64)
@@ -174,7 +244,7 @@ def test_no_gradient_reaches_the_denoiser_or_leaves_with_the_answer(form: Any) -
 def test_requests_in_order() -> None:
     images, t = views(2), torch.tensor([50, 300])
     noise = normal(images.shape, stream(0), dtype=torch.float64)
-    for form, last in (("x0", DecodeRequest), ("sds", EncodeGradientRequest)):
+    for form, last in (("x0", DecodeRequest), ("x0_latents", EncodeGradientRequest), ("sds", EncodeGradientRequest)):
         oracle = Oracle(SCHEDULE, COND)
         distil(images, oracle, t, noise, form=form)
         assert [type(request) for request in oracle.asked] == [EncodeRequest, DenoiseRequest, last]
@@ -237,7 +307,7 @@ def test_config_makes_the_guidance_of_its_form() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"form": "vsd"}, "form is 'vsd'; expected one of 'x0', 'sds'"),
+        ({"form": "vsd"}, "form is 'vsd'; expected one of 'x0', 'x0_latents', 'sds'"),
         ({"weighting": "snr"}, "weighting is 'snr'; expected one of 'uniform'"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan; expected a finite number"),
         ({"guidance_rescale": -0.5}, "guidance_rescale is -0.5; expected 0 to 1"),

@@ -422,3 +422,83 @@ def test_bad_arguments_are_named() -> None:
         engine.set_weight("x", 0)
     with pytest.raises(ValueError, match="the engine's row_cap is 0; expected at least 1"):
         EngineConfig(row_cap=0)
+
+
+class GroupModel(OracleModel):
+    """Every row answers with what all rows of its group and their cameras add up to, so that a parted group shows."""
+
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor:
+        self.forwards.append(len(x_t))
+        output = self.oracle.network(x_t, t, tokens)
+        if num_views == 1:
+            return output
+        assert cameras is not None and len(x_t) % num_views == 0
+        seen = output * (1 + cameras[:, :1, None, None].to(output))
+        return seen.unflatten(0, (-1, num_views)).mean(dim=1).repeat_interleave(num_views, dim=0)
+
+
+def submit_groups(engine: Engine, seed: int, *, groups: int, job: str, strict: bool = False, steps: int = 4) -> Ticket:
+    """A trajectory of so many groups of four views."""
+    rows = 4 * groups
+    begin = sampling(range(seed, seed + rows), steps=steps)
+    cameras = torch.arange(rows * 16).view(rows, 16) / 100
+
+    def seen(condition):
+        return begin(condition.seen_from(cameras, 4))
+
+    return engine.submit(seen, prompts=["a cup"] * rows, job=job, slots=range(seed, seed + rows) if strict else None)
+
+
+@pytest.mark.parametrize("row_cap", [1, 6, 8, 64])
+def test_groups_are_never_parted_and_share_forwards_with_their_like(row_cap: int) -> None:
+    def results(crowd: bool) -> list[Tensor]:
+        engine = Engine(GroupModel(), config=EngineConfig(row_cap=row_cap, max_rows=row_cap))
+        tickets = [submit_groups(engine, 40, groups=3, job="groups")]
+        if crowd:
+            tickets += [submit_groups(engine, 0, groups=2, job="others"), submit_images(engine, range(5))]
+        until_idle(engine)
+        return [ticket.result() for ticket in tickets]
+
+    torch.testing.assert_close(results(crowd=True)[0], results(crowd=False)[0], rtol=1e-5, atol=1e-6)
+    model = GroupModel()
+    engine = Engine(model, config=EngineConfig(row_cap=row_cap))
+    submit_groups(engine, 0, groups=1, job="a")
+    submit_groups(engine, 8, groups=1, job="b")
+    reports = until_idle(engine)
+    # Four steps of two groups, each guided: 16 rows a step in whole groups of 4.
+    assert sum(sum(report.rows.values()) for report in reports) == 64
+    assert all(rows % 4 == 0 and rows <= max(row_cap, 4) for rows in model.forwards)
+    assert max(model.forwards) == max(4, min(row_cap, 16) // 4 * 4)
+
+
+@pytest.mark.parametrize("strict_rows", [1, 8, 16])
+def test_strict_groups_have_their_place_in_any_company(strict_rows: int) -> None:
+    class Places(GroupModel):
+        """Rounds by the place in the batch, as tiles of a matrix product do."""
+
+        def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor:
+            output = super().predict(x_t, t, tokens, cameras, num_views)
+            return output * (1 + 1e-6 * (torch.arange(len(output)) + len(output)))[:, None, None, None]
+
+    def result(company: int) -> Tensor:
+        engine = Engine(Places(), config=EngineConfig(strict_rows=strict_rows))
+        tickets = [submit_groups(engine, 4 * n, groups=1, job=f"job {n}", strict=True) for n in range(company)]
+        ticket = submit_groups(engine, 100, groups=2, job="mine", strict=True)
+        until_idle(engine)
+        assert all(other.result() is not None for other in tickets)
+        return ticket.result()
+
+    assert torch.equal(result(0), result(5))
+
+
+def test_a_group_too_large_for_the_memory_fails_alone() -> None:
+    class Small(GroupModel):
+        def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor:
+            if len(x_t) > 2:
+                raise torch.OutOfMemoryError("not enough")
+            return super().predict(x_t, t, tokens, cameras, num_views)
+
+    engine = Engine(Small())
+    group, pictures = submit_groups(engine, 0, groups=2, job="groups"), submit_images(engine, [1, 2, 3])
+    until_idle(engine)
+    assert isinstance(group.error, torch.OutOfMemoryError) and pictures.result() is not None

@@ -46,7 +46,7 @@ def test_diffusers_draws_the_same_pictures_from_the_folder(folder: Path) -> None
     from diffusers import StableDiffusionPipeline
 
     prior = Prior.load(folder)
-    pipeline = StableDiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(folder))
     pipeline.set_progress_bar_config(disable=True)
     latents = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     prompt = "a red table with blue legs, front view"

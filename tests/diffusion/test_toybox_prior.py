@@ -42,7 +42,7 @@ def test_its_files_are_small() -> None:
 def test_diffusers_draws_the_same_pictures(prior: Prior) -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(str(TOYBOX), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(TOYBOX))
     pipeline.set_progress_bar_config(disable=True)
     prompts = ["a red mushroom with a white stem, front view", "a yellow duck, left side view from above"]
     latents = start(prior, 2)

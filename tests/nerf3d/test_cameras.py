@@ -47,6 +47,18 @@ def test_rays_hit_pixel_centres_from_the_top_row():
     torch.testing.assert_close(seen[1], torch.tensor([5 / 4, -3 / 4]), atol=1e-5, rtol=0)
 
 
+def test_pose_vectors_are_mvdreams_matrices():
+    """Blender's frame (z up, our front at -y), translation of length 1, whatever the distance."""
+    azimuth, elevation = 30.0, 20.0
+    matrix = Cameras.orbit(azimuth, elevation, radius=3.5).pose_vectors().view(4, 4).double()
+    a, e = math.radians(azimuth), math.radians(elevation)
+    position = torch.tensor([math.cos(e) * math.sin(a), -math.cos(e) * math.cos(a), math.sin(e)], dtype=torch.float64)
+    right = torch.tensor([math.cos(a), math.sin(a), 0.0], dtype=torch.float64)
+    expected = torch.stack([right, torch.linalg.cross(position, right), position, position], dim=1)
+    torch.testing.assert_close(matrix[:3], expected, rtol=0, atol=1e-6)
+    assert matrix[3].tolist() == [0, 0, 0, 1]
+
+
 def test_subsets_keep_everything_together():
     cameras = Cameras.orbit([0, 45, 90], [0, 10, 20])
     assert len(cameras) == 3 and len(cameras[1]) == 1 and len(cameras[1:]) == 2

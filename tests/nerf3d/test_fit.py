@@ -218,6 +218,23 @@ def test_scenes_cover_all_sides_and_repeat():
     assert (elevations < 40).float().mean().item() == pytest.approx(0.78, abs=0.05)
 
 
+def test_groups_are_evenly_spaced_on_one_background():
+    config = FitConfig(num_views=8, group_views=4, group_jitter=8.0)
+    elevations = []
+    for step in range(50):
+        scene = draw_scene(config, seed=0, step=step)
+        azimuths = scene.cameras.azimuth_degrees.view(2, 4)
+        gaps = (azimuths.diff(dim=1) % 360).flatten()
+        torch.testing.assert_close(gaps, torch.full((6,), 90.0), rtol=0, atol=1e-3)
+        backgrounds = scene.background.view(2, 4, 3)
+        assert torch.equal(backgrounds, backgrounds[:, :1].expand_as(backgrounds))
+        spread = scene.cameras.elevation_degrees.view(2, 4)
+        assert (spread.amax(dim=1) - spread.amin(dim=1) <= 16).all()
+        elevations.append(spread[:, 0])
+    assert torch.cat(elevations).std() > 10
+    assert len(scene.lights.direction.unique(dim=0)) == 8
+
+
 def test_object_colours_are_those_of_dense_places():
     field = make_field(FieldConfig(resolutions=(8,), blob_scale=30.0, blob_radius=0.6))
     field.colour_grids[0].data[:, 0] = 9.0

@@ -13,14 +13,18 @@ from jobs.errors import InputError
 from nerf3d.toybox.words import vocabulary
 from orchestrator.host.atomic import clear_output_errors, write_text
 from orchestrator.lab.training import recipe
-from orchestrator.lab.training.parts import CHECKPOINT, joint_denoiser, load_averaged, trained_autoencoder
+from orchestrator.lab.training.parts import CHECKPOINT, joint_denoiser, load_averaged, trained_autoencoder, view_denoiser
 from orchestrator.prior.source import refusal
 
 
 def assemble(root: Path, folder: Path) -> None:
-    """Writes the averaged weights of every trained part: the prior, its image tower, and the judge if there is one."""
+    """Writes the averaged weights of every trained part: the prior, its image tower, and the judge if there is one.
+
+    The denoiser is that of the views, which is told its cameras, where it has been trained.
+    """
+    has_views = (root / "views" / CHECKPOINT).exists()
     tokenizer = recipe.toybox_tokenizer()
-    denoiser = load_averaged(joint_denoiser(), root / "denoiser")
+    denoiser = load_averaged(*((view_denoiser(), root / "views") if has_views else (joint_denoiser(), root / "denoiser")))
     save_prior(
         folder,
         card=PriorCard("toybox", recipe.IMAGE_SIZE, vocabulary(), view_words=True),
@@ -50,11 +54,12 @@ def unpack(folder: Path, root: Path) -> None:
         if not (folder / name / "clip_config.json").exists():
             raise InputError(f"{folder} has no {name}/, so no 'dreamkiln train assemble' wrote it; give one that it wrote.")
     towers = load_clip(folder / "clip", text=prior.text_encoder)
+    denoiser = "denoiser" if prior.num_views is None else "views"
     modules = {
         "autoencoder": prior.autoencoder,
         "clip": towers,
         "judge": load_clip(folder / "judge"),
-        "denoiser": TextConditionedDenoiser(prior.unet, towers),
+        denoiser: TextConditionedDenoiser(prior.unet, towers),
     }
     for name, module in modules.items():
         path = root / name / CHECKPOINT

@@ -9,6 +9,7 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.text.clip import ClipConfig, TextConfig
 from diffusion.text.tokenizer import Tokenizer
 from diffusion.training.loop import LoopConfig
+from nerf3d.toybox.items import ELEVATION_JITTER
 from nerf3d.toybox.words import vocabulary
 
 CONTEXT_LENGTH = 24
@@ -38,7 +39,7 @@ UNET = UNetConfig(
     addition_embed_type_num_heads=3,
 )
 # What the denoiser becomes when it is told its cameras; the features of places go where its transformers are (8x8 and 4x4).
-MULTI_VIEW = MultiViewConfig(num_views=4, position_levels=(1, 2))
+MULTI_VIEW = MultiViewConfig(num_views=4, position_levels=(1, 2), elevation_jitter=ELEVATION_JITTER)
 SCHEDULE = NoiseSchedule(
     beta_schedule="squaredcos_cap_v2",
     prediction_type="v_prediction",

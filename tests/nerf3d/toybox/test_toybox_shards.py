@@ -41,6 +41,20 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path):
     assert contents(broken) == contents(whole)
 
 
+def test_views_of_an_item_follow_each_other(tmp_path):
+    list(write_shards(tmp_path, 3, shard_size=2, views=4, size=16))
+    records = [record for shard in read_shards(tmp_path) for record in shard.records]
+    assert [record["index"] for record in records] == [0] * 4 + [1] * 4 + [2] * 4
+    for first in range(0, 12, 4):
+        group = records[first : first + 4]
+        assert len({(record["prompt"], tuple(record["background"])) for record in group}) == 1
+        turns = [(record["azimuth_degrees"] - group[0]["azimuth_degrees"]) % 360 for record in group]
+        assert turns == pytest.approx([0, 90, 180, 270], abs=0.01)
+        assert all(abs(record["elevation_degrees"] - group[0]["elevation_degrees"]) <= 8 for record in group)
+    with pytest.raises(ValueError, match="only 'scene' has several cameras"):
+        list(write_shards(tmp_path / "studio", 2, views=4, look="studio"))
+
+
 def test_other_arguments_are_refused(tmp_path):
     list(write_shards(tmp_path, 6, **ARGUMENTS))
     with pytest.raises(ValueError, match="use another folder or the same arguments"):

@@ -15,15 +15,16 @@ from diffusion.text.clip import load_clip
 from jobs.errors import InputError, OutputError
 from nerf3d.toybox.shards import write_shards
 from orchestrator.host.progress_display import SilentDisplay
-from orchestrator.lab.training import latents, recipe
+from orchestrator.lab.training import latents, recipe, run
 from orchestrator.lab.training.assemble import assemble, unpack
+from orchestrator.lab.training.gate import LEVELS, Gate
 from orchestrator.lab.training.parts import trained_autoencoder
 from orchestrator.lab.training.pictures import Pictures
 from orchestrator.lab.training.run import loop_configs, train_parts
 
 SHORT = {
     f"{part}.{field}": value
-    for part in ("autoencoder", "clip", "judge", "denoiser")
+    for part in ("autoencoder", "clip", "judge", "denoiser", "views")
     for field, value in (("num_steps", "2"), ("batch_size", "4"))
 }
 
@@ -96,8 +97,8 @@ def test_latents_are_encoded_with_progress_and_never_those_of_another_source(
     other_scale.load_state_dict(autoencoder.state_dict())
     sources = [
         (data, autoencoder),
-        (Pictures(255 - data.images, data.captions, data.prompts), autoencoder),
-        (Pictures(data.images.flip(0), data.captions, data.prompts), autoencoder),
+        (replace(data, images=255 - data.images), autoencoder),
+        (replace(data, images=data.images.flip(0)), autoencoder),
         (data, other_weights),
         (data, other_scale),
     ]
@@ -120,6 +121,39 @@ def test_a_shipped_prior_can_be_trained_on(trained: Path, tmp_path: Path) -> Non
     unpack(trained / "prior", tmp_path)
     assemble(tmp_path, tmp_path / "prior")
     assert Prior.load(tmp_path / "prior").weights_hash == Prior.load(trained / "prior").weights_hash
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("groups")
+    list(write_shards(folder, 12, shard_size=8, views=4))
+    return folder
+
+
+def test_the_denoiser_learns_its_cameras_from_groups(
+    trained: Path, groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        run, "_gate", lambda root: Gate.make(trained_autoencoder(root), recipe.toybox_tokenizer(), num_objects=2)
+    )
+    for part in ("autoencoder", "denoiser", "judge"):
+        shutil.copytree(trained / part, tmp_path / part)
+    train_parts(["views", "assemble"], groups, tmp_path, device="cpu", overrides=SHORT, display=SilentDisplay())
+    (line,) = (tmp_path / "views/gate.jsonl").read_text().splitlines()
+    figures = json.loads(line)
+    assert {f"{who}_left_right@{level}" for who in ("groups", "single", "words") for level in LEVELS} < figures.keys()
+    assert figures["step"] == 2 and (tmp_path / "views/gate.png").stat().st_size > 1000
+    prior = Prior.load(tmp_path / "prior")
+    assert (prior.num_views, prior.elevation_jitter) == (4, recipe.MULTI_VIEW.elevation_jitter)
+    assert prior.unet.config.addition_embed_type is None
+    unpack(tmp_path / "prior", tmp_path / "again")
+    assemble(tmp_path / "again", tmp_path / "again/prior")
+    assert Prior.load(tmp_path / "again/prior").weights_hash == prior.weights_hash
+
+
+def test_views_are_not_trained_on_single_pictures(trained: Path, shards: Path) -> None:
+    with pytest.raises(InputError, match="from 1 sides, but the views are trained on 4; render them"):
+        train_parts(["views"], shards, trained, device="cpu", overrides=SHORT, display=SilentDisplay())
 
 
 @pytest.mark.parametrize(("trained_first", "needed"), [((), "autoencoder"), (("autoencoder",), "clip")])
