@@ -4,6 +4,7 @@
 
     DreamKilnError
     ├── InputError          exit 2   the command, its options or its files cannot be used as given
+    │   ├── NotFound        exit 2   there is no such job
     │   └── OutputError     exit 2   the place to write to cannot be written (missing rights, full disk, another run)
     ├── JobFailed           exit 1   the job was started and could not be finished
     │   ├── CollapsedError           the fit ended empty, full or not-a-number
@@ -23,6 +24,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "JobFailed",
+    "NotFound",
     "OutputError",
     "PriorFailed",
     "UnexpectedError",
@@ -39,6 +41,10 @@ class InputError(DreamKilnError):
     """Bad usage or bad input: nothing was computed, and the same command will fail the same way again."""
 
     exit_code = 2
+
+
+class NotFound(InputError):
+    """Something was named that there is not, such as a job's number."""
 
 
 class OutputError(InputError):

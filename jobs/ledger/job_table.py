@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
-from jobs.ledger.records import EventRecord, JobRecord, NewGroup, Submission
+from jobs.ledger.records import EventRecord, JobRecord, NewGroup, Submission, check_name
 from jobs.ledger.rows import find_job, job_record, move_job
 from jobs.ledger.submitting import LIVE, Submitted, take_in
 from jobs.ledger.tables import Attempt, Event, Job, User
@@ -150,7 +150,8 @@ class JobTable:
             return {user.name: user.weight for user in session.scalars(select(User))}
 
     def set_weight(self, user: str, weight: float) -> None:
-        """Raises InputError for a weight that is not positive."""
+        """Raises InputError for a weight that is not positive, and for what is no user's name."""
+        check_name("user", user)
         if not 0 < weight <= 1000:
             raise InputError(f"The weight of {user} is {weight:g}, but a number above 0, up to 1000, was expected.")
         with self._database.write() as session:

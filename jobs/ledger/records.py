@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.codec import canonical_json
 from jobs.errors import DreamKilnError, InputError
+from jobs.safe_text import check_stored
 from jobs.states import TERMINAL, FailureKind, State, Wish
 
 if TYPE_CHECKING:
@@ -27,9 +28,13 @@ __all__ = [
     "ShardSummary",
     "StaleLease",
     "Submission",
+    "check_name",
 ]
 
 MAX_PRIORITY = 1000
+MAX_FAILURES = 1_000_000
+MAX_WANTED = 1_000_000
+MAX_MEMORY_BYTES = 10**15
 GIGABYTE = 10**9
 
 
@@ -73,15 +78,15 @@ class Submission:
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
             raise InputError(f"The priority is {self.priority}, but -{MAX_PRIORITY} to {MAX_PRIORITY} is allowed.")
-        if self.max_failures < 1:
-            raise InputError(f"max_failures is {self.max_failures}; give at least 1 attempt.")
-        if self.memory_bytes < 0:
-            raise InputError(f"memory_bytes is {self.memory_bytes}; give 0 or more.")
-        for what, text in (("user", self.user), ("idempotency key", self.idempotency_key)):
-            if text is not None and not (0 < len(text) <= 200 and text.isprintable()):
-                raise InputError(f"The {what} is {text!r}, but 1 to 200 printable characters were expected.")
+        if not 1 <= self.max_failures <= MAX_FAILURES:
+            raise InputError(f"max_failures is {self.max_failures:.4g}; give 1 to {MAX_FAILURES:,} attempts.")
+        if not 0 <= self.memory_bytes <= MAX_MEMORY_BYTES:
+            raise InputError(f"memory_bytes is {self.memory_bytes:.4g}; give 0 to {MAX_MEMORY_BYTES:.0e} bytes.")
+        check_name("user", self.user)
+        if self.idempotency_key is not None:
+            check_name("idempotency key", self.idempotency_key)
         for what, text in (("run folder", self.out), ("name", self.name), ("prior", self.prior)):
-            _check_storable(what, text)
+            check_stored(what, text)
 
     @classmethod
     def of(cls, spec: AnySpec, *, out: str, **others: Any) -> Submission:
@@ -264,10 +269,10 @@ class NewGroup:
     largest_is_best: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_wanted < 1:
-            raise InputError(f"{self.num_wanted} winners are wanted of group {self.name!r}; give at least 1.")
+        if not 1 <= self.num_wanted <= MAX_WANTED:
+            raise InputError(f"{self.num_wanted:.4g} winners are wanted of group {self.name!r}; give 1 to {MAX_WANTED:,}.")
         for what, text in (("group's name", self.name), ("group's metric", self.metric or "")):
-            _check_storable(what, text)
+            check_stored(what, text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,10 +288,7 @@ class GroupRecord:
     decided_at: float | None
 
 
-def _check_storable(what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"The {what} is {text!r}, which is not valid Unicode (UTF-8); choose another.") from None
-    if "\0" in text:
-        raise InputError(f"The {what} is {text!r}, which has a NUL character in it; choose another.")
+def check_name(what: str, text: str) -> None:
+    """Refuse what names no user and is no key. Raises InputError."""
+    if not (0 < len(text) <= 200 and text.isprintable()):
+        raise InputError(f"The {what} is {text[:60]!r}, but 1 to 200 printable characters were expected.")

@@ -7,7 +7,7 @@ import dataclasses
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs.errors import InputError
+from jobs.errors import NotFound
 from jobs.ledger.records import JobRecord, Lease, StaleLease
 from jobs.ledger.tables import Attempt, Event, Job
 from jobs.states import TERMINAL, FailureKind, State, Wish, check_transition
@@ -16,12 +16,12 @@ __all__ = ["end_attempt", "find_job", "held_job", "job_record", "move_job", "sto
 
 
 def find_job(session: Session, job_id: int, *, lock: bool = False) -> Job:
-    """Raises InputError where there is no such job."""
+    """Raises NotFound where there is no such job."""
     row = session.get(Job, job_id, with_for_update=True if lock else None) if 0 < job_id < 2**63 else None
     if row is None:
         last = session.scalar(select(func.max(Job.id)))
         known = f"the last one is {last}" if last else "none has been submitted yet"
-        raise InputError(f"There is no job {job_id}; {known}. 'dreamkiln jobs list' shows them.")
+        raise NotFound(f"There is no job {job_id}; {known}. 'dreamkiln jobs list' shows them.")
     return row
 
 

@@ -144,9 +144,9 @@ def _answer(status: int, data: bytes) -> Any:
         content = {}
     if status < 400:
         return content
-    sentence = content.get("error") or content.get("detail") or f"The orchestrator answered with status {status}."
+    sentence = content.get("error") or f"The orchestrator answered with status {status}."
     if status == 503:
         raise UnavailableError(str(sentence))
-    if content.get("exit_code") == 2 or status in (401, 422):
+    if content.get("exit_code") == 2:
         raise InputError(str(sentence))
     raise DreamKilnError(str(sentence))

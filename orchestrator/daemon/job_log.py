@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs.events import Message, Progress
+from jobs.safe_text import shown
 from orchestrator.host.state_folder import StateFolder
 
 __all__ = ["JobLog"]
@@ -31,8 +32,10 @@ class JobLog:
         now = datetime.fromtimestamp(self._clock(), UTC)
         first, *others = text.rstrip().splitlines() or [""]
         lines = [f"{now:%Y-%m-%d %H:%M:%S} {first}", *(f"    {line}" for line in others)]
-        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        with contextlib.suppress(OSError):
+            StateFolder.touch_private(self._path)
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(shown("\n".join(lines)) + "\n")
 
     def progress(self, progress: Progress) -> None:
         """A line when a stage begins and every few seconds."""

@@ -12,6 +12,7 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import Submission
+from jobs.safe_text import check_stored
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.settings.batch import SHARD_WORKER_BYTES
@@ -62,6 +63,8 @@ class JobRequest:
     def _check_places(self, spec: AnySpec) -> None:
         """The orchestrator runs in another folder, so relative paths would mean something else there."""
         is_batch, batch = isinstance(spec, BatchImagesSpec), self.settings.batch
+        for what, text in (("table", batch.prompts if batch else ""), ("folder of pictures", self.settings.pictures or "")):
+            check_stored(what, text)
         if not (Path(self.out).is_absolute() or (is_batch and is_url(self.out))):
             raise InputError(f"The run folder {self.out!r} is not a full path, and the orchestrator runs in another folder.")
         if is_batch and batch is None:

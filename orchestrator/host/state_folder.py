@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import InputError, OutputError
-from orchestrator.host.atomic import clear_output_errors, write_text
+from orchestrator.host.atomic import TEMPORARY_PREFIX, clear_output_errors, write_text
 
 __all__ = ["Endpoint", "StateFolder"]
 
@@ -52,13 +52,40 @@ class StateFolder:
 
     def create(self) -> None:
         """Make it and the token. Raises OutputError."""
-        with clear_output_errors(self.path, option="--state"):
-            (self.path / "logs").mkdir(parents=True, exist_ok=True)
-            if not self.token_file.exists():
+        with clear_output_errors(self.path, option="--state (DREAMKILN_STATE)"):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.path / "logs").mkdir(mode=0o700, exist_ok=True)
+            (self.path / "logs").chmod(0o700)  # of an earlier version
+            for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm", "daemon.log", "daemon.err", "endpoint.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / name).chmod(0o600)
+            self.touch_private(self.path / "ledger.db", self.daemon_log)
+            self._make_token()
+
+    @staticmethod
+    def touch_private(*paths: Path) -> None:
+        """Make files that nobody but their owner reads, before somebody else makes them readable to all. Raises OSError."""
+        for path in paths:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+
+    def _make_token(self) -> None:
+        """Whole or not at all, and never in the place of one that clients know: a full disk once left an empty file, which
+        locked everybody out. Raises OSError."""
+        if self.token_file.exists() and self.token_file.read_text().strip():
+            return
+        temporary = self.path / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}"
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(32))
+                file.flush()
+                os.fsync(file.fileno())
+            if self.token_file.exists():
+                os.replace(temporary, self.token_file)  # an empty one
+            else:
                 with contextlib.suppress(FileExistsError):
-                    handle = os.open(self.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                    with os.fdopen(handle, "w") as file:
-                        file.write(secrets.token_urlsafe(32))
+                    os.link(temporary, self.token_file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -100,11 +127,18 @@ class StateFolder:
         return self.path / "logs" / f"{job_id}.log"
 
     def token(self) -> str:
-        """Raises InputError where there is none, or it may not be read."""
+        """Raises InputError where there is none, it may not be read, or is empty."""
         try:
-            return self.token_file.read_text().strip()
-        except OSError as error:
-            raise InputError(f"The orchestrator's token {self.token_file} cannot be read ({error.strerror}).") from error
+            token = self.token_file.read_text().strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"The orchestrator's token {self.token_file} cannot be read ({reason}).") from error
+        if not token:
+            raise InputError(
+                f"The orchestrator's token {self.token_file} is empty, as a full disk may leave it; end the orchestrator and "
+                "run 'dreamkiln up' again, which writes another."
+            )
+        return token
 
     def proof(self, challenge: str) -> str:
         """What only one who knows the token can answer; it does not give the token away. Raises InputError as `token` does."""
@@ -112,7 +146,9 @@ class StateFolder:
 
     def announce(self, endpoint: Endpoint) -> None:
         """Say where we listen."""
+        self.touch_private(self.path / "endpoint.json")
         write_text(self.path / "endpoint.json", json.dumps(endpoint.__dict__) + "\n")
+        (self.path / "endpoint.json").chmod(0o600)
 
     def withdraw(self) -> None:
         """We listen no more."""

@@ -12,20 +12,29 @@ from jobs.prior_client import PriorClient
 
 __all__ = ["PriorLoader", "absolute_source", "check_prior", "refusal"]
 
+WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+
 PriorLoader = Callable[[str, str], PriorClient]
 """(source, device) -> prior. It travels to the actor that will hold the prior, so it is a plain function."""
 
 
 def check_prior(source: str) -> None:
-    """Checks that a prior is "toybox", a path that exists, or could be a name on the hub, with options that are known.
+    """Checks that a prior is "toybox", a path that looks like a prior, or could be a name on the hub, with options that are
+    known.
 
     Raises:
         InputError: it is none of these.
     """
     try:
-        Source.parse(source).check()
+        parsed = Source.parse(source)
+        parsed.check()
     except PriorError as error:
         raise refusal(error) from error
+    path = Path(parsed.location).expanduser()
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise InputError(f"The prior {path} is a folder without a model_index.json; give a folder in the layout of diffusers.")
+    if path.is_file() and path.suffix not in WEIGHTS:
+        raise InputError(f"The prior {path} is no file of weights; give a folder, or a file that ends in {', '.join(WEIGHTS)}.")
 
 
 def refusal(error: PriorError) -> InputError:

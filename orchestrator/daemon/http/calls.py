@@ -15,16 +15,20 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.kinds import spec_from_json
 from jobs.ledger import JobRecord, Ledger, NewGroup, Submission
+from jobs.safe_text import check_stored
 from jobs.states import State
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
 from orchestrator.host.state_folder import StateFolder
+from orchestrator.prior.source import check_prior
 
 __all__ = ["Calls"]
 
 MAX_LOG_CHARACTERS = 1_000_000
 ACTIONS = ("cancel", "pause", "resume", "retry")
+Number = Annotated[int, Query(ge=0, le=2**63 - 1)]
+"""What a database counts with."""
 
 
 class Calls:
@@ -55,6 +59,8 @@ class Calls:
         """Queue the jobs of a `SubmitRequest`, all or none. Raises InputError, naming the job that cannot be."""
         request = codec.from_plain(SubmitRequest, body, path="the request")
         submissions = [_submission(job, number) for number, job in enumerate(request.jobs)]
+        for prior in {submission.prior for submission in submissions}:
+            check_prior(prior)
         group = NewGroup(**dataclasses.asdict(request.group)) if request.group is not None else None
         submitted = self._ledger.jobs.submit(submissions, group=group)
         self._controller.wake.set()
@@ -70,12 +76,14 @@ class Calls:
         self,
         state: Annotated[list[str] | None, Query()] = None,
         user: str | None = None,
-        group: int | None = None,
+        group: Number | None = None,
         fingerprint: str | None = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-        before: int | None = None,
+        before: Number | None = None,
     ) -> dict[str, Any]:
         """The newest jobs first, those of the given kinds alone. Raises InputError for a state that there is not."""
+        for what, text in (("user", user), ("fingerprint", fingerprint)):
+            check_stored(what, text or "")
         jobs = self._ledger.jobs.recent(
             states=[_state(name) for name in state or ()],
             user=user,
@@ -98,7 +106,7 @@ class Calls:
             "shards": self._shards(job),
         }
 
-    def log(self, job_id: int, offset: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+    def log(self, job_id: int, offset: Number = 0) -> dict[str, Any]:
         """Whole lines of a job's log from a byte on, at most a million characters, and the byte to go on from."""
         job = self._ledger.jobs.get(job_id)
         text, offset = _read_from(self._folder.job_log(job_id), offset)

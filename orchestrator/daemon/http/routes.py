@@ -1,22 +1,24 @@
 """The orchestrator's HTTP API, on loopback unless asked otherwise; every call but /health needs the token.
 
-Errors are {"error": sentence, "kind": class, "exit_code": number}.
+Errors are {"error": sentence, "kind": class, "exit_code": number}, whatever raised them; what there is not is 404.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
-from jobs.errors import DreamKilnError, InputError
+from jobs.errors import DreamKilnError, InputError, NotFound
 from jobs.ledger import Ledger, LedgerError
 from jobs.states import IllegalTransition
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.http.calls import Calls
+from orchestrator.daemon.http.guard import Guard
 from orchestrator.host.state_folder import StateFolder
 
 __all__ = ["make_app"]
@@ -26,7 +28,7 @@ def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_d
     """The application over one ledger; `shut_down` begins the end of the process."""
     app = FastAPI(title="DreamKiln", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/health", _health(folder))
-    api = APIRouter(prefix="/v1", dependencies=[Depends(_token_check(folder))])
+    api = APIRouter(prefix="/v1")
     calls = Calls(ledger, controller, folder, shut_down)
     for method, path, call in (
         ("GET", "/status", calls.status),
@@ -40,7 +42,9 @@ def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_d
     ):
         api.add_api_route(path, call, methods=[method])
     app.include_router(api)
-    app.add_exception_handler(DreamKilnError, _explain)
+    for kind in (DreamKilnError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _explain)
+    app.add_middleware(Guard, token=folder.token(), token_file=str(folder.token_file))
     return app
 
 
@@ -52,18 +56,40 @@ def _health(folder: StateFolder) -> Callable[[str], dict[str, Any]]:
     return health
 
 
-def _token_check(folder: StateFolder) -> Callable[[str], None]:
-    token = folder.token()
-
-    def check(authorization: Annotated[str, Header()] = "") -> None:
-        if not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, f"This call needs the token in {folder.token_file}.")
-
-    return check
-
-
 def _explain(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, DreamKilnError)
-    status = 503 if isinstance(error, LedgerError) else 409 if isinstance(error, IllegalTransition) else 400
-    content = {"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}
-    return JSONResponse(content, status if isinstance(error, (InputError, LedgerError)) else 500)
+    """Every error in one shape."""
+    kind, code = "InputError", InputError.exit_code
+    match error:
+        case DreamKilnError():
+            sentence, status, kind, code = str(error), _status(error), type(error).__name__, error.exit_code
+        case RequestValidationError():
+            sentence, status = "; ".join(_complaint(one) for one in error.errors()[:3]) + ".", 422
+        case HTTPException():
+            sentence, status = f"{error.detail} ({request.method} {request.url.path}).", error.status_code
+        case _:
+            kind, code = "UnexpectedError", DreamKilnError.exit_code
+            sentence, status = f"Something unexpected went wrong ({type(error).__name__}); see the orchestrator's log.", 500
+    return JSONResponse({"error": sentence, "kind": kind, "exit_code": code}, status)
+
+
+def _status(error: DreamKilnError) -> int:
+    match error:
+        case LedgerError():
+            return 503
+        case NotFound():
+            return 404
+        case IllegalTransition():
+            return 409
+        case InputError():
+            return 400
+    return 500
+
+
+def _complaint(error: dict[str, Any]) -> str:
+    """One of pydantic's, such as "limit is '10001': input should be less than or equal to 10000"."""
+    if error["type"] == "json_invalid":
+        return f"The request is not JSON ({error['ctx']['error']})"
+    where = ".".join(str(part) for part in error["loc"][1:]) or str(error["loc"][0])
+    given = repr(error.get("input"))
+    message = str(error["msg"])
+    return f"{where} is {given if len(given) <= 60 else given[:60] + '…'}: {message[:1].lower()}{message[1:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ from orchestrator.cli.main import main
 from orchestrator.client.client import Client, NotRunningError
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
+from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.reports import Succeeded
 from orchestrator.exports import write_png
 from orchestrator.host.state_folder import Endpoint, StateFolder
@@ -57,7 +59,7 @@ def test_nothing_but_health_without_the_token(rig: Rig, client: Client):
         ("/v1/status", {}, 401),
         ("/v1/status", {"Authorization": "Bearer wrong"}, 401),
         ("/v1/status", {"Authorization": f"Bearer {rig.folder.token()}"}, 200),
-        ("/docs", {}, 404),
+        ("/docs", {}, 401),
     ]:
         connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
         connection.request("GET", path, headers=headers)
@@ -326,3 +328,148 @@ def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="a part of the path is a file, not a folder; choose another --state"):
         StateFolder(tmp_path / "file" / "state").create()
+
+
+def raw(rig: Rig, method: str, path: str, body: bytes | None = None, *, token: str | None = None, **headers: str):
+    """(status, parsed answer) of a request that no client of ours would send."""
+    endpoint = rig.folder.endpoint()
+    assert endpoint is not None
+    address = urlsplit(endpoint.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=20)
+    token = rig.folder.token() if token is None else token
+    connection.request(method, path, body, {"Authorization": f"Bearer {token}", "Content-Type": "application/json", **headers})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer
+
+
+BIG = "9" * 30
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "words"),
+    [
+        ("GET", f"/v1/jobs/{BIG}", None, 404, "There is no job 9+; none has been submitted yet"),
+        ("GET", "/v1/jobs/-1/log", None, 404, "There is no job -1"),
+        ("POST", f"/v1/jobs/{BIG}/cancel", None, 404, "There is no job"),
+        ("GET", "/v1/nothing", None, 404, r"Not Found \(GET /v1/nothing\)"),
+        ("DELETE", "/v1/jobs", None, 405, "Method Not Allowed"),
+        (
+            "GET",
+            f"/v1/jobs?before={BIG}",
+            None,
+            422,
+            "before is '9+': input should be less than or equal to 92",
+        ),
+        ("GET", f"/v1/jobs?group={BIG}", None, 422, "group is '9+'"),
+        ("GET", f"/v1/jobs/1/log?offset={BIG}", None, 422, "offset is '9+'"),
+        ("GET", "/v1/jobs?limit=x", None, 422, "limit is 'x': input should be a valid integer"),
+        ("GET", "/v1/jobs?user=%00", None, 400, r"The user is '\\x00', which holds the character U\+0000"),
+        ("GET", "/v1/jobs?fingerprint=%1b", None, 400, r"U\+001B at position 0"),
+        ("PUT", "/v1/users/%1b%5b31m?weight=1", None, 400, "The user is .*1 to 200 printable characters were expected"),
+        ("PUT", "/v1/users/%00?weight=1", None, 400, "The user is"),
+        ("PUT", f"/v1/users/{'x' * 5000}?weight=1", None, 400, "The user is 'x{60}', but 1 to 200"),
+        ("PUT", "/v1/users/ada?weight=abc", None, 422, "weight is 'abc'"),
+        ("POST", "/v1/jobs", b"{", 422, "The request is not JSON"),
+        ("POST", "/v1/jobs", b"[" * 200_000, 400, "error parsing the body"),
+        ("POST", "/v1/jobs", b'{"jobs": ' + b"9" * 10_000 + b"}", 400, "error parsing the body"),
+        ("POST", "/v1/jobs", b'{"jobs": "\xff"}', 400, "error parsing the body"),
+    ],
+)
+def test_nothing_that_a_client_sends_is_an_error_of_ours_and_all_have_one_shape(rig: Rig, method, path, body, status, words):
+    found, answer = raw(rig, method, path, body)
+    assert found == status and set(answer) == {"error", "kind", "exit_code"} and answer["exit_code"] == 2
+    with pytest.raises(InputError, match=words):
+        raise InputError(answer["error"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory_bytes": 10**30}, r"memory_bytes is 1e\+30; give 0 to 1e\+15 bytes"),
+        ({"max_failures": 10**30}, r"max_failures is 1e\+30; give 1 to 1,000,000 attempts"),
+        ({"out": "/runs/\x1b[31mred"}, r"The run folder is .*U\+001B at position 6"),
+        ({"out": "/runs/a\nb"}, r"The run folder is .*U\+000A"),
+        ({"out": "/runs/a\u202eb"}, r"The run folder is .*U\+202E"),
+        ({"out": "/" + "x" * 5000}, "The run folder has 5,001 characters, but at most 4,096"),
+        ({"user": "\x1b[31mred"}, "The user is"),
+        ({"settings": {"pictures": "/a\0b"}}, "The folder of pictures is"),
+        ({"spec": {**TextTo3DSpec(prompt="a table").to_json(), "prior": "\x1btoybox"}}, "The prior is"),
+        (
+            {"spec": {**TextTo3DSpec(prompt="a table").to_json(), "prior": "/etc"}},
+            "/etc is a folder without a model_index",
+        ),
+        ({"spec": {**TextTo3DSpec(prompt="a table").to_json(), "prior": "/etc/passwd"}}, "/etc/passwd is no file of weights"),
+        ({"spec": {**TextTo3DSpec(prompt="a table").to_json(), "prior": "https://x/y"}}, "The prior 'https://x/y' is neither"),
+    ],
+)
+def test_a_job_that_could_not_be_kept_shown_or_drawn_is_refused_before_it_is_queued(client: Client, changes, words):
+    with pytest.raises(InputError, match=words):
+        client.post("/v1/jobs", {"jobs": [{**request(), **changes}]})
+    assert client.get("/v1/jobs")["jobs"] == []
+
+
+def test_letters_of_every_script_may_name_a_folder(client: Client):
+    for out in ("/runs/日本\u3000語", "/runs/ünï \xa0", "/runs/שלום", "/runs/👨\u200d👩"):
+        (job,) = client.post("/v1/jobs", {"jobs": [request(out=out)]})["jobs"]
+        assert job["out"] == out
+        client.post(f"/v1/jobs/{job['id']}/cancel")
+
+
+def test_a_body_is_not_read_without_the_token_and_bounded_with_it(rig: Rig):
+    """Sent in chunks that never end: the refusal comes all the same."""
+    endpoint = rig.folder.endpoint()
+    assert endpoint is not None
+    address = urlsplit(endpoint.url)
+    for token, status in (("wrong", b"401"), ("", b"401")):
+        with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+            head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.sendall(head.encode() + b"10\r\n" + b"x" * 16 + b"\r\n")
+            assert connection.recv(200).split()[1] == status
+    status, answer = raw(rig, "POST", "/v1/jobs", b"", **{"Content-Length": str(10**10)})
+    assert status == 413 and "longer than 67,108,864 bytes" in answer["error"]
+
+
+def test_a_token_that_a_full_disk_left_empty_lets_nobody_in_and_is_replaced_at_the_next_start(tmp_path: Path):
+    folder = StateFolder(tmp_path / "state")
+    folder.create()
+    token = folder.token()
+    folder.create()
+    assert folder.token() == token
+    folder.token_file.write_text("")
+    with pytest.raises(InputError, match=r"token .* is empty, as a full disk may leave it"):
+        folder.token()
+    folder.create()
+    assert len(folder.token()) >= 32 and folder.token() != token
+    assert [path.name for path in folder.path.iterdir() if path.name.startswith(".writing")] == []
+
+
+def test_a_full_disk_leaves_no_token_at_all(small_disk: Path):
+    ballast = small_disk / "ballast"
+    (small_disk / "state" / "logs").mkdir(parents=True)
+    (small_disk / "state" / "ledger.db").touch()
+    (small_disk / "state" / "daemon.log").touch()
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    folder = StateFolder(small_disk / "state")
+    with pytest.raises(OutputError, match="the disk is full"):
+        folder.create()
+    assert not folder.token_file.exists()
+    ballast.unlink()
+    folder.create()
+    assert len(folder.token()) >= 32
+
+
+def test_what_the_orchestrator_keeps_is_its_owners_alone(tmp_path: Path):
+    folder = StateFolder(tmp_path / "state")
+    (tmp_path / "state" / "logs").mkdir(parents=True, mode=0o755)
+    (tmp_path / "state" / "daemon.log").touch(mode=0o644)
+    folder.create()
+    folder.announce(Endpoint(url="http://x", pid=1, ledger="x"))
+    JobLog(folder, 7, lambda: 0.0).write("a \x1b[31mred\u202e word")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "state").rglob("*")}
+    assert {mode for name, mode in modes.items() if name != "logs"} == {0o600} and modes["logs"] == 0o700
+    assert folder.job_log(7).read_text() == "1970-01-01 00:00:00 a \\u001b[31mred\\u202e word\n"
+    assert StateFolder(tmp_path / "new").create() is None and (tmp_path / "new").stat().st_mode & 0o777 == 0o700
