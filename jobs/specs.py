@@ -19,7 +19,7 @@ from nerf3d.mesh import MeshConfig
 
 __all__ = ["MESH_FORMATS", "MESH_METRICS", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
 
-MESH_FORMATS = ("glb", "obj", "ply", "stl")
+MESH_FORMATS = ("glb", "gltf", "obj", "ply", "stl", "3mf", "usdz")
 MESH_METRICS = ("num_vertices", "num_faces", "num_components", "is_watertight", "volume", "reaches_bounds")
 """What a manifest says of a finished mesh."""
 MAX_SEED = 2**63 - 1

@@ -40,7 +40,7 @@ FAST_FIT = FitConfig(
     density_rate=0.2,
     field=FieldConfig(resolutions=(4, 12)),
 )
-FAST_MESH = MeshConfig(resolution=32, max_faces=1000)
+FAST_MESH = MeshConfig(resolution=32, max_faces=1000, texture_size=0)
 FAST_OVERRIDES = (
     "fit.num_steps=30",
     "fit.num_views=2",
@@ -53,6 +53,7 @@ FAST_OVERRIDES = (
     "field.resolutions=[4,12]",
     "mesh.resolution=32",
     "mesh.max_faces=1000",
+    "mesh.texture_size=0",
 )
 
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from nerf3d.errors import check_settings
 from nerf3d.mesh import cleanup
-from nerf3d.mesh.colours import mend_colours, query_in_chunks, surface_colours
+from nerf3d.mesh.colours import query_in_chunks
 from nerf3d.mesh.errors import BrokenField, EmptyMesh
-from nerf3d.mesh.mesh import Mesh, Note, is_closed, vertex_normals
+from nerf3d.mesh.mesh import Mesh, Note, is_closed
+from nerf3d.mesh.painting import Painter
 
 _FEWEST_VOXELS = 27  # a blob under 3x3x3 voxels is noise, so a lower iso level is tried
 _FULLEST_SHARE = 0.98
+_TEXTURE_SIZES = (0, 64, 128, 256, 512, 1024, 2048, 4096)
 # (coarsening of the grid, factor on the level), tried in turn until the surface is closed and light enough: another
 # level makes other cells, which mends a surface that touches itself; a coarser grid loses handles that bar decimation.
 # A surface of more faces for each square of the grid's side than _NOISE_FACES is noise, which no decimation saves.
@@ -50,6 +52,10 @@ class MeshConfig:
     max_faces: face budget, kept within 5 % when the raw surface has more.
     keep_components: smallest share of the largest component's volume that a component needs to stay.
     taubin_iterations: smoothing steps on the raw surface.
+    texture_size: texels per side of the pictures that the surface gets, a power of two; 0 leaves it with vertex colours.
+    normal_map: whether the texture also holds the normals that decimation loses.
+    unwrap_seconds: processor time to lay the surface flat with few seams; past it a plain projection does.
+    lods: face budgets of lighter versions of the mesh, each with a texture of its own.
     """
 
     resolution: int = 128
@@ -59,6 +65,10 @@ class MeshConfig:
     max_faces: int = 20_000
     keep_components: float = 0.15
     taubin_iterations: int = 10
+    texture_size: int = 1024
+    normal_map: bool = True
+    unwrap_seconds: float = 20.0
+    lods: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -68,6 +78,9 @@ class MeshConfig:
             "max_faces": (self.max_faces >= 100, "at least 100 faces"),
             "keep_components": (0 <= self.keep_components <= 1, "a share between 0 and 1"),
             "taubin_iterations": (0 <= self.taubin_iterations <= 1000, "0 to 1000 steps"),
+            "texture_size": (self.texture_size in _TEXTURE_SIZES, f"one of {', '.join(map(str, _TEXTURE_SIZES))} texels"),
+            "unwrap_seconds": (0 < self.unwrap_seconds <= 3600, "seconds over 0 and at most 3600"),
+            "lods": (all(budget >= 100 for budget in self.lods), "budgets of at least 100 faces"),
         }
         check_settings(self, checks)
 
@@ -85,14 +98,12 @@ def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, devic
     grid = density_grid(field, config.resolution, device=device)
     levels = smooth_levels(grid, config.smoothing)
     iso = _choose_iso(levels, grid, config)
-    (vertices, faces), dropped = _cut_soundly(levels, float(np.log1p(iso)), config)
-    vertices = vertices.astype(np.float32)
-    normals = vertex_normals(vertices, faces)
-    voxel = 2 / (config.resolution - 1)
-    colours = surface_colours(field, vertices, normals, step=voxel / 2, device=device)
-    colours, num_mended = mend_colours(vertices, colours)
-    mesh = Mesh(vertices, faces, normals, colours)
-    return dataclasses.replace(mesh, notes=tuple(_notes(mesh, config, iso, dropped, num_mended)))
+    step = 1 / (config.resolution - 1)
+    painter = Painter(field, step, config.texture_size, config.normal_map, config.unwrap_seconds, device)
+    cut = _cut_soundly(levels, float(np.log1p(iso)), config, painter)
+    mesh = painter.paint(cut.light, cut.detail)
+    lods = tuple(painter.paint(painter.decimate(cut.detail, budget), cut.detail) for budget in config.lods)
+    return dataclasses.replace(mesh, lods=lods, notes=(*_notes(mesh, config, iso, cut.dropped), *mesh.notes))
 
 
 def bytes_to_extract(config: MeshConfig) -> int:
@@ -101,7 +112,7 @@ def bytes_to_extract(config: MeshConfig) -> int:
     return _BYTES_PER_POINT * config.resolution**3
 
 
-def _notes(mesh: Mesh, config: MeshConfig, iso: float, dropped: cleanup.Dropped, num_mended: int) -> Iterator[Note]:
+def _notes(mesh: Mesh, config: MeshConfig, iso: float, dropped: cleanup.Dropped) -> Iterator[Note]:
     if iso != config.iso:
         yield Note(f"Nothing in the field is denser than mesh.iso = {config.iso:g}, so the mesh was cut at {iso:g}.")
     if dropped.num_pieces:
@@ -116,11 +127,6 @@ def _notes(mesh: Mesh, config: MeshConfig, iso: float, dropped: cleanup.Dropped,
             "The mesh is a flat slab as wide as the scene, which is a floor or a wall rather than an object"
             + ("; the object may be among the pieces that were left out" if dropped.num_pieces else "")
             + ": try another seed."
-        )
-    if num_mended:
-        yield Note(
-            f"The field has no colour (not a number) at {num_mended:,} of {len(mesh.vertices):,} vertices; they were given "
-            "their neighbours', or grey where nothing has a colour: the fit diverged there, so try another seed."
         )
     if not mesh.is_watertight:
         yield Note("The mesh has open or doubled edges; 3D printing tools may ask to repair it.")
@@ -206,18 +212,27 @@ def _choose_iso(levels: np.ndarray, grid: np.ndarray, config: MeshConfig) -> flo
     )
 
 
-def _cut_soundly(levels: np.ndarray, level: float, config: MeshConfig) -> tuple[cleanup.Surface, cleanup.Dropped]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Cut:
+    """A surface before and after its decimation, and what was left out of it."""
+
+    detail: cleanup.Surface
+    light: cleanup.Surface
+    dropped: cleanup.Dropped
+
+
+def _cut_soundly(levels: np.ndarray, level: float, config: MeshConfig, painter: Painter) -> _Cut:
     """The first cut that is closed and within the face budget; else the first closed one; else the first."""
     first = closed = None
     for raw in _cuts(levels, level):
         surface, dropped = cleanup.keep_solids(*raw, share=config.keep_components)
-        surface = cleanup.taubin(*surface, iterations=config.taubin_iterations)
-        surface = cleanup.decimate(*surface, max_faces=config.max_faces)
-        if is_closed(surface[1]):
-            if len(surface[1]) <= config.max_faces:
-                return surface, dropped
-            closed = closed or (surface, dropped)
-        first = first or (surface, dropped)
+        detail = cleanup.taubin(*surface, iterations=config.taubin_iterations)
+        cut = _Cut(detail, painter.decimate(detail, config.max_faces), dropped)
+        if is_closed(cut.light[1]):
+            if len(cut.light[1]) <= config.max_faces:
+                return cut
+            closed = closed or cut
+        first = first or cut
     assert first is not None  # the first attempt is at the chosen level, which lies under the largest value
     return closed or first
 

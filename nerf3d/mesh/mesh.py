@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nerf3d.mesh.texture import Texture
+
 if TYPE_CHECKING:
     import trimesh
 
@@ -28,6 +30,8 @@ class Mesh:
     faces: (M, 3) int32 vertex indices, counter-clockwise seen from outside.
     normals: (N, 3) float32, unit, outward.
     colours: (N, 3) float32 in [0, 1], sRGB as shown on a screen.
+    texture: pictures for the surface, which take the colours' place where a format holds them; None without.
+    lods: the same object with fewer and fewer faces.
     notes: what the user should know about its making.
 
     Raises ValueError for arrays of another shape, for unequal lengths, and for a face that names a missing vertex.
@@ -37,6 +41,8 @@ class Mesh:
     faces: np.ndarray
     normals: np.ndarray
     colours: np.ndarray
+    texture: Texture | None = None
+    lods: tuple[Mesh, ...] = ()
     notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,6 +60,8 @@ class Mesh:
             raise ValueError(
                 f"faces name vertices {self.faces.min()} to {self.faces.max()}, but there are {len(self.vertices)}."
             )
+        if self.texture is not None and self.texture.uv_map.faces.shape != self.faces.shape:
+            raise ValueError(f"{len(self.faces)} faces came with a texture of {len(self.texture.uv_map.faces)}.")
 
     @property
     def bounds(self) -> np.ndarray:

@@ -39,9 +39,10 @@ def draw_mesh(
 
     With the same `light`, the picture that `nerf3d.toybox.render.render_object` draws of the object:
     colour = albedo * (ambient + (1 - ambient) * max(0, n . l)), drawn with supersample^2 rays a pixel. Faces seen from
-    behind are not drawn, as in a game engine, so an inside-out mesh looks wrong here too. No gradients flow.
+    behind are not drawn, as in a game engine, so an inside-out mesh looks wrong here too. A textured mesh shows its texture,
+    not its vertex colours, and the normals of its vertices. No gradients flow.
 
-    shading: "lambert"; "albedo" (unlit vertex colours); "textureless" (white, lit); "normal" (n / 2 + 1 / 2).
+    shading: "lambert"; "albedo" (unlit colours); "textureless" (white, lit); "normal" (n / 2 + 1 / 2).
     light: a world direction toward the light; without it each view is lit from above its own camera
     (`render_object`: from above and left of it).
     Raises ValueError for another shading.
@@ -128,16 +129,17 @@ def _visible(mesh: Mesh, pose: np.ndarray, fov: float, size: int) -> _Hits:
         np.maximum.at(nearest, pixel, (closeness.view(np.int32).astype(np.int64) << 32) | face)
     pixels = np.flatnonzero(nearest)
     winners = nearest[pixels] & 0xFFFFFFFF
-    weights = _weights_at(pixels, corners[front][winners], size) * inverse_depth[winners]
+    weights = weights_at(pixels, corners[front][winners], size) * inverse_depth[winners]
     return _Hits(pixels, front[winners], weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:]))
 
 
-def _weights_at(pixels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
-    """Barycentric coordinates (K, 3) of pixel centres in their own triangle (K, 3, 2)."""
+def weights_at(pixels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
+    """Barycentric coordinates (K, 3) of pixel centres in their own triangle (K, 3, 2); not finite in one without area."""
     centre = np.stack([pixels % size, pixels // size], 1) + 0.5
     x, y = (corners - centre[:, None]).transpose(2, 0, 1)
     weights = np.roll(x, -1, 1) * np.roll(y, -2, 1) - np.roll(x, -2, 1) * np.roll(y, -1, 1)
-    return weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:])
 
 
 def _shade(mesh: Mesh, hits: _Hits, shading: str, ambient: float, light: np.ndarray) -> np.ndarray:
@@ -146,13 +148,18 @@ def _shade(mesh: Mesh, hits: _Hits, shading: str, ambient: float, light: np.ndar
     def interpolate(values: np.ndarray) -> np.ndarray:
         return np.einsum("kc,kci->ki", hits.weights.astype(np.float32), values[corners])
 
+    def albedo() -> np.ndarray:
+        if mesh.texture is None:
+            return interpolate(mesh.colours)
+        return mesh.texture.sample(mesh.texture.base_colour, hits.faces, hits.weights)
+
     if shading == "albedo":
-        return interpolate(mesh.colours)
+        return albedo()
     normals = _unit(interpolate(mesh.normals))
     if shading == "normal":
         return normals / 2 + 0.5
-    albedo = np.ones_like(normals) if shading == "textureless" else interpolate(mesh.colours)
-    return albedo * (ambient + (1 - ambient) * np.maximum(normals @ light.astype(np.float32), 0))[:, None]
+    paint = np.ones_like(normals) if shading == "textureless" else albedo()
+    return paint * (ambient + (1 - ambient) * np.maximum(normals @ light.astype(np.float32), 0))[:, None]
 
 
 def _average(pixels: np.ndarray, colours: np.ndarray, size: int, supersample: int, background: np.ndarray) -> np.ndarray:

@@ -17,11 +17,28 @@ if TYPE_CHECKING:
     from nerf3d.mesh.mesh import Mesh
 
 
-def place(mesh: Mesh, *, longest_side: float, up: Literal["y", "z"] = "y") -> Mesh:
-    """The mesh with the centre of its bounding box at the origin and its longest side scaled to `longest_side`.
+Origin = Literal["centre", "base"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how large an object stands in a file.
+
+    size_metres: its longest side in files for viewers and engines. print_millimetres: likewise in files for printers (STL and
+    3MF). origin: "centre", the middle of its bounding box at the origin, or "base", that box standing on the ground over it.
+    """
+
+    size_metres: float = 1.0
+    print_millimetres: float = 100.0
+    origin: Origin = "centre"
+
+
+def place(mesh: Mesh, *, longest_side: float, up: Literal["y", "z"] = "y", origin: Origin = "centre") -> Mesh:
+    """The mesh with its bounding box over the origin and its longest side scaled to `longest_side`.
 
     longest_side: in the target's unit (metres for GLB, OBJ and PLY, millimetres for STL). up: the target's upward axis.
-    Faces and colours are kept. Raises ValueError for a size that is not positive and for a mesh without extent.
+    origin: as in `Placement`. Faces, colours and texture are kept. Raises ValueError for a size that is not positive and for a
+    mesh without extent.
     """
     if not 0 < longest_side < np.inf:
         raise ValueError(f"the longest side is {longest_side:g}; give a positive size.")
@@ -29,7 +46,10 @@ def place(mesh: Mesh, *, longest_side: float, up: Literal["y", "z"] = "y") -> Me
     extent = float((high - low).max())
     if not extent > 0:
         raise ValueError(f"the mesh has {len(mesh.vertices)} vertices in one place, so it cannot be scaled to a size.")
-    vertices = (mesh.vertices.astype(np.float64) - (low + high) / 2) * (longest_side / extent)
+    anchor = (low + high) / 2
+    if origin == "base":
+        anchor[1] = low[1]
+    vertices = (mesh.vertices.astype(np.float64) - anchor) * (longest_side / extent)
     normals = mesh.normals
     if up == "z":
         vertices, normals = _y_up_to_z_up(vertices), _y_up_to_z_up(normals)

@@ -56,12 +56,13 @@ def write_mesh_files(
     mesh: Mesh, folder: Path, spec: TextTo3DSpec, export: ExportSettings, *, prior_hash: str, only: tuple[str, ...]
 ) -> Iterator[list[Path]]:
     """Writes the files named in `only`, most wanted first; yields the paths of each as soon as they are there."""
-    from orchestrator.exports import MESH_WRITERS, write_contact_sheet, write_turntable
+    from orchestrator.exports import MESH_WRITERS, Placement, write_contact_sheet, write_turntable
 
+    placement = Placement(size_metres=export.size_metres, print_millimetres=export.print_millimetres, origin=export.origin)
     for name in spec.formats:
         if f"mesh.{name}" in only:
             path = folder / f"mesh.{name}"
-            yield MESH_WRITERS[name](mesh, path, prompt=spec.prompt, size_metres=export.size_metres)
+            yield MESH_WRITERS[name](mesh, path, placement, prompt=spec.prompt)
     if "preview.png" in only:
         metadata = {"prompt": spec.prompt, "seed": str(spec.seed), "prior_hash": prior_hash}
         yield [write_contact_sheet(mesh, folder / "preview.png", size=export.preview_size, metadata=metadata)]

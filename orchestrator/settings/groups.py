@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,8 +63,10 @@ class ExportSettings:
     """Which files a text-to-3D job leaves beside its manifest.
 
     Args:
-        formats: mesh files, among glb, obj, ply, stl.
-        size_metres: longest side of the object in the files.
+        formats: mesh files, among glb, gltf, obj, ply, stl, 3mf and usdz.
+        size_metres: longest side of the object in files for viewers and engines.
+        print_millimetres: longest side of the object in files for printers, stl and 3mf.
+        origin: "centre" (the middle of the object's box lies at the origin) or "base" (the box stands on the ground over it).
         preview_size: pixels per view of preview.png.
         turntable_frames: pictures of one turn; 0 writes no turntable.
         turntable_size: pixels per side, even.
@@ -71,6 +74,8 @@ class ExportSettings:
 
     formats: tuple[str, ...] = field(default=("glb",))
     size_metres: float = 1.0
+    print_millimetres: float = 100.0
+    origin: Literal["centre", "base"] = "centre"
     preview_size: int = 256
     turntable_frames: int = 60
     turntable_size: int = 320
@@ -81,6 +86,13 @@ class ExportSettings:
             raise InputError(f"There is no mesh format {unknown}; choose among {', '.join(MESH_FORMATS)}.")
         if not 0 < self.size_metres <= 1e4:
             raise InputError(f"export.size_metres is {self.size_metres}; give a positive size in metres.")
+        if not 0 < self.print_millimetres <= 1e6:
+            raise InputError(f"export.print_millimetres is {self.print_millimetres}; give a positive size in millimetres.")
+        if "usdz" in self.formats and importlib.util.find_spec("pxr") is None:
+            raise InputError(
+                "The format usdz needs the package usd-core, which is not installed; install it with: pip install "
+                "'dreamkiln[usd]'."
+            )
         if self.turntable_size % 2 or not 16 <= self.turntable_size <= 4096:
             raise InputError(f"export.turntable_size is {self.turntable_size}; give an even number of pixels, 16 to 4096.")
         if not 16 <= self.preview_size <= 4096:

@@ -91,7 +91,7 @@ class SolidBall:
     ("radius", "centre", "reaches"), [(0.6, 0.0, False), (0.8, 0.0, False), (2.0, 0.0, True), (0.3, 0.8, True)]
 )
 def test_a_surface_that_the_edge_of_the_scene_cuts_off_is_told_from_one_within(radius, centre, reaches, value):
-    mesh = extract_mesh(SolidBall(radius, centre, value), MeshConfig(resolution=96))
+    mesh = extract_mesh(SolidBall(radius, centre, value), MeshConfig(resolution=96, texture_size=0))
     assert reaches_edge(mesh, FieldConfig()) is reaches
 
 
@@ -99,7 +99,7 @@ def test_a_surface_that_the_edge_of_the_scene_cuts_off_is_told_from_one_within(r
 def test_an_object_at_the_edge_of_the_scene_is_reported(prior, density_bias, reaches):
     field = FieldConfig(resolutions=(8, 16), density_bias=density_bias)
     fit = dataclasses.replace(SPEC.fit, num_steps=1, field=field)
-    spec = dataclasses.replace(SPEC, fit=fit, mesh=MeshConfig(resolution=64))
+    spec = dataclasses.replace(SPEC, fit=fit, mesh=MeshConfig(resolution=64, texture_size=0))
     events, result = exhaust(text_to_3d(spec, prior))
     assert result.metrics()["reaches_bounds"] is reaches
     assert [event.level for event in events if isinstance(event, Message) and "edge of the scene" in event.text] == (

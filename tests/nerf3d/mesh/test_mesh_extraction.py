@@ -16,7 +16,7 @@ from nerf3d.mesh.extraction import density_grid, isosurface
 from nerf3d.mesh.mesh import face_areas, is_closed, vertex_normals
 from tests.nerf3d.mesh.solids import SolidField, ball, block, ring, sphere_mesh, union, without
 
-SMALL = MeshConfig(resolution=64, max_faces=4000)
+SMALL = MeshConfig(resolution=64, max_faces=4000, texture_size=0)
 VOXEL = 2 / 63
 
 
@@ -88,7 +88,7 @@ def test_object_that_touches_the_box_is_closed():
 
 @pytest.mark.parametrize("max_faces", [500, 2000, 8000])
 def test_face_budget_is_kept_within_five_percent(max_faces):
-    mesh = extract_mesh(SolidField(ring(0.55, 0.22)), MeshConfig(resolution=64, max_faces=max_faces))
+    mesh = extract_mesh(SolidField(ring(0.55, 0.22)), MeshConfig(resolution=64, max_faces=max_faces, texture_size=0))
     check_sound(mesh)
     assert 0.95 * max_faces <= len(mesh.faces) <= max_faces
     assert mesh.euler_number == 0
@@ -103,7 +103,7 @@ def test_a_surface_full_of_holes_still_meets_budget_and_closes():
         index = ((points + 1) * 31.5).round().long().clamp(0, 63)
         return points.norm(dim=-1) - 0.6 + 0.12 * coarse[index[:, 0], index[:, 1], index[:, 2]]
 
-    mesh = extract_mesh(SolidField(distance), MeshConfig(resolution=64, max_faces=1500))
+    mesh = extract_mesh(SolidField(distance), MeshConfig(resolution=64, max_faces=1500, texture_size=0))
     assert mesh.is_watertight and mesh.volume > 0
     assert len(mesh.faces) <= 1500
 

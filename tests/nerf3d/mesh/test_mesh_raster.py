@@ -145,7 +145,7 @@ def test_a_mesh_of_a_toybox_object_looks_as_the_toybox_draws_it():
     def paint(points):
         return toy.parts.albedo[signed_bounds(toy.parts, points).argmin(-1)]
 
-    mesh = extract_mesh(SolidField(toy.sdf, paint=paint), MeshConfig(resolution=96))
+    mesh = extract_mesh(SolidField(toy.sdf, paint=paint), MeshConfig(resolution=96, texture_size=0))
     cameras = Cameras.orbit([0.0, 60.0, 200.0], [20.0, -10.0, 50.0])
     for shading in ("lambert", "albedo", "normal", "textureless"):
         rgb, alpha = draw_mesh(mesh, cameras, 64, shading=shading, background=(0.2, 0.4, 0.6))

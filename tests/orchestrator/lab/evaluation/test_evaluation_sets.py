@@ -9,16 +9,17 @@ import pytest
 from torch.testing import assert_close
 
 from jobs.errors import InputError
-from orchestrator.exports import write_glb, write_png
+from orchestrator.exports import Placement, write_glb, write_png
+from orchestrator.exports.reading import linear_to_srgb, read_glb
 from orchestrator.exports.transform import place, srgb_to_linear
 from orchestrator.lab.evaluation.image_sets import Picture, as_tensor, draw_pictures, read_pictures
-from orchestrator.lab.evaluation.mesh_sets import linear_to_srgb, read_glb, read_mesh
+from orchestrator.lab.evaluation.mesh_sets import read_mesh
 from tests.fakes import load_fake_prior
 from tests.orchestrator.exports.sample_meshes import tower
 
 
 def test_a_glb_comes_back_as_it_was_placed(tmp_path):
-    [path] = write_glb(tower(), tmp_path / "mesh.glb", size_metres=2.0)
+    [path] = write_glb(tower(), tmp_path / "mesh.glb", Placement(size_metres=2.0))
     mesh, expected = read_glb(path), place(tower(), longest_side=2.0)
     for name in ("vertices", "faces", "normals"):
         np.testing.assert_array_equal(getattr(mesh, name), getattr(expected, name))

@@ -14,10 +14,10 @@ from nerf3d.toybox.items import build_parts
 from nerf3d.toybox.kinds import KINDS
 from nerf3d.toybox.render import render_object
 from nerf3d.toybox.truth import ToyObject, object_from_prompt
-from orchestrator.exports import write_glb
+from orchestrator.exports import Placement, write_glb
+from orchestrator.exports.reading import read_glb
 from orchestrator.exports.transform import fill_frame
 from orchestrator.lab.evaluation.geometry import compare, true_mesh
-from orchestrator.lab.evaluation.mesh_sets import read_glb
 from orchestrator.lab.evaluation.mesh_views import BACKGROUNDS, orbit, photograph
 
 
@@ -38,7 +38,7 @@ class TrueField:
 
 
 def made_of(prompt: str, *, resolution: int) -> Mesh:
-    config = MeshConfig(resolution=resolution, smoothing=0, taubin_iterations=0, keep_components=0)
+    config = MeshConfig(resolution=resolution, smoothing=0, taubin_iterations=0, keep_components=0, texture_size=0)
     return extract_mesh(TrueField(object_from_prompt(prompt)), config)
 
 
@@ -48,7 +48,7 @@ def made_of(prompt: str, *, resolution: int) -> Mesh:
 )
 def test_the_truth_itself_scores_nearly_one(tmp_path, prompt, resolution):
     """Thin legs and sharp points need finer grids: what a grid cuts off a point also changes the longest side."""
-    [path] = write_glb(made_of(prompt, resolution=resolution), tmp_path / "mesh.glb", size_metres=0.3)
+    [path] = write_glb(made_of(prompt, resolution=resolution), tmp_path / "mesh.glb", Placement(size_metres=0.3))
     score = compare(read_glb(path), true_mesh(prompt))
     assert score.volumetric_iou > 0.95
     assert score.silhouette_iou > 0.97
