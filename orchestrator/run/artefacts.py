@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.events import ImageReady
 from jobs.specs import ImagesSpec, TextTo3DSpec
@@ -38,7 +38,13 @@ MAX_GRID_IMAGES = 64
 def expected_of_text_to_3d(spec: TextTo3DSpec, export: ExportSettings) -> tuple[str, ...]:
     """Names of the files; "a|b" where either will do."""
     turntable = ("turntable.mp4|turntable.webp",) if export.turntable_frames else ()
-    return (*(f"mesh.{name}" for name in spec.formats), "preview.png", *turntable)
+    return (*_mesh_files(spec), "preview.png", *turntable)
+
+
+def _mesh_files(spec: TextTo3DSpec) -> dict[str, int]:
+    """Name -> level of detail, 0 the mesh itself; the formats of the mesh before those of its lighter versions."""
+    levels = range(len(spec.mesh.lods) + 1)
+    return {f"mesh{f'_lod{level}' if level else ''}.{name}": level for level in levels for name in spec.formats}
 
 
 def expected_of_images(spec: ImagesSpec) -> tuple[str, ...]:
@@ -54,21 +60,27 @@ def image_name(index: int) -> str:
 
 def write_mesh_files(
     mesh: Mesh, folder: Path, spec: TextTo3DSpec, export: ExportSettings, *, prior_hash: str, only: tuple[str, ...]
-) -> Iterator[list[Path]]:
-    """Writes the files named in `only`, most wanted first; yields the paths of each as soon as they are there."""
+) -> Iterator[tuple[list[Path], dict[str, Any]]]:
+    """Writes the files named in `only`, most wanted first, and reads each mesh file back.
+
+    Yields the paths of each as soon as they are there, with what the first of them was found to hold; nothing for pictures.
+    Raises OutputError where a file does not hold the mesh.
+    """
     from orchestrator.exports import MESH_WRITERS, Placement, write_contact_sheet, write_turntable
+    from orchestrator.exports.check import check_file
 
     placement = Placement(size_metres=export.size_metres, print_millimetres=export.print_millimetres, origin=export.origin)
-    for name in spec.formats:
-        if f"mesh.{name}" in only:
-            path = folder / f"mesh.{name}"
-            yield MESH_WRITERS[name](mesh, path, placement, prompt=spec.prompt)
+    for name, level in _mesh_files(spec).items():
+        if name in only:
+            version = mesh.lods[level - 1] if level else mesh
+            paths = MESH_WRITERS[Path(name).suffix[1:]](version, folder / name, placement, prompt=spec.prompt)
+            yield paths, check_file(paths[0], version, placement)
     if "preview.png" in only:
         metadata = {"prompt": spec.prompt, "seed": str(spec.seed), "prior_hash": prior_hash}
-        yield [write_contact_sheet(mesh, folder / "preview.png", size=export.preview_size, metadata=metadata)]
+        yield [write_contact_sheet(mesh, folder / "preview.png", size=export.preview_size, metadata=metadata)], {}
     if any(name.startswith("turntable") for name in only):
         path = folder / "turntable.mp4"
-        yield [write_turntable(mesh, path, num_frames=export.turntable_frames, size=export.turntable_size)]
+        yield [write_turntable(mesh, path, num_frames=export.turntable_frames, size=export.turntable_size)], {}
 
 
 def write_image(event: ImageReady, folder: Path, spec: ImagesSpec, *, prior_hash: str) -> Path:

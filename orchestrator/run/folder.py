@@ -203,13 +203,18 @@ class RunFolder:
             return None
         return Checkpoint(step=int(meta["step"]), tensors=tensors, meta=json.loads(meta.get("meta", "{}")))
 
-    def record(self, paths: Iterable[Path]) -> None:
-        """Note finished files with their size and sha256; they are in the manifest from its next writing on."""
+    def record(self, paths: Iterable[Path], found: Mapping[str, Any] | None = None) -> None:
+        """Note finished files with their size and sha256; they are in the manifest from its next writing on.
+
+        found: what the first of them was found to hold when it was read back.
+        """
         for path in paths:
             with clear_output_errors(path):
                 data = path.read_bytes()
             name = path.relative_to(self.path).as_posix()
-            self.manifest["artefacts"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            holds = {"holds": dict(found)} if found else {}
+            self.manifest["artefacts"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **holds}
+            found = None
 
     def finish(self, *, seconds: Mapping[str, float], metrics: Mapping[str, Any]) -> None:
         """The job is done; timings of several attempts are summed stage by stage."""

@@ -251,8 +251,11 @@ class _Attempt:
                 prior_hash=self._prior_hash,
                 only=folder.plan.missing,
             )
-            for paths in written:
-                folder.record(paths)
+            for paths, found in written:
+                folder.record(paths, found)
+            if printed := [name for name in folder.plan.missing if name.endswith((".stl", ".3mf"))]:
+                size = f"{self._export.print_millimetres:g} mm on the longest side (export.print_millimetres)"
+                self._say(f"For a printer: {' and '.join(printed)}, {size}.")
         else:
             num_drawn, drawing = event.result.num_drawn, event.seconds["draw"]
             paths = artefacts.write_images_summary(

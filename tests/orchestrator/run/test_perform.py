@@ -57,11 +57,14 @@ def finished(tmp_path_factory):
 
 
 def test_a_mesh_job_leaves_what_its_manifest_says(finished):
-    names = {"mesh.glb", "mesh.obj", "mesh.mtl", "mesh.ply", "mesh.stl", "preview.png", "turntable.mp4"}
+    meshes = {f"mesh.{name}" for name in MESH_FORMATS}
+    names = {*meshes, "mesh.mtl", "mesh.bin", "preview.png", "turntable.mp4"}
     assert set(digests(finished)) == names
     for name, entry in manifest(finished)["artefacts"].items():
         data = (finished / name).read_bytes()
+        holds = entry.pop("holds", {"num_faces": 0})
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        assert holds["num_faces"] == (manifest(finished)["metrics"]["num_faces"] if name in meshes else 0)
     assert {p.name for p in finished.iterdir()} == {*names, "manifest.json", "progress.jsonl", "checkpoint.safetensors"}
     found = manifest(finished)
     assert found["state"] == "succeeded" and found["fingerprint"] == MESH_SPEC.fingerprint() and found["seed"] == 0
