@@ -13,6 +13,7 @@ from jobs.ledger.group_table import GroupTable
 from jobs.ledger.job_table import JobTable
 from jobs.ledger.migrations import check_version, migrate
 from jobs.ledger.ownership import Ownership
+from jobs.ledger.prior_table import PriorTable
 from jobs.ledger.shard_table import ShardTable
 
 __all__ = ["Ledger"]
@@ -42,6 +43,7 @@ class Ledger:
         self.attempts = AttemptTable(self._database)
         self.shards = ShardTable(self._database)
         self.groups = GroupTable(self._database)
+        self.priors = PriorTable(self._database)
 
     @classmethod
     def own(cls, url: str, *, name: str | None = None, clock: Clock = time.time) -> Ledger:

@@ -36,7 +36,18 @@ def _shards_are_records(connection: Connection) -> None:
     )
 
 
-STEPS: tuple[Step, ...] = (_shards_are_records,)
+def _priors_have_sizes(connection: Connection) -> None:
+    """3: `prior_sizes`, which the scheduler goes by. Before, every prior was taken for a gigabyte."""
+    double = Double().compile(connection.dialect)
+    connection.execute(
+        text(
+            "CREATE TABLE prior_sizes (source VARCHAR(2000) NOT NULL, num_bytes BIGINT NOT NULL, "
+            f"measured_at {double} NOT NULL, PRIMARY KEY (source))"
+        )
+    )
+
+
+STEPS: tuple[Step, ...] = (_shards_are_records, _priors_have_sizes)
 """STEPS[0] leads from version 1 to version 2, and so on."""
 
 

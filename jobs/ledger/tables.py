@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Artefact", "Attempt", "Base", "Event", "Group", "Job", "Owner", "SchemaVersion", "Shard", "User"]
+__all__ = ["Artefact", "Attempt", "Base", "Event", "Group", "Job", "Owner", "PriorSize", "SchemaVersion", "Shard", "User"]
 
 # SQLite counts up by itself only in a column of type INTEGER.
 Identifier = BigInteger().with_variant(Integer, "sqlite")
@@ -154,6 +154,16 @@ class Shard(Base):
     num_attempts: Mapped[int] = mapped_column(Integer)
     fence: Mapped[int]
     recorded_at: Mapped[float]
+
+
+class PriorSize(Base):
+    """How much memory one copy of a prior takes, as its files' headers say."""
+
+    __tablename__ = "prior_sizes"
+
+    source: Mapped[str] = mapped_column(String(2000), primary_key=True)
+    num_bytes: Mapped[int]
+    measured_at: Mapped[float]
 
 
 class Artefact(Base):

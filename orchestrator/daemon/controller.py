@@ -13,6 +13,7 @@ from jobs.ledger import Ledger, StaleLease
 from jobs.states import FailureKind, IllegalTransition, State, Wish
 from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.outcomes import verdict_on
+from orchestrator.daemon.prior_sizes import PriorSizes
 from orchestrator.daemon.queue_view import ready_at, view_of
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Workers
 from orchestrator.daemon.running import Running, Timing
@@ -29,6 +30,7 @@ class Controller:
     Args:
         ledger: owned by this process; its clock is ours.
         workers: where jobs run. capacity: how many, in how much memory.
+        prior_replicas: copies of each prior that the workers load.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Controller:
         *,
         policy: Policy | None = None,
         timing: Timing | None = None,
+        prior_replicas: int = 1,
     ) -> None:
         self.capacity = capacity
         self.wake = threading.Event()
@@ -52,6 +55,7 @@ class Controller:
         """Of the job that has been ready to start longest, likewise."""
         self._ledger, self._workers, self._folder = ledger, workers, folder
         self._policy, self._timing = policy or Policy(), timing or Timing()
+        self._prior_sizes = PriorSizes(ledger, replicas=prior_replicas)
         self._running: dict[int, Running] = {}
         self._last_starts: dict[tuple[str, int], float] = {}
         self._heartbeat_at = self._schedule_at = 0.0
@@ -241,12 +245,15 @@ class Controller:
     def _schedule(self) -> None:
         now, queued = self._ledger.now(), self._ledger.jobs.waiting()
         self.longest_wait_seconds = max([0.0, *(now - ready_at(job) for job in queued)])
+        priors, at_work = self._workers.priors(), self._running.values()
+        needed = {job.prior for job in queued} | {prior.source for prior in priors} | {running.job.prior for running in at_work}
         view = view_of(
             self._ledger,
             queued,
-            self._running.values(),
+            at_work,
             capacity=self.capacity,
-            priors=self._workers.priors(),
+            priors=priors,
+            prior_bytes=self._prior_sizes.of(needed),
             usage_window=self._timing.usage_window,
             last_starts=self._last_starts,
         )

@@ -72,7 +72,8 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
             log.info("ended %d processes that an earlier orchestrator had left", num_strays)
         mark_descendants(folder)
         workers = stack.enter_context(make_workers(options, ledger.now))
-        controller = Controller(ledger, workers, workers.capacity, folder, timing=timing)
+        replicas = options.prior_replicas
+        controller = Controller(ledger, workers, workers.capacity, folder, timing=timing, prior_replicas=replicas)
         stop = _StopSignal(controller)
         server = ApiServer(make_app(ledger, controller, folder, stop.set), host=options.host, port=options.port)
         server.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from jobs.ledger import Ledger
 from jobs.ledger.job_table import WaitingJob
@@ -20,13 +21,15 @@ def view_of(
     *,
     capacity: Capacity,
     priors: Sequence[PriorView],
+    prior_bytes: Mapping[str, int],
     usage_window: float,
     last_starts: Mapping[tuple[str, int], float],
 ) -> View:
     """What `orchestrator.scheduling.schedule` decides on.
 
     Args:
-        queued: see `Jobs.waiting`. usage_window: seconds back from now in which a user's share is counted.
+        queued: see `Jobs.waiting`. prior_bytes: source -> bytes, where they are known.
+        usage_window: seconds back from now in which a user's share is counted.
         last_starts: (user, priority) -> when a job of theirs was started last.
     """
     now = ledger.now()
@@ -36,7 +39,8 @@ def view_of(
         capacity=capacity,
         queued=[_queued(job) for job in queued],
         running=[_running(one) for one in running],
-        priors=priors,
+        priors=[replace(prior, memory_bytes=prior_bytes.get(prior.source, prior.memory_bytes)) for prior in priors],
+        prior_bytes=prior_bytes,
         usage=ledger.jobs.usage(since) if queued else {},
         mean_run=ledger.jobs.mean_run(since) if queued else None,
         weights=ledger.jobs.weights() if queued else {},

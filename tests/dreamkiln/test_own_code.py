@@ -140,7 +140,7 @@ def test_other_code_is_not_continued(loss, tmp_path):
 @pytest.mark.parametrize("runtime", ["inline", "ray"])
 def test_the_researchers_loss_goes_on_after_sigkill(tiny_prior, tmp_path, runtime):  # noqa: F811
     loss = ROOT / "examples/own_loss.py"
-    settings = [*FAST, "fit.num_steps=60", "runtime.checkpoint_every=5", f"runtime.kind={runtime}"]
+    settings = [*FAST, "fit.num_steps=60", "fit.density_rate=0.01", "runtime.checkpoint_every=5", f"runtime.kind={runtime}"]
     arguments = ["text-to-3d", "a red table", "--prior", tiny_prior, f"distillation.form={loss}:classifier_score", *settings]
     command = [sys.executable, "-m", "dreamkiln", *map(str, arguments)]
 

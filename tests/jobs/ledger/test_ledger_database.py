@@ -212,7 +212,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_its_jobs(url: 
         with ledger._database.connect() as connection:
             for sentence in SHARDS_OF_VERSION_1:
                 connection.execute(text(sentence))
-    with pytest.raises(InputError, match="has version 1, older than this program's 2; start the orchestrator once"):
+    with pytest.raises(InputError, match="has version 1, older than this program's 3; start the orchestrator once"):
         Ledger.read(url)
     with Ledger.own(url) as ledger:
         lease = ledger.attempts.start(submitted.id, "w", seconds=30)

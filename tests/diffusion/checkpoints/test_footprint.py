@@ -1,0 +1,117 @@
+"""A prior's memory by its headers, against what its networks really allocate."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diffusion.checkpoints import footprint as module
+from diffusion.checkpoints.architectures import SD1, SDXL, Architecture
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.footprint import PROCESS_BYTES, footprint
+from diffusion.checkpoints.weights import skeleton
+from diffusion.networks.autoencoder_kl import AutoencoderKL
+from diffusion.networks.unet import NUM_SIZES, UNet2DCondition
+from diffusion.prior import MAX_CACHED_BYTES, Prior
+
+
+class Allocations(TorchDispatchMode):
+    """The most bytes of tensors that are alive at once inside the block, parameters left out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+        self._alive: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self._alive and key not in self._parameters:
+                    self._alive[key] = storage.nbytes()
+                    weakref.finalize(storage, self._alive.pop, key, None)
+        self.peak = max(self.peak, sum(self._alive.values()))
+        return result
+
+
+@pytest.mark.parametrize("architecture", [SD1, pytest.param(SDXL, marks=pytest.mark.slow)], ids=["SD 1", "SDXL"])
+@torch.no_grad()
+def test_activations_are_those_of_the_published_networks(architecture: Architecture, monkeypatch):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: query.new_empty(query.shape))
+    side = max(architecture.image_sizes.values()) // 8
+    config = replace(architecture.unet, sample_size=side)
+    network = skeleton(lambda: UNet2DCondition(config))
+    added = [torch.empty(2, config.pooled_dim + NUM_SIZES, device="meta")] if config.addition_embed_type else []
+    states = torch.empty(2, 77, config.cross_attention_dim, device="meta")
+    with Allocations(network) as forward:
+        network(torch.empty(2, 4, side, side, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"), states, *added)
+    assert 4 * module._network_row(config) == pytest.approx(forward.peak / 2, rel=0.1)
+    decoder = skeleton(lambda: AutoencoderKL(architecture.autoencoder))
+    with Allocations(decoder) as decoding:
+        decoder.decode(torch.empty(1, 4, side, side, device="meta"))
+    width = architecture.autoencoder.block_out_channels[1]
+    assert 4 * module.MAPS_OF_DECODER * width * (8 * side) ** 2 == pytest.approx(decoding.peak, rel=0.01)
+
+
+def test_weights_count_as_they_are_loaded():
+    prior = Prior.load("toybox")
+    parts = [prior.unet, prior.text_encoder.tower]
+    loaded = sum(weight.nbytes for part in parts for weight in part.parameters())
+    autoencoder = sum(weight.nbytes for weight in prior.autoencoder.parameters())
+    whole, half = footprint("toybox"), footprint("toybox?dtype=bfloat16")
+    assert whole.weights == pytest.approx(loaded + autoencoder, rel=0.01)
+    assert half.weights == pytest.approx(loaded / 2 + autoencoder, rel=0.01)
+    assert whole.text == MAX_CACHED_BYTES
+    assert whole.total == PROCESS_BYTES + whole.weights + whole.text + whole.activations < 1.2e9
+
+
+def published(path: Path) -> Path:
+    """SDXL's single file as published, in half precision: 6.9 GB by its header, with no numbers behind it on the disk."""
+    header, offset = {}, 0
+    parts = [("model.diffusion_model.", skeleton(lambda: UNet2DCondition(SDXL.unet)))]
+    parts += [("first_stage_model.", skeleton(lambda: AutoencoderKL(SDXL.autoencoder)))]
+    for prefix, part in parts:
+        for name, value in part.state_dict().items():
+            end = offset + 2 * value.numel()
+            header[prefix + name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [offset, end]}
+            offset = end
+    for tower, millions in zip(SDXL.towers, (123, 695), strict=True):
+        end = offset + 2 * millions * 10**6
+        header[f"{tower.prefix}weight"] = {"dtype": "F16", "shape": [millions, 10**6], "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)  # a hole in the file
+    return path
+
+
+def test_sdxl_as_published(tmp_path):
+    path = published(tmp_path / "sd_xl_base_1.0.safetensors")
+    whole, half = footprint(str(path)), footprint(f"{path}?dtype=float16")
+    # 2,567 million parameters in the network, 818 in the towers, 84 in the autoencoder, which stays in float32.
+    assert whole.weights / 4e6 == pytest.approx(2567 + 818 + 84, rel=0.01)
+    assert half.weights / 2e6 == pytest.approx(2567 + 818 + 2 * 84, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "truncated or not a safetensors"), (b"\xff" * 20, "truncated"), (b"\2" + b"\0" * 7 + b"[]", "truncated")],
+)
+def test_a_damaged_header_names_its_file(content, message, tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(PriorError, match=rf"m\.safetensors is {message}"):
+        footprint(str(tmp_path / "m.safetensors"))
