@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from jobs.errors import InputError
 from orchestrator.batch.job_folder import Mode
@@ -10,8 +11,9 @@ from orchestrator.batch.perform import BatchOutcome
 from orchestrator.batch.report import describe
 from orchestrator.settings.batch import FAILURES
 
-__all__ = ["SOME_ROWS_FAILED", "choose_mode", "say_batch_outcome"]
+__all__ = ["SOME_ROWS_FAILED", "choose_mode", "say_batch_outcome", "verify_place"]
 
+SHARDS_BETWEEN_WORDS = 100
 SOME_ROWS_FAILED = 3
 """Exit code of a job that is finished, but left rows without a picture."""
 
@@ -23,6 +25,33 @@ def choose_mode(*, overwrite: bool, retry_failed: bool, resume: bool) -> Mode:
     if len(asked) > 1:
         raise InputError(f"--{asked[0]} and --{asked[1]} exclude each other; give one of them.")
     return asked[0] if asked else "resume"
+
+
+def verify_place(location: str, *, as_json: bool, fix: str) -> list[int]:
+    """Look at every shard of a finished table, name what is missing or broken, and return those shards.
+
+    Args:
+        fix: what the last line advises where something is.
+    """
+    from orchestrator.batch.verify import check_shards
+
+    broken: list[int] = []
+    num_shards = num_pictures = 0
+    for checked in check_shards(location):
+        num_shards += 1
+        num_pictures += checked.num_pictures
+        if checked.problem:
+            broken.append(checked.shard)
+            print(f"shard {checked.shard}: {checked.problem}", file=sys.stderr, flush=True)
+        elif num_shards % SHARDS_BETWEEN_WORDS == 0:
+            print(f"{num_shards:,} shards read", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"ok": not broken, "folder": location, "num_shards": num_shards, "broken_shards": broken}))
+    elif broken:
+        print(f"{len(broken):,} of {num_shards:,} shards of {location} are missing or broken; {fix}.")
+    else:
+        print(f"All {num_shards:,} shards of {location} are as they were written: {num_pictures:,} pictures were decoded.")
+    return broken
 
 
 def say_batch_outcome(outcome: BatchOutcome, *, as_json: bool) -> int:

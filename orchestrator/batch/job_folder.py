@@ -35,7 +35,7 @@ from orchestrator.host.atomic import output_error
 from orchestrator.run.manifest import MANIFEST, begun, end_attempt, first_difference
 from orchestrator.settings.batch import FAILURES
 
-__all__ = ["MANIFEST", "JobFolder", "Mode"]
+__all__ = ["MANIFEST", "JobFolder", "Mode", "read_spec"]
 
 SHARDS_PER_REMOVAL = 16
 
@@ -60,7 +60,7 @@ class JobFolder:
         self._retry = mode == "retry-failed"
         self._begin = time.monotonic()
         self._clean()
-        manifest = self._read_manifest()
+        manifest = _read_manifest(store)
         if manifest is not None and (mode == "overwrite" or manifest.get("state") == "clearing"):
             self._clear(manifest)
             manifest = None
@@ -239,22 +239,31 @@ class JobFolder:
         text = json.dumps(self.manifest, indent=2, ensure_ascii=False, default=dataclasses.asdict)
         self._store.put({MANIFEST: text.encode() + b"\n"})
 
-    def _read_manifest(self) -> dict[str, Any] | None:
-        try:
-            with self._store.open(MANIFEST) as file:
-                manifest = json.loads(file.read())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            message = f"{self._store.location}/{MANIFEST} cannot be read ({error}); choose another --out."
-            raise output_error(message, error) from error
-        lacking = {"kind", "spec", "fingerprint"} - (manifest.keys() if isinstance(manifest, dict) else set())
-        if lacking:
-            raise OutputError(
-                f"{self._store.location}/{MANIFEST} is damaged or not ours (it lacks {min(lacking)!r}); choose another --out, "
-                "or delete the file and what stands beside it."
-            )
-        return manifest
+
+def read_spec(store: Store) -> BatchImagesSpec:
+    """What the job that wrote there draws. Raises OutputError where there is none."""
+    manifest = _read_manifest(store)
+    if manifest is None or manifest["kind"] != BatchImagesSpec.kind:
+        raise OutputError(f"{store.location} holds no job of a table of prompts; give the --out of one.")
+    return _spec_of(manifest)
+
+
+def _read_manifest(store: Store) -> dict[str, Any] | None:
+    try:
+        with store.open(MANIFEST) as file:
+            manifest = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        message = f"{store.location}/{MANIFEST} cannot be read ({error}); choose another --out."
+        raise output_error(message, error) from error
+    lacking = {"kind", "spec", "fingerprint"} - (manifest.keys() if isinstance(manifest, dict) else set())
+    if lacking:
+        raise OutputError(
+            f"{store.location}/{MANIFEST} is damaged or not ours (it lacks {min(lacking)!r}); choose another --out, or delete "
+            "the file and what stands beside it."
+        )
+    return manifest
 
 
 def _spec_of(manifest: Mapping[str, Any]) -> BatchImagesSpec:

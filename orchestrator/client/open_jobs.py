@@ -37,8 +37,13 @@ class Sight:
 
     @property
     def is_over(self) -> bool:
-        """There is nothing left to wait for."""
-        return self.num_more == 0 and all(job["state"] in ENDED for job in self.jobs)
+        """There is nothing left to wait for: a paused job goes on only when somebody asks."""
+        return self.num_more == 0 and all(job["state"] in (*ENDED, State.PAUSED) for job in self.jobs)
+
+    @property
+    def paused(self) -> list[int]:
+        """Numbers of the jobs that wait for 'jobs resume'."""
+        return [job["id"] for job in self.jobs if job["state"] == State.PAUSED]
 
 
 def look_at(client: Getter, numbers: Sequence[int]) -> Sight:
@@ -80,13 +85,14 @@ class OpenJobs:
             self._ended.pop(number, None)  # retried
         counts = self._client.get("/v1/status")["jobs"]
         num_open = sum(counts.get(state, 0) for state in (*AT_WORK, State.QUEUED))
+        are_all_paused = num_open == counts.get(State.PAUSED, 0)
         if not found and not num_open:
             self._ended |= self._failed_since(self._since)
         has_failed = any(job["state"] == State.FAILED for job in self._ended.values())
         ended = sorted(self._ended.values(), key=lambda job: (job["state"] == State.FAILED, job["id"]), reverse=True)
         shown = [*found.values(), *ended][: self._limit]
         shown.sort(key=lambda job: job["id"], reverse=True)
-        return Sight(shown, answer["now"], max(0, num_open - len(found)), has_failed)
+        return Sight(shown, answer["now"], 0 if are_all_paused else max(0, num_open - len(found)), has_failed)
 
     def _failed_since(self, since: float) -> dict[int, dict[str, Any]]:
         """Also those that no look has shown."""

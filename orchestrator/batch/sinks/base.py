@@ -45,6 +45,11 @@ class Sink(Protocol):
         """(index, PNG file) of every picture of a shard that was finished, in order of the index."""
         ...
 
+    def hashes(self, shard: int) -> dict[int, str]:
+        """Index -> sha256 of a finished shard's pictures that are files of their own; the sha256 of the shard's one file covers
+        the others."""
+        ...
+
     def names(self, shard: int, indices: Iterable[int]) -> Iterator[str]:
         """Every file that a shard of these rows may have left, finished or not."""
         ...

@@ -68,6 +68,10 @@ class ParquetSink:
                     if row["image"] is not None:
                         yield row["index"], row["image"]
 
+    def hashes(self, shard: int) -> dict[int, str]:
+        """See `Sink`."""
+        return {}
+
     def names(self, shard: int, indices: Iterable[int]) -> Iterator[str]:
         """See `Sink`."""
         yield _name(shard)

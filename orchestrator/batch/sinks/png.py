@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from jobs.batch_images import BatchImagesSpec
 from orchestrator.batch.records import Finished, stem
@@ -43,12 +44,17 @@ class PngSink:
 
     def read(self, shard: int) -> Iterator[tuple[int, bytes]]:
         """See `Sink`."""
-        folder = f"{shard:05d}"
-        with self._store.open(f"{folder}/metadata.jsonl") as file:
-            records = [json.loads(line) for line in file]
-        for record in records:
-            with self._store.open(f"{folder}/{record['file_name']}") as file:
+        for record in self._records(shard):
+            with self._store.open(f"{shard:05d}/{record['file_name']}") as file:
                 yield record["index"], file.read()
+
+    def hashes(self, shard: int) -> dict[int, str]:
+        """See `Sink`."""
+        return {record["index"]: record["sha256"] for record in self._records(shard)}
+
+    def _records(self, shard: int) -> list[dict[str, Any]]:
+        with self._store.open(f"{shard:05d}/metadata.jsonl") as file:
+            return [json.loads(line) for line in file]
 
     def names(self, shard: int, indices: Iterable[int]) -> Iterator[str]:
         """See `Sink`."""

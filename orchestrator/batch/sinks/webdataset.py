@@ -49,6 +49,10 @@ class WebDatasetSink:
                     assert data is not None
                     yield int(member.name.removesuffix(".png")), data.read()
 
+    def hashes(self, shard: int) -> dict[int, str]:
+        """See `Sink`."""
+        return {}
+
     def names(self, shard: int, indices: Iterable[int]) -> Iterator[str]:
         """See `Sink`."""
         yield f"{shard:05d}.tar"

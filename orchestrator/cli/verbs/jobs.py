@@ -57,7 +57,7 @@ def show(job: Job, state: common.State = None, json: common.Json = False) -> Non
     print_job(answer)
 
 
-@app.command(help="A live table; ends when all these jobs have. Exit code 1 if one failed.")
+@app.command(help="A live table; ends when all these jobs have, or are paused. Exit code 1 if one failed.")
 def watch(
     numbers: Annotated[list[int] | None, typer.Argument(help="Jobs to watch; without, all that have not ended.")] = None,
     interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
@@ -73,6 +73,10 @@ def watch(
 
     look = partial(look_at, client, numbers) if numbers else OpenJobs(client, limit=limit).look
     last = follow(look, interval_seconds=interval, as_json=json, stream=sys.stdout)
+    if last.paused and not json:
+        some = " ".join(map(str, last.paused[:10])) + (" …" if len(last.paused) > 10 else "")
+        are, them = ("is", "it") if len(last.paused) == 1 else ("are", "them")
+        print(f"{len(last.paused):,} of these jobs {are} paused; 'dreamkiln jobs resume {some}' goes on with {them}.")
     if not last.jobs and not json:
         print("No jobs." if not client.get("/v1/jobs", limit=1)["jobs"] else "All jobs have ended; see 'dreamkiln jobs list'.")
     return int(last.has_failed)
@@ -96,6 +100,18 @@ def logs(
             return
         if not has_more:
             time.sleep(0.5)
+
+
+@app.command(help="Read every shard of a finished table of pictures, and name what is missing or broken. Exit code 1 then.")
+def verify(job: Job, state: common.State = None, json: common.Json = False) -> int:
+    """The place is read from here, not by the orchestrator."""
+    found = _client(state).get(f"/v1/jobs/{job}")["job"]
+    if found["kind"] != "batch-images":
+        raise InputError(f"Job {job} is of kind {found['kind']}; only tables of pictures have shards to verify.")
+    from orchestrator.batch.command import verify_place
+
+    fix = f"'dreamkiln images --prompts {found['settings']['batch']['prompts']} --out {found['out']} --repair' draws them again"
+    return int(bool(verify_place(found["out"], as_json=json, fix=fix)))
 
 
 def _steering(action: str, help: str, done: str) -> None:

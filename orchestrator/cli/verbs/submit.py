@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.errors import InputError
+from jobs.errors import DreamKilnError, InputError
 from orchestrator.cli import common, image_options
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 NAME = "submit"
 HELP = "Queue jobs on the running orchestrator; prints their numbers."
 MAX_BEST_OF = 1000
+JOBS_PER_REQUEST = 500
 
 User = Annotated[str | None, typer.Option(help="Whose share they take; you.")]
 Priority = Annotated[int, typer.Option(help="Larger goes first, -1000 to 1000.")]
@@ -176,7 +178,7 @@ def _inside(out: Path | None, job: PreparedJob) -> PreparedJob:
 
 
 def _send(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | None, *, as_json: bool) -> None:
-    answer = client.post("/v1/jobs", {"jobs": requests, **({"group": group} if group else {})})
+    answer = _post(client, requests, group)
     if as_json:
         import json as json_module
 
@@ -189,3 +191,24 @@ def _send(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | N
         print(f"… up to job {jobs[-1]['id']}, {len(jobs)} in all")
     which = f" {jobs[0]['id']}" if len(jobs) == 1 else ""
     print(f"  dreamkiln jobs watch{which}")
+
+
+def _post(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | None) -> dict[str, Any]:
+    """The answer to all of them, which are sent in parts unless they are a group: each is taken in within a second or so.
+
+    Repeated after a failure, what was taken in before is the same jobs.
+    """
+    if group is not None:
+        return client.post("/v1/jobs", {"jobs": requests, "group": group})
+    jobs: list[dict[str, Any]] = []
+    for begin in range(0, len(requests), JOBS_PER_REQUEST):
+        try:
+            jobs += client.post("/v1/jobs", {"jobs": requests[begin : begin + JOBS_PER_REQUEST]})["jobs"]
+        except DreamKilnError as error:
+            if not jobs:
+                raise
+            message = f"{error} The first {len(jobs):,} of {len(requests):,} jobs are queued; the same command queues the rest."
+            raise type(error)(message) from error
+        if len(requests) > JOBS_PER_REQUEST:
+            print(f"queued {len(jobs):,} of {len(requests):,}", file=sys.stderr, flush=True)
+    return {"jobs": jobs, "group": None}
