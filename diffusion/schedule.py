@@ -200,6 +200,12 @@ class NoiseSchedule:
         return self._tables[torch.device("cpu")]
 
     @property
+    def ratios(self) -> Tensor:
+        """sigma / alpha of each timestep, (T,) float64 on the CPU, strictly increasing and finite also at zero SNR."""
+        abar = self.alphas_cumprod.clamp(min=_SMALLEST_ALPHAS_CUMPROD)
+        return ((1 - abar) / abar).sqrt()
+
+    @property
     def final_alphas_cumprod(self) -> float:
         """abar after the last step of DDIM and PNDM: 1, or abar_0 where set_alpha_to_one is false."""
         return 1.0 if self.set_alpha_to_one else float(self.alphas_cumprod[0])

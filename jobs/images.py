@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion.requests import Guidance
 from jobs.errors import InputError
 from jobs.events import Event, ImageReady, ImagesUnderWay, Progress
+from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
 from jobs.prior_client import DrawRequest, PriorClient
 from jobs.specs import ImagesSpec
@@ -79,6 +80,7 @@ def images(
     begin = clock()
     if spec.init_image is not None and source is None:
         raise InputError(f"The picture with the sha256 {spec.init_image} is not there; start the job with --init-image again.")
+    yield from warn_of_late_start(spec, prior.info())
     yield from warn_of_unknown_words(prior, spec.prompt)
     todo = chunks(spec, done)
     total = spec.num_images
@@ -114,6 +116,7 @@ def _request(spec: ImagesSpec, seeds: tuple[int, ...], source: EditSource | None
         seeds=seeds,
         num_steps=spec.num_steps,
         sampler=spec.sampler,
+        timestep_spacing=spec.timestep_spacing,
         guidance=Guidance(scale=spec.guidance_scale, rescale=spec.guidance_rescale, interval=spec.guidance_interval),
         negative_prompt=spec.negative_prompt,
         init_images=None if source is None else source.image.expand(num, -1, -1, -1),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion.distillation import Distilled, Form, Weighting
 from diffusion.requests import Guidance
+from diffusion.samplers import Spacing
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import Key
 
@@ -84,7 +85,7 @@ class DrawRequest:
         prompts: N prompts.
         seeds: N seeds; image n depends on prompts[n], seeds[n] and the settings below, and on nothing else.
         num_steps: sampler steps.
-        sampler: a name in `diffusion.samplers.SAMPLERS`.
+        sampler: a name in `diffusion.samplers.SAMPLERS`. timestep_spacing: see `diffusion.samplers.timesteps_for`.
         guidance: classifier-free guidance of every image.
         negative_prompt: one for all images.
         init_images: (N, 3, H, W) in [0, 1] at the prior's image size: draw these anew instead of from noise alone.
@@ -102,6 +103,7 @@ class DrawRequest:
     group_views: int = 1
     num_steps: int = 30
     sampler: str = "ddim"
+    timestep_spacing: Spacing | None = None
     guidance: Guidance = field(default_factory=Guidance)
     negative_prompt: str = ""
     init_images: Tensor | None = None

@@ -7,10 +7,10 @@ with one fingerprint give the same pictures and the same mesh (on one machine, w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from diffusion.distillation import DistillationConfig
-from diffusion.samplers import SAMPLERS
+from diffusion.samplers import SAMPLERS, Spacing
 from jobs import codec
 from jobs.errors import InputError
 from jobs.prompts import check_prompt, slug
@@ -95,6 +95,8 @@ class ImagesSpec(_Spec):
         guidance_scale: s of uncond + s (cond - uncond).
         guidance_rescale: 0 (off) to 1.
         sampler: a name in `diffusion.samplers.SAMPLERS`.
+        timestep_spacing: where along the schedule it calls the network; see `diffusion.samplers.timesteps_for`. None is the
+            prior's own.
         negative_prompt: what the unconditional side is told instead of nothing.
         guidance_interval: timesteps from the first to the second are guided, the others only conditional.
         chunk_size: images that share a forward pass. Part of the fingerprint, because a batch's size shows in the last bit.
@@ -120,6 +122,7 @@ class ImagesSpec(_Spec):
     guidance_rescale: float = 0.5
     guidance_interval: tuple[int, int] = (0, 1000)
     sampler: str = "dpmpp_2m"
+    timestep_spacing: Spacing | None = None
     negative_prompt: str = ""
     chunk_size: int = 8
     init_image: str | None = None
@@ -140,6 +143,7 @@ class ImagesSpec(_Spec):
         if self.sampler not in SAMPLERS:
             hint = codec.near_matches(self.sampler, SAMPLERS)
             raise InputError(f"There is no sampler {self.sampler!r}{hint}; choose one of {', '.join(SAMPLERS)}.")
+        _check_spacing(self.timestep_spacing)
         _check_interval("guidance_interval", self.guidance_interval, 0, 1000)
         _check_range("mask_feather", self.mask_feather, 0, 10)
         if self.strength is not None:
@@ -161,6 +165,12 @@ def _check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
             hint = codec.near_matches(name, MESH_FORMATS)
             raise InputError(f"There is no mesh format {name!r}{hint}; choose among {', '.join(MESH_FORMATS)}.")
     return tuple(dict.fromkeys(formats))
+
+
+def _check_spacing(spacing: str | None) -> None:
+    if spacing is not None and spacing not in get_args(Spacing):
+        hint = codec.near_matches(spacing, get_args(Spacing))
+        raise InputError(f"There is no timestep_spacing {spacing!r}{hint}; choose one of {', '.join(get_args(Spacing))}.")
 
 
 def _check_seed(seed: int) -> None:

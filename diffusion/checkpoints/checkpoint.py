@@ -25,6 +25,8 @@ class PriorCard:
         vocabulary: the words it knows; None where any may be used.
         view_words: whether it was taught view words, such as "back view". A prior with `multi_view` takes cameras instead.
         picture_suffix: what prompts of pictures with cameras end in, such as MVDream's ", 3d asset".
+        first_order_from_noise: whether its schedule begins with so little signal that second-order samplers do better with
+            a first step of first order; see `diffusion.samplers.chain.use_second_order`.
     """
 
     name: str
@@ -32,6 +34,7 @@ class PriorCard:
     vocabulary: tuple[str, ...] | None = None
     view_words: bool = False
     picture_suffix: str = ""
+    first_order_from_noise: bool = False
 
     @classmethod
     def load(cls, folder: Path, *, name: str, image_size: int) -> "PriorCard":
@@ -53,6 +56,7 @@ class PriorCard:
             None if words is None else tuple(words),
             card.get("view_words", False),
             card.get("picture_suffix", ""),
+            card.get("first_order_from_noise", False),
         )
 
 

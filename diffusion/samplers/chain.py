@@ -34,7 +34,8 @@ class Sampler(Protocol):
         x_T: (B, C, h, w) at the first timestep's noise level: standard normal noise for plain sampling, which a
             schedule with a visible signal at T may have scaled by sigma_T.
         schedule: the network's noise schedule.
-        timesteps: (N,) long, strictly decreasing, from `schedule.timesteps(N)` or the tail of it.
+        timesteps: (N,) long or float64, strictly decreasing, from `timesteps_for` or `schedule.timesteps(N)`, or the tail of
+            either.
         condition, guidance: handed on with each request.
         noise: for samplers that add noise: either a function from the step's index to (B, C, h, w), or one stream
             a row. The others ignore it.
@@ -63,9 +64,9 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level: its timestep (-1 after the last step) and scales, in Python's double precision."""
+    """One noise level: its timestep (-1 after the last step), between two of the table's where it is a float, and scales."""
 
-    t: int
+    t: int | float
     alpha: float
     sigma: float
 
@@ -79,7 +80,7 @@ def levels(schedule: NoiseSchedule, timesteps: Tensor, *, final_abar: float = 1.
     """The levels of N timesteps and, after them, the one that the last step leads to: N + 1 in all.
 
     Args:
-        timesteps: (N,) long, N >= 1.
+        timesteps: (N,) long or float64, N >= 1.
         final_abar: abar after the last step: 1, or `schedule.final_alphas_cumprod`.
     """
     if timesteps.ndim != 1 or len(timesteps) == 0 or not bool((timesteps.diff() < 0).all()):
@@ -89,7 +90,8 @@ def levels(schedule: NoiseSchedule, timesteps: Tensor, *, final_abar: float = 1.
             fix="take them from schedule.timesteps(...)",
         )
     t = timesteps.cpu()
-    steps = [Level(int(step), float(a), float(s)) for step, a, s in zip(t, schedule.alpha(t), schedule.sigma(t), strict=True)]
+    scales = zip(t.tolist(), schedule.alpha(t).tolist(), schedule.sigma(t).tolist(), strict=True)
+    steps = [Level(step, alpha, sigma) for step, alpha, sigma in scales]
     return [*steps, Level(-1, final_abar**0.5, (1 - final_abar) ** 0.5)]
 
 
@@ -99,9 +101,10 @@ def transitions(steps: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
         yield index, steps[index], steps[index + 1]
 
 
-def ask(x: Tensor, t: int, condition: Condition, guidance: Guidance) -> DenoiseRequest:
+def ask(x: Tensor, t: int | float, condition: Condition, guidance: Guidance) -> DenoiseRequest:
     """The request for all rows of x (B, ...) at one timestep."""
-    return DenoiseRequest(x, torch.full((len(x),), t, dtype=torch.long, device=x.device), condition, guidance)
+    dtype = torch.float64 if isinstance(t, float) else torch.long
+    return DenoiseRequest(x, torch.full((len(x),), t, dtype=dtype, device=x.device), condition, guidance)
 
 
 def transfer(prediction: Prediction, here: Level, there: Level, eps: Tensor | None = None) -> Tensor:
@@ -122,7 +125,7 @@ def transfer(prediction: Prediction, here: Level, there: Level, eps: Tensor | No
     return straight + (there.sigma - here.ratio * there.alpha) * (eps - prediction.eps)
 
 
-def mean_slope_pays(here: Level, there: Level) -> bool:
+def use_second_order(here: Level, there: Level) -> bool:
     """Whether a step does better with the mean of the slopes at both its ends than with the first alone.
 
     Where noise dominates, eps = k (1 - C / (2 r^2)) along the flow of data of variance C, with r = sigma / alpha. Of

@@ -28,17 +28,26 @@ def dpmpp_2m(
     previous: Tensor | None = None
     for index, here, there in transitions(steps):
         prediction = yield ask(x, here.t, condition, guidance)
-        x0 = prediction.x0
-        if previous is not None and there.t >= 0:
-            # D_i = x0 extrapolated to the middle of the step, in lambda = log(alpha / sigma).
-            r = _step(steps[index - 1], here) / _step(here, there)
-            x0 = x0 + (x0 - previous) / (2 * r)
+        x0 = extrapolated(prediction.x0, previous, steps[max(index - 1, 0)], here, there)
         # alpha' (1 - exp(-h)) = alpha' - sigma' alpha / sigma, exact also where lambda' is infinite.
         x = (there.sigma / here.sigma) * x + (there.alpha - there.sigma * here.alpha / here.sigma) * x0
         previous = prediction.x0
     return x
 
 
-def _step(here: Level, there: Level) -> float:
+def extrapolated(x0: Tensor, previous: Tensor | None, before: Level, here: Level, there: Level) -> Tensor:
+    """D_i: x0 extrapolated from the last two to the middle of the step, in lambda = log(alpha / sigma).
+
+    Args:
+        x0, previous: (B, ...) the predictions at `here` and at the level `before` it; without a previous one, and on the
+            last step, x0 is the answer.
+    """
+    if previous is None or there.t < 0:
+        return x0
+    r = log_snr_step(before, here) / log_snr_step(here, there)
+    return x0 + (x0 - previous) / (2 * r)
+
+
+def log_snr_step(here: Level, there: Level) -> float:
     """h = lambda' - lambda."""
     return math.log(here.ratio) - math.log(there.ratio)

@@ -1,11 +1,13 @@
 """PNDM: pseudo numerical methods on the diffusion manifold (2202.09778)."""
 
 from collections import deque
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffusion.requests import Condition, Guidance
-from diffusion.samplers.chain import Level, Noise, Sampling, ask, levels, mean_slope_pays, transfer, transitions
+from diffusion.samplers.chain import Noise, Sampling, ask, levels, transfer, transitions, use_second_order
 from diffusion.schedule import NoiseSchedule
 
 # Adams-Bashforth weights by order, newest slope first.
@@ -26,6 +28,7 @@ def pndm(
     guidance: Guidance,
     noise: Noise = None,
     skip_prk: bool = True,
+    first_order_from_noise: bool = False,
 ) -> Sampling:
     """Linear multistep in eps, carried by the DDIM transfer (2202.09778 eq. 11-13); see `Sampler` for the arguments.
 
@@ -34,15 +37,16 @@ def pndm(
 
     Args:
         skip_prk: Stable Diffusion's PLMS: one improved Euler step, then orders 2, 3 and 4 (N + 1 network calls). False:
-            up to three pseudo Runge-Kutta steps of four calls each first, as in the paper. A step from almost no signal
-            comes before all this and is of first order (see `mean_slope_pays`).
+            up to three pseudo Runge-Kutta steps of four calls each first, as in the paper (`pndm_prk`).
+        first_order_from_noise: steps from almost no signal come before all this and are of first order (see
+            `use_second_order`), for networks whose schedule begins there.
     """
     x = x_T
     history: deque[Tensor] = deque(maxlen=4)
     steps = levels(schedule, timesteps, final_abar=schedule.final_alphas_cumprod)
     for _, here, there in transitions(steps):
         prediction = yield ask(x, here.t, condition, guidance)
-        if not mean_slope_pays(here, there):
+        if first_order_from_noise and not use_second_order(here, there):
             x = transfer(prediction, here, there)
             continue
         history.appendleft(prediction.eps)
@@ -51,7 +55,7 @@ def pndm(
             ahead = yield ask(transfer(prediction, here, there), there.t, condition, guidance)
             eps = (prediction.eps + ahead.eps) / 2
         elif there.t >= 0 and not skip_prk and len(history) <= 3:
-            middle = _level(schedule, there.t + (here.t - there.t) // 2)
+            middle = levels(schedule, torch.tensor([here.t - (here.t - there.t) // 2]))[0]
             second = yield ask(transfer(prediction, here, middle), middle.t, condition, guidance)
             third = yield ask(transfer(prediction, here, middle, second.eps), middle.t, condition, guidance)
             fourth = yield ask(transfer(prediction, here, there, third.eps), there.t, condition, guidance)
@@ -63,6 +67,6 @@ def pndm(
     return x
 
 
-def _level(schedule: NoiseSchedule, t: int) -> Level:
-    abar = float(schedule.alphas_cumprod[t])
-    return Level(t, abar**0.5, (1 - abar) ** 0.5)
+def pndm_prk(x_T: Tensor, **sampling: Any) -> Sampling:
+    """`pndm` with the paper's own beginning: three pseudo Runge-Kutta steps, N + 9 network calls for N >= 4 timesteps."""
+    return pndm(x_T, skip_prk=False, **sampling)

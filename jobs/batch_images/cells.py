@@ -24,6 +24,7 @@ SETTINGS = (
     "guidance_scale",
     "guidance_rescale",
     "sampler",
+    "timestep_spacing",
     "size",
     "init_image",
     "mask",
@@ -55,7 +56,8 @@ class Picture:
     def together(self) -> tuple[Any, ...]:
         """Pictures for which this is equal can share a forward pass."""
         image = self.image
-        settings = (image.num_steps, image.sampler, image.guidance_scale, image.guidance_rescale, image.negative_prompt)
+        guidance = (image.guidance_scale, image.guidance_rescale, image.negative_prompt)
+        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance)
         return settings if image.init_image is None else (*settings, image.strength, image.mask is not None)
 
 
@@ -161,6 +163,7 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "guidance_scale": _number,
     "guidance_rescale": _number,
     "sampler": _text,
+    "timestep_spacing": _text,
     "negative_prompt": _text,
     "init_image": _text,
     "mask": _text,

@@ -133,6 +133,7 @@ class _Drawing:
             seeds=tuple(picture.image.seed for picture in pictures),
             num_steps=image.num_steps,
             sampler=image.sampler,
+            timestep_spacing=image.timestep_spacing,
             guidance=Guidance(scale=image.guidance_scale, rescale=image.guidance_rescale, interval=image.guidance_interval),
             negative_prompt=image.negative_prompt,
             init_images=torch.stack([source.image for source in sources]) if sources else None,

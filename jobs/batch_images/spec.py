@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from diffusion.samplers import Spacing
 from jobs import codec
 from jobs.batch_images.table import Table
 from jobs.errors import InputError
@@ -27,7 +28,8 @@ class BatchImagesSpec:
         table: the prompts and what comes with them.
         prompt_column: the column that holds the prompts.
         seed: row r is drawn from seed + r.
-        prior, num_steps, guidance_scale, guidance_rescale, guidance_interval, sampler, negative_prompt, strength,
+        prior, num_steps, guidance_scale, guidance_rescale, guidance_interval, sampler, timestep_spacing,
+            negative_prompt, strength,
             mask_feather, chunk_size: see `ImagesSpec`; of the rows that say nothing else.
         strict: each picture is bit-identical whatever else the prior is asked meanwhile, which costs speed.
         shard_size: rows per shard, 1 to 100,000.
@@ -48,6 +50,7 @@ class BatchImagesSpec:
     guidance_rescale: float = ImagesSpec.guidance_rescale
     guidance_interval: tuple[int, int] = ImagesSpec.guidance_interval
     sampler: str = ImagesSpec.sampler
+    timestep_spacing: Spacing | None = ImagesSpec.timestep_spacing
     negative_prompt: str = ImagesSpec.negative_prompt
     strength: float | None = ImagesSpec.strength
     mask_feather: float = ImagesSpec.mask_feather

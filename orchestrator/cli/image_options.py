@@ -22,7 +22,12 @@ Out = Annotated[
     typer.Option(help="Run folder, or with --prompts a URL such as s3://…. By default runs/<name>-<hash>: repeat to continue."),
 ]
 Steps = Annotated[int | None, typer.Option(help="Sampler steps.")]
-Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m.")]
+Sampler = Annotated[
+    str | None, typer.Option(help="ddim, pndm, euler, heun, dpmpp_2m, unipc, lcm, …: a wrong name lists them all.")
+]
+TimestepSpacing = Annotated[
+    str | None, typer.Option(help="leading, trailing, linspace, karras, exponential or beta; the prior's own unless told.")
+]
 GuidanceScale = Annotated[float | None, typer.Option(help="s of uncond + s (cond - uncond).")]
 GuidanceRescale = Annotated[float | None, typer.Option(help="0 (off) to 1: tames the colours of high scales.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What the pictures should keep away from.")]
@@ -60,6 +65,7 @@ def prepare(
     seed: common.Seed = 0,
     steps: Steps = None,
     sampler: Sampler = None,
+    timestep_spacing: TimestepSpacing = None,
     guidance_scale: GuidanceScale = None,
     guidance_rescale: GuidanceRescale = None,
     negative_prompt: NegativePrompt = None,
@@ -92,6 +98,7 @@ def prepare(
         "images.num_images": num_images,
         "images.num_steps": steps,
         "images.sampler": sampler,
+        "images.timestep_spacing": timestep_spacing,
         "images.guidance_scale": guidance_scale,
         "images.guidance_rescale": guidance_rescale,
         "images.negative_prompt": negative_prompt,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffusion import requests, seeding
 from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
-from diffusion.samplers import SAMPLERS, image_to_image
+from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
@@ -219,11 +219,16 @@ class LocalPrior:
         sampler, noise = SAMPLERS[request.sampler], self._noise(names)
         sampling: dict[str, Any] = {
             "schedule": self._prior.schedule,
-            "timesteps": self._prior.schedule.timesteps(request.num_steps),
+            "timesteps": timesteps_for(
+                request.sampler, self._prior.schedule, request.num_steps, spacing=request.timestep_spacing
+            ),
             "condition": condition.seen_from(request.cameras, request.group_views),
             "guidance": request.guidance,
             "noise": seeding.step_noise(names, self._prior.latent_shape),
         }
+        card = getattr(self._prior, "card", None)
+        if request.sampler in SECOND_ORDER_FROM_NOISE and getattr(card, "first_order_from_noise", False):
+            sampling["first_order_from_noise"] = True
         if request.init_images is None:
             latents = yield from sampler(noise, **sampling)
             pictures = yield requests.DecodeRequest(latents)

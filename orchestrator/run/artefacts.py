@@ -138,6 +138,7 @@ def _metadata(spec: ImagesSpec, prior_hash: str) -> dict[str, str]:
         "prompt": spec.prompt,
         "negative_prompt": spec.negative_prompt,
         "sampler": spec.sampler,
+        **({} if spec.timestep_spacing is None else {"timestep_spacing": spec.timestep_spacing}),
         "steps": str(spec.num_steps),
         "guidance_scale": f"{spec.guidance_scale:g}",
         "guidance_rescale": f"{spec.guidance_rescale:g}",

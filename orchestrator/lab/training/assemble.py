@@ -27,7 +27,7 @@ def assemble(root: Path, folder: Path) -> None:
     denoiser = load_averaged(*((view_denoiser(), root / "views") if has_views else (joint_denoiser(), root / "denoiser")))
     save_prior(
         folder,
-        card=PriorCard("toybox", recipe.IMAGE_SIZE, vocabulary(), view_words=True),
+        card=PriorCard("toybox", recipe.IMAGE_SIZE, vocabulary(), view_words=True, first_order_from_noise=True),
         unet=denoiser.unet,
         autoencoder=trained_autoencoder(root),
         text_encoder=denoiser.clip.text,
