@@ -111,8 +111,8 @@ class NetworkInputs:
     """What a network is called with to answer a denoise request of B samples.
 
     Args:
-        x_t, t, tokens: (G + B, ...), the unconditional rows of the samples that guidance holds for, then all
-            conditional rows.
+        x_t, t, tokens: (G + B, ...), x_t as `DenoiseRequest.network_input`: the unconditional rows of the samples that
+            guidance holds for, then all conditional rows.
         guided: (G,) long, the indices of those samples.
         cameras: (G + B, 16) of the rows, or None. num_views: see `Condition`.
     """
@@ -157,7 +157,7 @@ def network_inputs(request: DenoiseRequest) -> NetworkInputs:
     Raises:
         DiffusionError: a row needs the unconditional half and the condition has no negative.
     """
-    x_t, t, condition = request.x_t, request.t, request.condition
+    x_t, t, condition = request.network_input(), request.t, request.condition
     guided = guided_samples(request)
     if len(guided) == 0 or condition.negative is None:
         return NetworkInputs(x_t, t, condition.tokens, guided, condition.cameras, condition.num_views)

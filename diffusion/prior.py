@@ -6,7 +6,7 @@ One class holds them all. It answers the requests of samplers and of score disti
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from diffusion.requests import (
     EncodeGradientRequest,
     EncodeRequest,
     GlimpseRequest,
+    Guidance,
     Request,
 )
 from diffusion.text.row_cache import RowCache, side_by_side
@@ -100,7 +101,21 @@ class Prior(Checkpoint):
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one picture's latents."""
         side = self.image_size // self.autoencoder.config.spatial_factor
-        return (self.unet.config.in_channels, side, side)
+        return (self.autoencoder.config.latent_channels, side, side)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one row of the network's input: the latents and, of an inpainting model, what it sees beside them."""
+        return (self.unet.config.in_channels, *self.latent_shape[1:])
+
+    @torch.no_grad()
+    def told_scale(self, condition: Condition, guidance: Guidance) -> tuple[Condition, Guidance]:
+        """Of a network that is told its guidance scale (2310.04378): the condition that says it, and no other guidance."""
+        if not self.unet.scale_dim:
+            return condition, guidance
+        tokens = condition.tokens.clone()
+        tokens[:, -1, : self.unet.scale_dim] = self.unet.embed_scale(guidance.scale).to(tokens)
+        return replace(condition, tokens=tokens, negative=None), replace(guidance, scale=1.0)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of a prompt that this prior never saw in training; empty where it may know any word."""
@@ -211,7 +226,8 @@ class Prior(Checkpoint):
     ) -> Tensor:
         """`predict` in a single forward of the network; everything is on the prior's device already."""
         dtype = self._unet_dtype
-        context = ProjectedContext.unpacked(tokens.to(dtype), embedding_dim=self.unet.context_embedding_dim)
+        dims = {"embedding_dim": self.unet.context_embedding_dim, "scale_dim": self.unet.scale_dim}
+        context = ProjectedContext.unpacked(tokens.to(dtype), **dims)
         return self.unet(x_t.to(dtype), t, context, cameras_BM=cameras, num_views=num_views).to(x_t.dtype)
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
@@ -26,12 +27,15 @@ class Condition:
         cameras: (B, 16), see `diffusion.networks.multi_view`, of both halves of the guidance; None without cameras.
         num_views: so many neighbouring rows are a group, views of one object that are denoised together; 1 for pictures
             that know nothing of each other.
+        channels: (B, C', h, w) that the network takes beside x_t, such as an inpainting model's mask and masked picture;
+            None where it takes x_t alone.
     """
 
     tokens: Tensor
     negative: Tensor | None = None
     cameras: Tensor | None = None
     num_views: int = 1
+    channels: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.negative is not None and self.negative.shape != self.tokens.shape:
@@ -53,8 +57,9 @@ class Condition:
 
     def __getitem__(self, rows: slice | Tensor) -> "Condition":
         """Some of the rows, whole groups."""
-        negative = None if self.negative is None else self.negative[rows]
-        return Condition(self.tokens[rows], negative, None if self.cameras is None else self.cameras[rows], self.num_views)
+        parts = (self.negative, self.cameras, self.channels)
+        negative, cameras, channels = (None if part is None else part[rows] for part in parts)
+        return Condition(self.tokens[rows], negative, cameras, self.num_views, channels)
 
     def seen_from(self, cameras: Tensor | None, num_views: int) -> "Condition":
         """The same texts with cameras (B, 16), in groups of num_views."""
@@ -114,6 +119,12 @@ class DenoiseRequest:
     t: Tensor
     condition: Condition
     guidance: Guidance
+
+    def network_input(self, rows: Tensor | None = None) -> Tensor:
+        """x_t with the condition's channels beside it, of these rows or of all: (R, C + C', h, w)."""
+        parts = [self.x_t] if self.condition.channels is None else [self.x_t, self.condition.channels.to(self.x_t)]
+        parts = parts if rows is None else [part[rows] for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True, eq=False)

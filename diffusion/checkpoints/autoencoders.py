@@ -27,7 +27,7 @@ def replace_autoencoder(checkpoint: Checkpoint, path: Path) -> list[Path]:
         PriorError: a file is missing or damaged, or its latents have another number of channels.
     """
     autoencoder, files = read_autoencoder(path, checkpoint)
-    ours, theirs = autoencoder.config.latent_channels, checkpoint.unet.config.in_channels
+    ours, theirs = autoencoder.config.latent_channels, checkpoint.unet.config.out_channels
     if ours != theirs:
         raise PriorError(
             f"the autoencoder {path} has {ours} latent channels and {checkpoint.card.name} has {theirs}; use the one that "

@@ -90,6 +90,11 @@ class Checkpoint:
             towers.append(("text_encoder_2", self.text_encoder_2, self.tokenizer_2))
         return towers
 
+    @property
+    def sees_mask(self) -> bool:
+        """Whether it is an inpainting model, whose UNet takes a mask and the masked picture beside the latents."""
+        return self.unet.config.in_channels == inpainting_channels(self.autoencoder.config.latent_channels)
+
     def check(self, source: Path) -> None:
         """Checks that the parts fit each other.
 
@@ -98,11 +103,10 @@ class Checkpoint:
         """
         unet, latents = self.unet.config, self.autoencoder.config.latent_channels
         widths = [tower.config.width for _, tower, _ in self.towers]
-        if unet.in_channels != latents:
-            inpainting = " (an inpainting or depth model, which is not supported)" if unet.in_channels > latents else ""
+        if unet.in_channels not in (latents, inpainting_channels(latents)):
             raise PriorError(
-                f"the UNet of {source} takes {unet.in_channels} channels and its autoencoder makes {latents}{inpainting}; "
-                "use a text-to-image model"
+                f"the UNet of {source} takes {unet.in_channels} channels and its autoencoder makes {latents}"
+                f"{kind_of_input(unet.in_channels, latents)}; use a text-to-image or an inpainting model"
             )
         if unet.cross_attention_dim != sum(widths):
             raise PriorError(
@@ -115,3 +119,14 @@ class Checkpoint:
                 f"the UNet of {source} reads pooled text {unet.pooled_dim} wide and its text towers give {pooled}; "
                 "take all parts from the same model"
             )
+
+
+def inpainting_channels(latents: int) -> int:
+    """What an inpainting UNet takes: latents, mask, and the latents of the masked picture."""
+    return 2 * latents + 1
+
+
+def kind_of_input(channels: int, latents: int) -> str:
+    """The kind of model that takes so many channels, in brackets, or nothing."""
+    kinds = {2 * latents: "an InstructPix2Pix", latents + 1: "a depth", latents + 3: "an upscaling"}
+    return f" ({kinds[channels]} model, which is not supported)" if channels in kinds else ""

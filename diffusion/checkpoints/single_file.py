@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion.checkpoints.architectures import ARCHITECTURES, Architecture, multi_view
 from diffusion.checkpoints.autoencoder_keys import original_autoencoder_kl
-from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
+from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard, inpainting_channels, kind_of_input
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import build_tower
 from diffusion.checkpoints.keymap import KeyMap
@@ -19,7 +19,7 @@ from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, fill, hash_files, skeleton
 from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.unet import UNet2DCondition
-from diffusion.schedule import NoiseSchedule, PredictionType
+from diffusion.schedule import NoiseSchedule, PredictionType, TimestepSpacing
 from diffusion.text.tokenizer import Tokenizer, full_merges
 
 CAMERA_MARK = "model.diffusion_model.camera_embed.0.weight"
@@ -62,8 +62,11 @@ def read_single_file(
     prediction_type = prediction_type or known_prediction_type(weights, path, architecture)
     schedule = schedule_of(weights, path, prediction_type)
     size = architecture.image_sizes.get(prediction_type, max(architecture.image_sizes.values()))
-    unet_config = replace(architecture.unet, sample_size=size // architecture.autoencoder.spatial_factor)
-    check_input_channels(weights, architecture, path)
+    unet_config = replace(
+        architecture.unet,
+        sample_size=size // architecture.autoencoder.spatial_factor,
+        in_channels=input_channels(weights, architecture, path),
+    )
     unet = fill(
         skeleton(lambda: UNet2DCondition(unet_config)),
         lambda keys: original_unet(unet_config, keys),
@@ -178,7 +181,7 @@ def known_prediction_type(weights: Weights, path: Path, architecture: Architectu
 
 
 def schedule_of(weights: Iterable[str], path: Path, prediction_type: PredictionType) -> NoiseSchedule:
-    """Stable Diffusion's schedule, with zero signal at its end where the file is marked so.
+    """Stable Diffusion's schedule, with zero signal at its end where the file is marked so: then runs begin there.
 
     Raises:
         PriorError: the mark stands beside predicted noise, which says nothing where there is no signal.
@@ -189,7 +192,8 @@ def schedule_of(weights: Iterable[str], path: Path, prediction_type: PredictionT
             f"{path} has the mark '{ZERO_SNR_MARK}' of a schedule that ends without signal, and its prediction type is "
             "epsilon, which cannot be; add '?prediction_type=v_prediction' to its path, or use another file of the model"
         )
-    return NoiseSchedule(prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr)
+    spacing: TimestepSpacing = "trailing" if zero_snr else "leading"
+    return NoiseSchedule(prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr, timestep_spacing=spacing)
 
 
 def averaged_copy(weights: Weights, path: Path) -> dict[str, Tensor]:
@@ -208,18 +212,20 @@ def averaged_copy(weights: Weights, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_input_channels(weights: Weights, architecture: Architecture, path: Path) -> None:
-    """Refuses inpainting and depth models, which have a wider first layer.
+def input_channels(weights: Weights, architecture: Architecture, path: Path) -> int:
+    """What the UNet takes: latents, or those of an inpainting model.
 
     Raises:
-        PriorError: it is one.
+        PriorError: it is a depth model, or another with a first layer that is not supported.
     """
+    latents = architecture.unet.in_channels
     first = weights.get(f"{UNET}input_blocks.0.0.weight")
-    if first is not None and first.shape[1] != architecture.unet.in_channels:
-        raise PriorError(
-            f"the UNet of {path} takes {first.shape[1]} channels, as inpainting and depth models do; expected "
-            f"{architecture.unet.in_channels}; use the text-to-image model, which inpaints with a mask too"
-        )
+    if first is None or first.shape[1] in (latents, inpainting_channels(latents)):
+        return latents if first is None else first.shape[1]
+    raise PriorError(
+        f"the UNet of {path} takes {first.shape[1]} channels{kind_of_input(first.shape[1], latents)}; expected {latents}, or "
+        f"{inpainting_channels(latents)} of an inpainting model; use one of these"
+    )
 
 
 def part(weights: Weights, prefix: str) -> dict[str, Tensor]:

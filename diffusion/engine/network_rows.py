@@ -39,7 +39,9 @@ class NetworkRows:
         """Rows with one key may share a forward."""
         x_t, condition = self.request.x_t, self.request.condition
         tokens, has_cameras = condition.tokens, condition.cameras is not None
-        return (tuple(x_t.shape[1:]), x_t.dtype, tuple(tokens.shape[1:]), tokens.dtype, has_cameras, self.num_views)
+        beside = None if condition.channels is None else len(condition.channels[0])
+        text = (tuple(tokens.shape[1:]), tokens.dtype)
+        return (tuple(x_t.shape[1:]), x_t.dtype, beside, *text, has_cameras, self.num_views)
 
     @property
     def todo(self) -> list[int]:
@@ -78,7 +80,7 @@ class NetworkRows:
             negative = condition.negative[without]
             tokens = torch.cat([negative, tokens]) if conditional else negative
         cameras = None if condition.cameras is None else condition.cameras[samples.to(condition.cameras.device)]
-        return NetworkInputs(x_t[samples], t[samples], tokens, samples, cameras, self.num_views)
+        return NetworkInputs(self.request.network_input(samples), t[samples], tokens, samples, cameras, self.num_views)
 
     def put(self, groups: Sequence[int], output: Tensor) -> None:
         """The network's answer for the rows of these groups, which are then done."""

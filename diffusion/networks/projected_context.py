@@ -27,15 +27,19 @@ class ProjectedContext:
         keys_values: (B, S, K) of all cross-attention layers side by side, in the order in which they run; K is 2 D summed
             over the layers.
         embedding: (B, temb_dim), added to the timestep's embedding; None where the network adds nothing.
+        scale: (B, C), added to the timestep's sinusoids by networks that are told their guidance scale; None elsewhere.
     """
 
     keys_values: Tensor
     embedding: Tensor | None = None
+    scale: Tensor | None = None
 
     @classmethod
-    def of(cls, layers: Sequence[Attention], context_BSD: Tensor, embedding: Tensor | None) -> "ProjectedContext":
+    def of(
+        cls, layers: Sequence[Attention], context_BSD: Tensor, embedding: Tensor | None, scale: Tensor | None = None
+    ) -> "ProjectedContext":
         """The keys and values of these layers."""
-        return cls(torch.cat([part for layer in layers for part in layer.key_value(context_BSD)], dim=-1), embedding)
+        return cls(torch.cat([part for layer in layers for part in layer.key_value(context_BSD)], dim=-1), embedding, scale)
 
     def layer_by_layer(self, layers: Sequence[Attention]) -> Iterator[KeyValue]:
         """The layers' keys and values, one pair after the other."""
@@ -44,15 +48,16 @@ class ProjectedContext:
         return zip(parts, parts, strict=True)
 
     def packed(self) -> Tensor:
-        """One tensor, so that whoever batches texts moves one: (B, S, K), or (B, S + 1, K) with the embedding as last row."""
-        if self.embedding is None:
-            return self.keys_values
-        row = F.pad(self.embedding, (0, self.keys_values.shape[-1] - self.embedding.shape[-1]))
-        return torch.cat([self.keys_values, row[:, None]], dim=1)
+        """One tensor, so that whoever batches texts moves one: (B, S, K), with a row more for the embedding and the scale."""
+        width = self.keys_values.shape[-1]
+        rows = [F.pad(part, (0, width - part.shape[-1]))[:, None] for part in (self.embedding, self.scale) if part is not None]
+        return torch.cat([self.keys_values, *rows], dim=1) if rows else self.keys_values
 
     @classmethod
-    def unpacked(cls, rows: Tensor, *, embedding_dim: int) -> "ProjectedContext":
-        """The inverse of `packed`; embedding_dim is 0 where there is no embedding."""
-        if embedding_dim == 0:
-            return cls(rows)
-        return cls(rows[:, :-1], rows[:, -1, :embedding_dim])
+    def unpacked(cls, rows: Tensor, *, embedding_dim: int, scale_dim: int = 0) -> "ProjectedContext":
+        """The inverse of `packed`; the dimensions are 0 where there is no such part."""
+        parts: dict[str, Tensor] = {}
+        for name, dim in (("scale", scale_dim), ("embedding", embedding_dim)):
+            if dim:
+                parts[name], rows = rows[:, -1, :dim], rows[:, :-1]
+        return cls(rows, **parts)

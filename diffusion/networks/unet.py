@@ -21,6 +21,9 @@ from diffusion.networks.published import from_published
 # SDXL's original height and width, crop top and left, target height and width (2307.01952 section 2.2).
 NUM_SIZES = 6
 
+# The guidance scale of diffusers' pipelines for networks that are told it.
+DEFAULT_SCALE = 8.5
+
 
 def per_level(value: Any, levels: int) -> tuple[int, ...]:
     """A number for every level, or one number for all of them."""
@@ -55,6 +58,7 @@ class UNetConfig:
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
     multi_view: MultiViewConfig | None = None
+    time_cond_proj_dim: int | None = None
 
     SUPPORTED_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
     # Settings of the published class that would change the result and that no Stable Diffusion uses.
@@ -76,7 +80,6 @@ class UNetConfig:
         "only_cross_attention": False,
         "resnet_time_scale_shift": "default",
         "reverse_transformer_layers_per_block": None,
-        "time_cond_proj_dim": None,
         "time_embedding_act_fn": None,
         "time_embedding_type": "positional",
         "timestep_post_act": None,
@@ -139,9 +142,11 @@ def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift
 class TimestepEmbedding(nn.Module):
     """Two linear layers with SiLU between."""
 
-    def __init__(self, in_dim: int, dim: int) -> None:
+    def __init__(self, in_dim: int, dim: int, *, scale_dim: int | None = None) -> None:
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
+        if scale_dim is not None:
+            self.cond_proj = nn.Linear(scale_dim, in_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) -> (B, dim)."""
@@ -284,7 +289,7 @@ class UNet2DCondition(nn.Module):
             }
 
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0], temb_dim)
+        self.time_embedding = TimestepEmbedding(channels[0], temb_dim, scale_dim=config.time_cond_proj_dim)
         self.add_embedding: TextTimeEmbedding | TextSizeEmbedding | None = None
         if config.addition_embed_type == "text":
             self.add_embedding = TextTimeEmbedding(config.cross_attention_dim, temb_dim, config.addition_embed_type_num_heads)
@@ -328,7 +333,24 @@ class UNet2DCondition(nn.Module):
 
     def project_context(self, context_BSD: Tensor, added_BA: Tensor | None = None) -> ProjectedContext:
         """All that the network computes from the text alone, for any number of `forward`s; arguments as there."""
-        return ProjectedContext.of(self._cross_attentions, context_BSD, self.embed_context(context_BSD, added_BA))
+        embedding = self.embed_context(context_BSD, added_BA)
+        scale = None if self.config.time_cond_proj_dim is None else self.embed_scale(DEFAULT_SCALE).expand(len(context_BSD), -1)
+        return ProjectedContext.of(self._cross_attentions, context_BSD, embedding, scale)
+
+    def embed_scale(self, scale: float) -> Tensor:
+        """What a guidance scale s adds to the timestep's sinusoids, (1, C), where the network is told it as w = s - 1.
+
+        The sinusoids of 1000 w, in the order of 2310.04378's code: sine first, and the last frequency 1 / 10000.
+        """
+        weight = self.time_embedding.cond_proj.weight
+        w = torch.tensor([1000.0 * (scale - 1)], device=weight.device)
+        sinusoids = timestep_embedding(w, weight.shape[1], flip_sin_to_cos=False, freq_shift=1)
+        return self.time_embedding.cond_proj(sinusoids.to(weight.dtype))
+
+    @property
+    def scale_dim(self) -> int:
+        """Width of a `ProjectedContext`'s scale; 0 where the network is not told any."""
+        return 0 if self.config.time_cond_proj_dim is None else self.config.block_out_channels[0]
 
     @property
     def context_embedding_dim(self) -> int:
@@ -382,10 +404,12 @@ class UNet2DCondition(nn.Module):
         text: Iterator[KeyValue]
         if isinstance(context, ProjectedContext):
             embedding, text = context.embedding, context.layer_by_layer(self._cross_attentions)
+            scale = context.scale
         else:
-            embedding = self.embed_context(context, added_BA)
+            embedding, scale = self.embed_context(context, added_BA), None
             text = (layer.key_value(context) for layer in self._cross_attentions)
-        temb = self.time_embedding(sinusoids.to(x_BCHW.dtype))
+        sinusoids = sinusoids.to(x_BCHW.dtype)
+        temb = self.time_embedding(sinusoids if scale is None else sinusoids + scale)
         if embedding is not None:
             temb = temb + embedding
         if self.camera_embed is not None and cameras_BM is not None:

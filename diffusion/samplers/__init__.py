@@ -12,7 +12,7 @@ from diffusion.samplers.dpmpp_2m_sde import dpmpp_2m_sde
 from diffusion.samplers.euler import euler
 from diffusion.samplers.euler_ancestral import euler_ancestral
 from diffusion.samplers.heun import heun
-from diffusion.samplers.image_to_image import image_to_image
+from diffusion.samplers.image_to_image import image_to_image, with_mask
 from diffusion.samplers.lcm import lcm
 from diffusion.samplers.pndm import pndm, pndm_prk
 from diffusion.samplers.sdedit import sdedit
@@ -51,5 +51,6 @@ __all__ = [
     "image_to_image",
     "sdedit",
     "timesteps_for",
+    "with_mask",
     *SAMPLERS,
 ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffusion import requests, seeding
 from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
-from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for
+from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
@@ -115,7 +115,8 @@ class LocalPrior:
         """Time the network at rising batch sizes and let shared forwards grow to the knee of the curve."""
         prior = self._prior
         tokens = prior.condition([""]).tokens
-        profile = profile_batches(prior.predict, latent_shape=prior.latent_shape, tokens=tokens, device=prior.device)
+        shape = getattr(prior, "input_shape", prior.latent_shape)
+        profile = profile_batches(prior.predict, latent_shape=shape, tokens=tokens, device=prior.device)
         self.engine.row_cap = profile.knee()
         return profile
 
@@ -169,10 +170,15 @@ class LocalPrior:
         """Hand the query to the engine; whoever owns it steps it until the answer is there."""
 
         def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
+            guidance = query.guidance
+            if (told_scale := getattr(self._prior, "told_scale", None)) is not None:
+                condition, guidance = told_scale(condition, guidance)
+            if getattr(self._prior, "sees_mask", False):
+                condition = yield from self._unmasked(condition)
             answer = yield from score_distillation(
                 query.images.to(self._prior.device),
                 condition=condition.seen_from(query.cameras, query.group_views),
-                guidance=query.guidance,
+                guidance=guidance,
                 schedule=self._prior.schedule,
                 t=query.t,
                 noise=self._noise(query.noise_keys),
@@ -217,19 +223,11 @@ class LocalPrior:
         """uint8 pictures (N, H, W, 3), everything asked of the networks as requests."""
         names = [_noise_name(seed, n % request.group_views) for n, seed in enumerate(request.seeds)]
         sampler, noise = SAMPLERS[request.sampler], self._noise(names)
-        sampling: dict[str, Any] = {
-            "schedule": self._prior.schedule,
-            "timesteps": timesteps_for(
-                request.sampler, self._prior.schedule, request.num_steps, spacing=request.timestep_spacing
-            ),
-            "condition": condition.seen_from(request.cameras, request.group_views),
-            "guidance": request.guidance,
-            "noise": seeding.step_noise(names, self._prior.latent_shape),
-        }
-        card = getattr(self._prior, "card", None)
-        if request.sampler in SECOND_ORDER_FROM_NOISE and getattr(card, "first_order_from_noise", False):
-            sampling["first_order_from_noise"] = True
+        sampling = self._sampling(request, condition.seen_from(request.cameras, request.group_views), names)
+        sees_mask = getattr(self._prior, "sees_mask", False)
         if request.init_images is None:
+            if sees_mask:
+                sampling["condition"] = yield from self._unmasked(sampling["condition"])
             latents = yield from sampler(noise, **sampling)
             pictures = yield requests.DecodeRequest(latents)
         else:
@@ -239,10 +237,35 @@ class LocalPrior:
                 strength=request.strength,
                 start_noise=noise,
                 masks=request.masks,
+                sees_mask=sees_mask,
                 **sampling,
             )
         _check_finite(pictures, "a picture", request.prompts)
         return _uint8(pictures)
+
+    def _sampling(
+        self, request: DrawRequest, condition: requests.Condition, names: Sequence[Sequence[seeding.Key]]
+    ) -> dict[str, Any]:
+        """What every sampler is told, and what this prior makes of the request."""
+        prior, guidance = self._prior, request.guidance
+        if (told_scale := getattr(prior, "told_scale", None)) is not None:
+            condition, guidance = told_scale(condition, guidance)
+        card = getattr(prior, "card", None)
+        careful = request.sampler in SECOND_ORDER_FROM_NOISE and getattr(card, "first_order_from_noise", False)
+        return {
+            "schedule": prior.schedule,
+            "timesteps": timesteps_for(request.sampler, prior.schedule, request.num_steps, spacing=request.timestep_spacing),
+            "condition": condition,
+            "guidance": guidance,
+            "noise": seeding.step_noise(names, prior.latent_shape),
+            **({"first_order_from_noise": True} if careful else {}),
+        }
+
+    def _unmasked(self, condition: requests.Condition) -> Generator[requests.Request, Any, requests.Condition]:
+        """The condition of a network that sees a mask, where there is no picture and so all of it is masked."""
+        size = self._prior.image_size
+        grey = torch.full((len(condition.tokens), 3, size, size), 0.5, device=self._prior.device)
+        return (yield from with_mask(condition, grey, None))
 
     def _noise(self, names: Sequence[Sequence[seeding.Key]]) -> Tensor:
         streams = [seeding.stream(int(name[0]), *name[1:]) for name in names]

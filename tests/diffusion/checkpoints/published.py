@@ -155,6 +155,15 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 }
 MODELS = sorted(PUBLISHED)
 
+# Two more structures of Stable Diffusion 1.5: RunwayML's inpainting model, and a latent consistency model (2310.04378).
+_SD15 = PUBLISHED["sd15"]
+PUBLISHED["inpainting"] = {**_SD15, "unet": {**_SD15["unet"], "in_channels": 9}}
+PUBLISHED["lcm"] = {
+    **_SD15,
+    "unet": {**_SD15["unet"], "time_cond_proj_dim": 256},
+    "scheduler": {"_class_name": "LCMScheduler", **SCHEDULE, "original_inference_steps": 50, "timestep_scaling": 10.0},
+}
+
 
 def _reduced_text(config: dict[str, Any], width: int, layers: int) -> dict[str, Any]:
     return {
@@ -177,7 +186,7 @@ def reduced(model: str) -> dict[str, dict[str, Any]]:
         "block_out_channels": [16, 32, 32, 32][:levels],
         "norm_num_groups": 8,
         "cross_attention_dim": 80 if two_towers else 32,
-        "attention_head_dim": 8 if model == "sd15" else [2, 4, 4, 4][:levels],
+        "attention_head_dim": [2, 4, 4, 4][:levels] if model.startswith("sd2") or two_towers else 8,
         "sample_size": 8,
     }
     if two_towers:
@@ -218,7 +227,7 @@ def write_tokenizer(folder: Path, pad: str) -> None:
 def pads(model: str) -> list[str]:
     """The padding token of each tokenizer."""
     end = "<|endoftext|>"
-    return {"sd15": [end], "sdxl": [end, "!"]}.get(model, ["!"])
+    return [end, "!"] if model == "sdxl" else ["!"] if model.startswith("sd2") else [end]
 
 
 # Model -> (pipeline, folder).
@@ -247,7 +256,8 @@ def random_pipeline(model: str, folder: Path) -> Any:
         pipeline = diffusers.StableDiffusionXLPipeline(**parts)
     else:
         checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = diffusers.StableDiffusionPipeline(**parts, **checker)
+        kinds = {"inpainting": diffusers.StableDiffusionInpaintPipeline, "lcm": diffusers.LatentConsistencyModelPipeline}
+        pipeline = kinds.get(model, diffusers.StableDiffusionPipeline)(**parts, **checker)
     for part in (pipeline.unet, pipeline.vae):
         _spread_norms(part)
     pipeline.set_progress_bar_config(disable=True)

@@ -10,7 +10,7 @@ import pytest
 from diffusion.prior import Prior
 from diffusion.requests import DenoiseRequest
 from jobs.prior_client import DrawRequest
-from orchestrator.prior_service import LocalPrior
+from orchestrator.prior.local import LocalPrior
 from tests.fakes import save_tiny_prior
 
 
