@@ -62,6 +62,9 @@ class SleepingWorker:
             return [Succeeded()]
         return [Progress(stage="sleep", step=int(elapsed * 20), total=int(self._seconds * 20))]
 
+    def set_weight(self, weight: float) -> None:
+        """It asks nothing of a prior."""
+
     def stop(self, *, at_checkpoint: bool) -> None:
         """At the next poll."""
         self._is_stopping = not self._is_deaf

@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
         replica = runtime._replicas[0]
 
         def in_the_actor() -> float:
-            (figures,) = ray.get(replica.figures.remote()).values()
+            figures = ray.get(replica.figures.remote())
             return sum(figures["seconds"].values())
 
         inside = {"engine's thread": lambda: sum(resident.figures.seconds.values()), "actor": in_the_actor}

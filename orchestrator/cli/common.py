@@ -142,6 +142,14 @@ def chosen_formats(formats: str | None) -> list[str] | None:
     return None if formats is None else [name.strip().lower() for name in formats.split(",") if name.strip()]
 
 
+def running_orchestrator(state: Path | None) -> Client:
+    """The client of the running orchestrator. Raises NotRunningError for none."""
+    from orchestrator.client.client import Client
+    from orchestrator.host.state_folder import StateFolder
+
+    return Client(StateFolder.find(state))
+
+
 def orchestrator_in(state: Path | None) -> Client | None:
     """The client of a running orchestrator, or None; one that has died is mentioned on stderr."""
     from orchestrator.client.client import Client, NotRunningError

@@ -36,6 +36,7 @@ from orchestrator.cli.verbs import (
     toybox,
     train,
     up,
+    users,
 )
 from orchestrator.host import signals
 
@@ -70,7 +71,7 @@ def dreamkiln(
 
 for verb in (text_to_3d, images, train, sample, evaluate, settings, doctor, up, down, status):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
-for group in (toybox, submit, jobs):
+for group in (toybox, submit, jobs, users):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)
 
 MAY_BE_EMPTY = {"--negative-prompt"}

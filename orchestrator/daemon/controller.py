@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 
 from jobs.events import Message, Progress
 from jobs.ledger import Ledger, StaleLease
@@ -90,6 +91,7 @@ class Controller:
             self._settle_groups()
             if not self._is_closing:
                 self._schedule()
+            self._share_priors()
 
     @property
     def _is_pressed(self) -> bool:
@@ -286,6 +288,19 @@ class Controller:
         now = self._ledger.now()
         self._last_starts[job.user, job.priority] = now
         self._running[job_id] = Running(job, lease, self._workers.start(job), log, started_at=now)
+
+    def _share_priors(self) -> None:
+        """Each job's share of its prior is its user's weight, divided among the user's jobs at work."""
+        if not self._running:
+            return
+        now, weights = self._ledger.now(), self._ledger.jobs.weights()
+        num_jobs = Counter(running.job.user for running in self._running.values())
+        for running in self._running.values():
+            user = running.job.user
+            weight = weights.get(user, 1.0) / num_jobs[user]
+            if weight != running.weight or now - running.weighed_at >= self._timing.weigh:
+                running.worker.set_weight(weight)
+                running.weight, running.weighed_at = weight, now
 
     def _forget(self, running: Running) -> None:
         self._running.pop(running.job.id, None)

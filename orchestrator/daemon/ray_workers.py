@@ -174,6 +174,10 @@ class RayWorker:
         """See `Worker.stop`."""
         self._actor.stop.remote(at_checkpoint)
 
+    def set_weight(self, weight: float) -> None:
+        """See `Worker.set_weight`."""
+        self._prior.set_weight(weight)
+
     def kill(self) -> None:
         """End the process; may be called twice."""
         import ray

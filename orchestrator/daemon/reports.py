@@ -59,6 +59,10 @@ class Worker(Protocol):
         """Ask it to stop at its next step, or after its next checkpoint; `Stopped` follows."""
         ...
 
+    def set_weight(self, weight: float) -> None:
+        """The job's share of the shared prior against other jobs, above 0."""
+        ...
+
     def kill(self) -> None:
         """End it now; nothing follows."""
         ...

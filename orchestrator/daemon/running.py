@@ -24,6 +24,7 @@ class Timing:
         renew, heartbeat, schedule: between two of them.
         round: jobs are started for so long before the others are heard again.
         stop: a worker that was told to stop at its next step is killed after so long; its checkpoint is whole at any time.
+        weigh: a prior is told its jobs' shares again after so long, because a replica that was started anew knows none.
         usage_window: how far back a user's share is counted.
     """
 
@@ -34,6 +35,7 @@ class Timing:
     schedule: float = 1.0
     round: float = 0.25
     stop: float = 1.0
+    weigh: float = 60.0
     usage_window: float = 24 * 3600.0
 
 
@@ -44,6 +46,7 @@ class Running:
     Args:
         pending: reports that the ledger has not taken yet. progress: the newest that it does not know of.
         heard_at, renewed_at: when the worker was asked for reports last, and its lease prolonged.
+        weight: the share of the prior that it was given last, at `weighed_at`.
         obeying: what the worker was told last. kill_at: when it is killed if it has not stopped by then.
     """
 
@@ -56,5 +59,7 @@ class Running:
     heard_at: float = 0.0
     progress: Progress | None = None
     renewed_at: float = 0.0
+    weight: float = 1.0
+    weighed_at: float = 0.0
     obeying: Wish = Wish.RUN
     kill_at: float | None = None

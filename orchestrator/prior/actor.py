@@ -6,6 +6,7 @@ and processes of its own, and what it would add here, replicas that are asked el
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,6 @@ from orchestrator.host.threads import use_threads
 from orchestrator.metrics.meters import PriorMeter, keep_metering_weights
 from orchestrator.prior.local import LocalPrior
 from orchestrator.prior.resident import ResidentPrior
-from orchestrator.prior.shelf import PriorShelf
 from orchestrator.prior.source import PriorLoader
 from orchestrator.prior.wire import Raised, Wire
 
@@ -27,77 +27,80 @@ MAX_CONCURRENCY = 256
 
 
 class PriorActor:
-    """Holds priors and answers any number of callers at once; what they ask at the same time shares forwards.
+    """Holds a prior and answers any number of callers at once; what they ask at the same time shares forwards.
+
+    The first call loads the prior; one whose engine has ended by an error of its own is loaded anew.
 
     Args:
-        load_prior: see `PriorLoader`. source: of the prior that is meant where a call names none.
-        memory_bytes: of weights, for priors that are loaded on demand; 0 for no limit. See `PriorShelf`.
-        measure: find the best batch size of each prior when two requests first meet in it, which takes a few seconds.
+        load_prior: see `PriorLoader`. source: what it is given.
+        measure: find the best batch size when two requests first meet, which takes a few seconds.
     """
 
-    def __init__(
-        self,
-        load_prior: PriorLoader,
-        source: str,
-        device: str,
-        num_threads: int,
-        *,
-        memory_bytes: int = 0,
-        measure: bool = True,
-    ) -> None:
+    def __init__(self, load_prior: PriorLoader, source: str, device: str, num_threads: int, *, measure: bool = True) -> None:
         use_threads(num_threads)
+        self._load_prior, self._source, self._device = load_prior, source, device
+        self._num_threads, self._measure = num_threads, measure
+        self._meter = PriorMeter(source)
+        self._prior: ResidentPrior | None = None
+        self._weights: dict[str, float] = {}
+        self._lock = threading.Lock()
+        keep_metering_weights(lambda: {} if self._prior is None else {source: self._prior.num_bytes})
 
-        def load(source: str) -> ResidentPrior:
-            prior = load_prior(source, device)
-            if not isinstance(prior, LocalPrior):
-                raise TypeError(f"the loader gave a {type(prior).__name__}; expected a LocalPrior, whose engine can be shared")
-            meter = self._meters[source] = PriorMeter(source)
-            return ResidentPrior(prior, num_threads=num_threads, measure=measure, on_step=meter.step)
-
-        self._source = source
-        self._meters: dict[str, PriorMeter] = {}
-        self._shelf: PriorShelf[ResidentPrior] = PriorShelf(load, memory_bytes=memory_bytes)
-        keep_metering_weights(lambda: {source: prior.num_bytes for source, prior in self._shelf.loaded.items()})
-
-    def call(self, method: str, *arguments: Any, source: str = "", job: str = "") -> Any:
-        """Answer a method of `PriorClient` for a job; errors are returned, not raised. The first call loads the prior."""
+    def call(self, method: str, *arguments: Any, job: str = "") -> Any:
+        """Answer a method of `PriorClient` for a job; errors are returned, not raised."""
         try:
-            source = source or self._source
-            with self._shelf.using(source) as prior:
-                match method:
-                    case "distill":
-                        with self._meters[source].request(method):
-                            return Wire(prior.distill(arguments[0].open(), job=job))
-                    case "draw":
-                        with self._meters[source].request(method):
-                            return prior.draw(arguments[0].open(), job=job)
-                    case _:
-                        return getattr(prior, method)(*arguments)
+            prior = self._loaded()
+            match method:
+                case "distill":
+                    with self._meter.request(method):
+                        return Wire(prior.distill(arguments[0].open(), job=job))
+                case "draw":
+                    with self._meter.request(method):
+                        return prior.draw(arguments[0].open(), job=job)
+                case _:
+                    return getattr(prior, method)(*arguments)
         except Exception as error:
             return Raised(error)
 
-    def draw_watched(
-        self, request: Wire, every: int, *, source: str = "", job: str = ""
-    ) -> Iterator[Glimpse | np.ndarray | Raised]:
+    def draw_watched(self, request: Wire, every: int, *, job: str = "") -> Iterator[Glimpse | np.ndarray | Raised]:
         """A stream of glimpses; its last item is what `draw` answers, or the error."""
         try:
-            source = source or self._source
-            with self._shelf.using(source) as prior, self._meters[source].request("draw"):
-                pictures = yield from prior.draw_watched(request.open(), every=every, job=job)
+            with self._meter.request("draw"):
+                pictures = yield from self._loaded().draw_watched(request.open(), every=every, job=job)
             yield pictures
         except Exception as error:
             yield Raised(error)
 
     def set_weight(self, job: str, weight: float) -> None:
-        """The job's share of the rows, in every prior that is loaded now."""
-        for prior in self._shelf.loaded.values():
-            prior.set_weight(job, weight)
+        """The job's share of the rows against other jobs, from now on, and of a prior that is loaded later."""
+        with self._lock:
+            self._weights[job] = weight
+            if self._prior is not None and not self._prior.has_ended:
+                self._prior.set_weight(job, weight)
 
     def end_job(self, job: str) -> None:
         """Cancel and forget a job's requests: it has ended, or nobody waits for it any more."""
-        for prior in self._shelf.loaded.values():
-            prior.end_job(job)
+        with self._lock:
+            self._weights.pop(job, None)
+            if self._prior is not None and not self._prior.has_ended:
+                self._prior.end_job(job)
 
-    def figures(self) -> dict[str, dict[str, Any]]:
-        """Per loaded prior what its engine has done; see `EngineFigures`."""
-        return {source: prior.figures.to_json() for source, prior in self._shelf.loaded.items()}
+    def figures(self) -> dict[str, Any]:
+        """What the engine has done, see `EngineFigures`; empty before the prior is loaded."""
+        return {} if self._prior is None else self._prior.figures.to_json()
+
+    def _loaded(self) -> ResidentPrior:
+        """Its loading is waited for by all who ask meanwhile."""
+        with self._lock:
+            if self._prior is None or self._prior.has_ended:
+                self._prior = None  # its memory first
+                prior = self._load_prior(self._source, self._device)
+                if not isinstance(prior, LocalPrior):
+                    raise TypeError(
+                        f"the loader gave a {type(prior).__name__}; expected a LocalPrior, whose engine can be shared"
+                    )
+                threads, on_step = self._num_threads, self._meter.step
+                self._prior = ResidentPrior(prior, num_threads=threads, measure=self._measure, on_step=on_step)
+                for job, weight in self._weights.items():
+                    self._prior.set_weight(job, weight)
+            return self._prior

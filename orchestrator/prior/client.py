@@ -24,21 +24,20 @@ class RayPrior:
     their noise.
 
     Args:
-        replicas: handles of `PriorActor`. source: of the prior, if not the replicas' own. job: whose requests these are.
+        replicas: handles of `PriorActor`. job: whose requests these are.
         first: the replica that is asked first, so that clients can be spread over them.
         attempts: replicas that are asked before giving up.
     """
 
-    def __init__(self, replicas: Sequence[Any], *, source: str = "", job: str = "", first: int = 0, attempts: int = 1) -> None:
+    def __init__(self, replicas: Sequence[Any], *, job: str = "", first: int = 0, attempts: int = 1) -> None:
         self._replicas = tuple(replicas)
-        self._source = source
         self._job = job
         self._first = first
         self._attempts = attempts
 
     def for_job(self, job: str) -> RayPrior:
         """The same replicas, asked on behalf of that job."""
-        return RayPrior(self._replicas, source=self._source, job=job, first=self._first, attempts=self._attempts)
+        return RayPrior(self._replicas, job=job, first=self._first, attempts=self._attempts)
 
     def info(self) -> PriorInfo:
         """Name, weights and sizes."""
@@ -60,10 +59,10 @@ class RayPrior:
         """`draw` with glimpses; a replica that is asked after another one died begins anew with them."""
         import ray
 
-        wire, names = Wire(request), {"source": self._source, "job": self._job}
+        wire = Wire(request)
 
         def stream(replica: Any) -> Iterator[Any]:
-            for reference in replica.draw_watched.options(num_returns="streaming").remote(wire, every, **names):
+            for reference in replica.draw_watched.options(num_returns="streaming").remote(wire, every, job=self._job):
                 yield ray.get(reference)
 
         for item in self._ask(stream):
@@ -71,6 +70,11 @@ class RayPrior:
                 return item
             yield item
         raise PriorFailed("The prior ended its answer without pictures; run the command again.")
+
+    def set_weight(self, weight: float) -> None:
+        """The job's share of the rows against other jobs; does not wait."""
+        for replica in self._replicas:
+            replica.set_weight.remote(self._job, weight)
 
     def end(self) -> None:
         """Whatever the job still waits for is cancelled and what the replicas know of it forgotten; does not wait."""
@@ -80,8 +84,7 @@ class RayPrior:
     def _call(self, method: str, *arguments: Any) -> Any:
         import ray
 
-        names = {"source": self._source, "job": self._job}
-        (answer,) = self._ask(lambda replica: [ray.get(replica.call.remote(method, *arguments, **names))])
+        (answer,) = self._ask(lambda replica: [ray.get(replica.call.remote(method, *arguments, job=self._job))])
         return answer
 
     def _ask(self, ask: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:

@@ -36,7 +36,7 @@ def list_(
     json: common.Json = False,
 ) -> None:
     """A table, or JSON."""
-    answer = _client(state).get("/v1/jobs", state=state_filter, user=user, limit=limit)
+    answer = common.running_orchestrator(state).get("/v1/jobs", state=state_filter, user=user, limit=limit)
     if json:
         _print_json({"ok": True, **answer})
         return
@@ -48,7 +48,7 @@ def list_(
 @app.command(help="Everything about one job: settings, attempts, files, events.")
 def show(job: Job, state: common.State = None, json: common.Json = False) -> None:
     """Text, or JSON."""
-    answer = _client(state).get(f"/v1/jobs/{job}")
+    answer = common.running_orchestrator(state).get(f"/v1/jobs/{job}")
     if json:
         _print_json({"ok": True, **answer})
         return
@@ -116,7 +116,7 @@ def verify(job: Job, state: common.State = None, json: common.Json = False) -> i
 
 def _steering(action: str, help: str, done: str) -> None:
     def command(numbers: Jobs, state: common.State = None, json: common.Json = False) -> int:
-        client = _client(state)
+        client = common.running_orchestrator(state)
         results, errors = [], []
         for number in numbers:
             try:
@@ -144,20 +144,15 @@ _steering("resume", "Go on with paused jobs.", "goes on")
 _steering("retry", "Queue failed or cancelled jobs again; they go on from their checkpoints.", "is queued again")
 
 
-def _client(state: Any) -> Any:
-    from orchestrator.client.client import Client
-    from orchestrator.host.state_folder import StateFolder
-
-    return Client(StateFolder.find(state))
-
-
 def _patient_client(state: Any) -> Any:
     from orchestrator.client.client import PatientClient
 
     def say(text: str) -> None:
         print(f"dreamkiln: {text}", file=sys.stderr)
 
-    return PatientClient(_client(state), say=say, meanwhile="its jobs go on with it, or with the next 'dreamkiln up'")
+    return PatientClient(
+        common.running_orchestrator(state), say=say, meanwhile="its jobs go on with it, or with the next 'dreamkiln up'"
+    )
 
 
 def _print_json(value: Any) -> None:

@@ -10,10 +10,7 @@ HELP = "Show whether the orchestrator runs, what it has and what it does."
 
 def command(state: common.State = None, json: common.Json = False) -> None:
     """Raises NotRunningError where there is none."""
-    from orchestrator.client.client import Client
-    from orchestrator.host.state_folder import StateFolder
-
-    client = Client(StateFolder.find(state))
+    client = common.running_orchestrator(state)
     answer = client.get("/v1/status")
     if json:
         import json as json_module

@@ -25,6 +25,7 @@ from orchestrator.prior.source import check_prior
 
 __all__ = ["Calls"]
 
+DAY_SECONDS = 24 * 3600.0
 MAX_LOG_CHARACTERS = 1_000_000
 ACTIONS = ("cancel", "pause", "resume", "retry")
 Number = Annotated[int, Query(ge=0, le=2**63 - 1)]
@@ -121,9 +122,16 @@ class Calls:
         self._controller.wake.set()
         return {"id": job_id, "state": state}
 
+    def users(self) -> dict[str, Any]:
+        """Whoever has submitted a job or was given a weight, with the weight and the seconds of work of a day."""
+        usage = self._ledger.jobs.usage(self._ledger.now() - DAY_SECONDS)
+        weights = self._ledger.jobs.weights()
+        return {"users": [{"name": n, "weight": w, "seconds": round(usage.get(n, 0.0), 1)} for n, w in sorted(weights.items())]}
+
     def set_weight(self, name: str, weight: float) -> dict[str, Any]:
-        """A user's share against the others'."""
+        """A user's share against the others', of places and of the shared prior, from the next round on."""
         self._ledger.jobs.set_weight(name, weight)
+        self._controller.wake.set()
         return {"name": name, "weight": weight}
 
     def shutdown(self) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_d
         ("GET", "/jobs/{job_id}", calls.show),
         ("GET", "/jobs/{job_id}/log", calls.log),
         ("POST", "/jobs/{job_id}/{action}", calls.act),
-        ("PUT", "/users/{name}", calls.set_weight),
+        ("GET", "/users", calls.users),
+        ("PUT", "/users/{name:path}", calls.set_weight),
         ("POST", "/shutdown", calls.shutdown),
     ):
         api.add_api_route(path, call, methods=[method])

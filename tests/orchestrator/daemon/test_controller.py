@@ -29,6 +29,10 @@ class ScriptedWorker:
         self.is_silent = False
         self.stops: list[bool] = []
         self.is_killed = False
+        self.weights: list[float] = []
+
+    def set_weight(self, weight: float) -> None:
+        self.weights.append(weight)
 
     def poll(self) -> list[Report] | None:
         reports, self.reports = self.reports, []
@@ -365,3 +369,22 @@ def test_closing_queues_what_runs_and_starts_nothing(rig: Rig, one: int):
     rig.tick()
     assert rig.controller.num_running == 0
     assert rig.state(one) == rig.state(later) == State.QUEUED
+
+
+def test_a_users_weight_is_divided_among_their_jobs_and_reaches_the_prior(rig: Rig):
+    mine, other = rig.submit(submission(1, user="ada"), submission(2, user="bob"))
+    rig.ledger.jobs.set_weight("ada", 3.0)
+    rig.tick()
+    assert rig.worker(mine).weights == [3.0] and rig.worker(other).weights == [1.0]
+    rig.ledger.jobs.set_weight("ada", 5.0)
+    rig.tick()
+    rig.tick()
+    assert rig.worker(mine).weights == [3.0, 5.0]
+    rig.worker(other).reports.append(Succeeded())
+    (second,) = rig.submit(submission(3, user="ada"))
+    rig.tick()
+    rig.tick()
+    assert rig.worker(mine).weights[-1] == rig.worker(second).weights[-1] == 2.5
+    num_told = len(rig.worker(mine).weights)
+    rig.tick(61)  # a replica that was started anew meanwhile knows none
+    assert rig.worker(mine).weights[num_told:] == [2.5]

@@ -27,6 +27,7 @@ from orchestrator.daemon.reports import Succeeded
 from orchestrator.exports import write_png
 from orchestrator.host.state_folder import Endpoint, StateFolder
 from orchestrator.run.edit_pictures import EditPictures
+from tests.jobs.ledger.conftest import submission
 from tests.orchestrator.daemon.test_controller import Rig
 
 
@@ -300,6 +301,23 @@ def test_bad_usage_of_the_queue(rig: Rig, capsys, arguments, sentence):
 def test_watching_nothing(rig: Rig, capsys):
     assert main(["jobs", "watch", "--state", str(rig.folder.path)]) == 0
     assert capsys.readouterr().out == "No jobs.\n"
+
+
+def test_shares_of_users(rig: Rig, client: Client, capsys):
+    rig.submit(submission(1, user="ada"))
+    state = ["--state", str(rig.folder.path)]
+    assert main(["users", "weight", "ada", "2.5", *state]) == 0
+    assert main(["users", "weight", "né/e", "3", "--json", *state]) == 0
+    assert main(["users", "list", *state]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ada: weight 2.5",
+        '{"ok": true, "name": "n\\u00e9/e", "weight": 3.0}',
+        f"{'ada':24} weight 2.5, 0 s of work in the last day",
+        f"{'né/e':24} weight 3, 0 s of work in the last day",
+    ]
+    assert rig.ledger.jobs.weights() == {"ada": 2.5, "né/e": 3.0}
+    assert main(["users", "weight", "ada", "0", *state]) == 2
+    assert "The weight of ada is 0, but a number above 0" in capsys.readouterr().err
 
 
 def test_without_an_orchestrator(capsys, tmp_path):
