@@ -105,7 +105,7 @@ def logs(
 @app.command(help="Read every shard of a finished table of pictures, and name what is missing or broken. Exit code 1 then.")
 def verify(job: Job, state: common.State = None, json: common.Json = False) -> int:
     """The place is read from here, not by the orchestrator."""
-    found = _client(state).get(f"/v1/jobs/{job}")["job"]
+    found = common.running_orchestrator(state).get(f"/v1/jobs/{job}")["job"]
     if found["kind"] != "batch-images":
         raise InputError(f"Job {job} is of kind {found['kind']}; only tables of pictures have shards to verify.")
     from orchestrator.batch.command import verify_place
