@@ -6,7 +6,7 @@ with one fingerprint give the same pictures and the same mesh (on one machine, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, get_args
 
 from diffusion.distillation import DistillationConfig
@@ -40,10 +40,14 @@ class _Spec:
         """sha256 (hex) of everything that can change the result."""
         return codec.fingerprint(self)
 
+    def identity(self) -> str:
+        """sha256 (hex) of what the work that a folder keeps depends on: everything, unless a kind of job says otherwise."""
+        return self.fingerprint()
+
     @property
     def name(self) -> str:
-        """A safe, readable, practically unique name: slug of the prompt and eight digits of the fingerprint."""
-        return f"{slug(self.prompt)}-{self.fingerprint()[:8]}"
+        """A safe, readable, practically unique name: slug of the prompt and eight digits of the identity."""
+        return f"{slug(self.prompt)}-{self.identity()[:8]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,10 @@ class TextTo3DSpec(_Spec):
         check_prompt(self.distillation.negative_prompt, name="negative prompt", allow_empty=True)
         object.__setattr__(self, "formats", _check_formats(self.formats))
         _check_seed(self.seed)
+
+    def identity(self) -> str:
+        """sha256 (hex) of everything but `mesh`: a finished fit can be cut in other ways and stays the same job."""
+        return replace(self, mesh=MeshConfig()).fingerprint()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -22,49 +21,21 @@ from diffusion.seeding import stream
 from jobs.errors import CollapsedError, JobFailed
 from jobs.events import Checkpoint, Event, Message, Progress
 from jobs.extensions import is_extension, own_field, own_form
+from jobs.mesh_stage import TextTo3DResult, cut, reaches_edge
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo
 from jobs.specs import TextTo3DSpec
 from jobs.vocabulary import warn_of_unknown_words
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, Nerf3DError
-from nerf3d.fields import FIELDS, Field, FieldConfig
+from nerf3d.fields import FIELDS
 from nerf3d.fit import FitConfig, FitProgress, FitResult, fit
 from nerf3d.guide import GuideReply
-from nerf3d.mesh import Mesh, MeshConfig, MeshError, bytes_to_extract, extract_mesh
+from nerf3d.mesh import MeshConfig, bytes_to_extract
 from nerf3d.rendering import build_cuda_kernels, needs_compiling
 from nerf3d.view_words import view_phrase
 
 __all__ = ["PriorGuide", "TextTo3DResult", "reaches_edge", "text_to_3d", "view_prompts"]
-
-
-REACH = 0.97
-"""Share of the field's radius. A surface that is cut off there comes out at 0.98 to 1.02 of it."""
-
-
-@dataclass(frozen=True)
-class TextTo3DResult:
-    """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage.
-
-    reaches_bounds: the surface comes to the edge of the field's sphere, where it may be cut off.
-    """
-
-    mesh: Mesh
-    field: Field | None
-    seconds: dict[str, float]
-    reaches_bounds: bool
-
-    def metrics(self) -> dict[str, float | int | bool]:
-        """Figures of the mesh for the manifest."""
-        mesh = self.mesh
-        return {
-            "num_vertices": len(mesh.vertices),
-            "num_faces": len(mesh.faces),
-            "num_components": mesh.num_components,
-            "is_watertight": mesh.is_watertight,
-            "volume": round(mesh.volume, 6),
-            "reaches_bounds": self.reaches_bounds,
-        }
 
 
 @dataclass(frozen=True)
@@ -183,26 +154,7 @@ def text_to_3d(
         fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, checkpoint_every, clock)
     seconds["fit"] = clock() - begin
 
-    begin = clock()
-    yield Progress(stage="mesh", step=0, total=1)
-    try:
-        mesh = extract_mesh(fitted.field, spec.mesh, device=device)
-    except MeshError as error:
-        raise CollapsedError(str(error), kind=error.kind, step=fit_config.num_steps, job=spec.name) from error
-    for remark in mesh.notes:
-        yield Message(text=remark.text, level="warning" if remark.is_warning else "info")
-    yield Progress(stage="mesh", step=1, total=1)
-    seconds["mesh"] = clock() - begin
-    result = TextTo3DResult(mesh, fitted.field, seconds, reaches_edge(mesh, fitted.config.field))
-    if result.reaches_bounds:
-        text = "The object reaches the edge of the scene and may be cut off there; try another seed."
-        yield Message(text=text, level="warning")
-    return result
-
-
-def reaches_edge(mesh: Mesh, field: FieldConfig) -> bool:
-    """Whether an extracted mesh, still in the scene's metres, comes to the edge of the sphere outside which no density is."""
-    return bool(np.linalg.norm(mesh.vertices, axis=1).max() > REACH * field.radius)
+    return (yield from cut(fitted.field, spec, seconds, device=device, clock=clock))
 
 
 def _warn_of_memory(config: MeshConfig) -> Iterator[Event]:

@@ -6,7 +6,7 @@ from nerf3d.fit.collapse import sphere_share
 from nerf3d.fit.config import PRESETS, FitConfig
 from nerf3d.fit.loop import FitProgress, FitResult, fit
 from nerf3d.fit.scene import Scene, draw_scene, object_colours
-from nerf3d.fit.state import FitState
+from nerf3d.fit.state import FitState, saved_field
 
 __all__ = [
     "PRESETS",
@@ -18,5 +18,6 @@ __all__ = [
     "draw_scene",
     "fit",
     "object_colours",
+    "saved_field",
     "sphere_share",
 ]

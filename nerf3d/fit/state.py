@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf3d.errors import StateMismatch
-from nerf3d.fields import Field, make_field
+from nerf3d.fields import Field, FieldConfig, make_field
 from nerf3d.fit.config import FitConfig
 from nerf3d.rendering import Occupancy
 
@@ -76,6 +76,17 @@ class FitState:
                 "started with, or start anew."
             ) from error
         self.step, self.empty_steps, self.full_steps = step, empty_steps, full_steps
+
+
+def saved_field(config: FieldConfig, tensors: Mapping[str, Tensor], *, seed: int) -> Field:
+    """The field alone, on the CPU, out of the tensors of `FitState.state_dict`. Raises StateMismatch if it is another."""
+    field = make_field(config, seed=seed)
+    try:
+        field.load_state_dict(_under("field.", tensors))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise StateMismatch(f"The saved fit does not hold the field that its settings describe ({reason}).") from error
+    return field.eval()
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

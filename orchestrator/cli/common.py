@@ -43,7 +43,7 @@ Strict = Annotated[
 ]
 State = Annotated[Path | None, typer.Option(help="The orchestrator's folder; $DREAMKILN_STATE or ~/.dreamkiln.")]
 Local = Annotated[bool, typer.Option("--local", help="Run it here, in this command, even if an orchestrator is running.")]
-Formats = Annotated[str | None, typer.Option("--format", help="Mesh files: glb,obj,ply,stl.")]
+Formats = Annotated[str | None, typer.Option("--format", help="Mesh files: glb,gltf,obj,ply,stl,3mf,usdz.")]
 Preset = Annotated[str | None, typer.Option(help="draft, default or fine.")]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="ray, or inline: everything in this process.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

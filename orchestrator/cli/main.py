@@ -26,6 +26,7 @@ from orchestrator.cli.verbs import (
     doctor,
     down,
     evaluate,
+    export,
     images,
     jobs,
     sample,
@@ -69,7 +70,7 @@ def dreamkiln(
     """What holds for every verb."""
 
 
-for verb in (text_to_3d, images, train, sample, evaluate, settings, doctor, up, down, status):
+for verb in (text_to_3d, images, export, train, sample, evaluate, settings, doctor, up, down, status):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
 for group in (toybox, submit, jobs, users):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,11 @@ def expected_of_images(spec: ImagesSpec) -> tuple[str, ...]:
 def image_name(index: int) -> str:
     """Image 7 is 000000007.png."""
     return f"{index:09d}.png"
+
+
+def of_another_cut(recorded: Iterable[str], written: Iterable[str]) -> list[str]:
+    """The mesh files in a manifest that are not among those just written, so that they show another mesh."""
+    return [name for name in recorded if name.startswith("mesh") and name not in set(written)]
 
 
 def write_mesh_files(

@@ -37,7 +37,7 @@ from orchestrator.host.atomic import (
     write_bytes,
     write_text,
 )
-from orchestrator.run.manifest import MANIFEST, begun, end_attempt, first_difference
+from orchestrator.run.manifest import MANIFEST, PriorName, begun, end_attempt, first_difference
 
 __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
 
@@ -50,11 +50,15 @@ Action = Literal["start", "resume", "nothing to do"]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What an attempt has to do. missing: expected artefacts that are not there. changed: those edited since."""
+    """What an attempt has to do. missing: expected artefacts that are not there. changed: those edited since.
+
+    is_cut_otherwise: the job is finished, its mesh cut with other settings; only an export cuts it again.
+    """
 
     action: Action
     missing: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    is_cut_otherwise: bool = False
 
 
 def default_folder(spec: JobSpec) -> Path:
@@ -87,17 +91,20 @@ def plan_attempt(
                 "overwritten; choose another --out."
             )
         return Plan("start", missing)
-    if manifest.get("fingerprint") != spec.fingerprint():
-        theirs = manifest.get("spec", {})
+    theirs = manifest.get("spec", {})
+    ours = spec.identity() if "identity" in manifest else spec.fingerprint()  # a manifest of an earlier version
+    if manifest.get("identity", manifest.get("fingerprint")) != ours:
         raise InputError(
             f"{where} belongs to another job ({first_difference(theirs, spec.to_json())}); choose another --out, or repeat "
             "that job's own settings to continue it."
         )
     written = manifest.get("artefacts", {})
     changed = tuple(n for n, entry in written.items() if n in present and present[n] != entry.get("bytes"))
-    if manifest.get("state") == "succeeded" and not missing:
-        return Plan("nothing to do", changed=changed)
-    return Plan("resume", missing, changed)
+    if manifest.get("state") != "succeeded":
+        return Plan("resume", missing, changed)
+    if first_difference(theirs.get("mesh", {}), spec.to_json().get("mesh", {})):
+        return Plan("nothing to do", changed=changed, is_cut_otherwise=True)
+    return Plan("resume" if missing else "nothing to do", missing, changed)
 
 
 class RunFolder:
@@ -145,7 +152,7 @@ class RunFolder:
         """The path of a file in this folder."""
         return self.path / name
 
-    def begin(self, info: PriorInfo, *, device: str, settings: Mapping[str, Any] | None = None) -> None:
+    def begin(self, info: PriorInfo | PriorName, *, device: str, settings: Mapping[str, Any] | None = None) -> None:
         """Write the manifest of a running job.
 
         Raises:
@@ -154,6 +161,7 @@ class RunFolder:
         kept = {name: dict(self.manifest.get(name, {})) for name in ("timings", "metrics", "artefacts")}
         self.manifest = {
             **begun(self.manifest, self.spec, info, device=device, settings=settings or {}, where=str(self.path)),
+            "identity": self.spec.identity(),
             "seed": self.spec.seed,
             **kept,
         }
@@ -180,7 +188,7 @@ class RunFolder:
         from safetensors.numpy import save
 
         meta = {
-            "fingerprint": self.spec.fingerprint(),
+            "fingerprint": self.spec.identity(),
             "prior": self.manifest["prior"]["weights_hash"],
             "step": str(checkpoint.step),
             "meta": json.dumps(dict(checkpoint.meta)),
@@ -190,18 +198,11 @@ class RunFolder:
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The resume point, or None where there is none that belongs to this job and these weights."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.file(CHECKPOINT), framework="numpy") as file:
-                meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError):
-            return None
+        found = read_checkpoint(self.file(CHECKPOINT))
         weights = self.manifest.get("prior", {}).get("weights_hash")
-        if meta.get("fingerprint") != self.spec.fingerprint() or meta.get("prior") != weights:
+        if found is None or found[1] != {"fingerprint": self.spec.identity(), "prior": weights}:
             return None
-        return Checkpoint(step=int(meta["step"]), tensors=tensors, meta=json.loads(meta.get("meta", "{}")))
+        return found[0]
 
     def record(self, paths: Iterable[Path], found: Mapping[str, Any] | None = None) -> None:
         """Note finished files with their size and sha256; they are in the manifest from its next writing on.
@@ -259,6 +260,20 @@ class RunFolder:
 
     def _present(self) -> dict[str, int]:
         return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in self.path.rglob("*") if p.is_file()}
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, str | None]] | None:
+    """A saved resume point and whose it is: the job's "fingerprint" and the "prior"'s weights. None where none can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        checkpoint = Checkpoint(step=int(meta["step"]), tensors=tensors, meta=json.loads(meta.get("meta", "{}")))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return checkpoint, {name: meta.get(name) for name in ("fingerprint", "prior")}
 
 
 def hold_folder(path: Path) -> int:

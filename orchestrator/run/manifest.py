@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -15,17 +16,25 @@ from jobs.extensions import code_hashes
 from jobs.prior_client import PriorInfo
 from jobs.specs import TextTo3DSpec
 
-__all__ = ["MANIFEST", "begun", "end_attempt", "first_difference", "versions"]
+__all__ = ["MANIFEST", "PriorName", "begun", "end_attempt", "first_difference", "versions"]
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 PACKAGES = ("dreamkiln", "torch", "numpy", "ray", "nerfacc", "scikit-image", "trimesh")
 
 
+@dataclasses.dataclass(frozen=True)
+class PriorName:
+    """What a manifest says of a prior that need not be loaded: its name and the sha256 of its weights."""
+
+    name: str
+    weights_hash: str
+
+
 def begun(
     before: Mapping[str, Any],
     spec: Any,
-    info: PriorInfo,
+    info: PriorInfo | PriorName,
     *,
     device: str,
     settings: Mapping[str, Any],

@@ -22,13 +22,14 @@ from orchestrator.prior.source import PriorLoader, check_prior
 from orchestrator.run import artefacts
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
 from orchestrator.run.folder import RunFolder, default_folder
+from orchestrator.run.manifest import first_difference
 from orchestrator.runtimes.base import Attempt, Runtime, resolve_device
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Outcome", "artefact_order", "make_runtime", "perform"]
+__all__ = ["Outcome", "artefact_order", "make_runtime", "perform", "shaping"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def perform(
     folder_path = Path(out) if out is not None else default_folder(spec)
     check_prior(spec.prior)
     with RunFolder(folder_path, spec, _expected(spec, export)) as folder:
-        if folder.manifest.get("settings", {}).get("export", _shaping(export)) != _shaping(export):
+        if folder.manifest.get("settings", {}).get("export", shaping(export)) != shaping(export):
             display.message(
                 f"The files in {folder_path} were written with other export settings and are left as they are; choose "
                 "another --out for files with these.",
@@ -97,6 +98,8 @@ def perform(
             )
         for name in folder.plan.changed:
             display.message(f"{folder.file(name)} was changed since it was written; it is left as it is.", "warning")
+        if folder.plan.is_cut_otherwise:
+            display.message(_cut_otherwise(folder))
         if folder.plan.action == "nothing to do":
             return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
         device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
@@ -170,7 +173,7 @@ class _Attempt:
         self._display.event(Progress(stage="start", step=0, total=1))
         info = runtime.prior_info()
         self._prior_hash = info.weights_hash
-        settings = {"runtime": to_plain(self._settings), "export": _shaping(self._export)}
+        settings = {"runtime": to_plain(self._settings), "export": shaping(self._export)}
         folder.begin(info, device=info.device, settings=settings)
         attempt = self._attempt(info.image_size)
         self._display.event(Progress(stage="start", step=1, total=1))
@@ -277,13 +280,24 @@ class _Attempt:
         self._display.message(text, level)
 
 
+def _cut_otherwise(folder: RunFolder) -> str:
+    """What to do about a finished run whose mesh was cut with other settings than are asked for now."""
+    assert isinstance(folder.spec, TextTo3DSpec)
+    theirs, ours = folder.manifest["spec"].get("mesh", {}), to_plain(folder.spec.mesh)
+    wanted = " ".join(f"mesh.{key}={json.dumps(value)}" for key, value in ours.items() if theirs.get(key) != value)
+    return (
+        f"{folder.path} is finished, its mesh cut with other settings ({first_difference(theirs, ours, 'mesh.')}); its field "
+        f"can be cut again in seconds: dreamkiln export {folder.path} {wanted}"
+    )
+
+
 def _expected(spec: JobSpec, export: ExportSettings) -> tuple[str, ...]:
     if isinstance(spec, TextTo3DSpec):
         return artefacts.expected_of_text_to_3d(spec, export)
     return artefacts.expected_of_images(spec)
 
 
-def _shaping(export: ExportSettings) -> dict[str, Any]:
+def shaping(export: ExportSettings) -> dict[str, Any]:
     """The export settings that show inside a file."""
     return {name: value for name, value in to_plain(export).items() if name != "formats"}
 

@@ -314,7 +314,7 @@ def test_settings_of_one_group_are_explained(capsys):
 
 
 def test_every_verb_explains_itself(capsys):
-    for arguments in (["text-to-3d"], ["images"], ["train"], ["toybox", "render"], ["evaluate"], ["doctor"]):
+    for arguments in (["text-to-3d"], ["images"], ["train"], ["toybox", "render"], ["evaluate"], ["export"], ["doctor"]):
         assert main([*arguments, "--help"]) == 0
         assert "Usage" in capsys.readouterr().out
 

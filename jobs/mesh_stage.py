@@ -1,0 +1,103 @@
+"""The last stage of a 3D job, and all of an export: the field is cut into a mesh, and what that says about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from jobs.errors import CollapsedError, InputError
+from jobs.events import Checkpoint, Event, Message, Progress
+from jobs.extensions import is_extension, own_field
+from jobs.specs import TextTo3DSpec
+from nerf3d.errors import StateMismatch
+from nerf3d.fields import FIELDS, Field, FieldConfig
+from nerf3d.fit import saved_field
+from nerf3d.mesh import Mesh, MeshError, extract_mesh
+
+__all__ = ["TextTo3DResult", "cut", "export_mesh", "reaches_edge"]
+
+REACH = 0.97
+"""Share of the field's radius. A surface that is cut off there comes out at 0.98 to 1.02 of it."""
+
+
+@dataclass(frozen=True)
+class TextTo3DResult:
+    """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage.
+
+    reaches_bounds: the surface comes to the edge of the field's sphere, where it may be cut off.
+    """
+
+    mesh: Mesh
+    field: Field | None
+    seconds: dict[str, float]
+    reaches_bounds: bool
+
+    def metrics(self) -> dict[str, float | int | bool]:
+        """Figures of the mesh for the manifest."""
+        mesh = self.mesh
+        return {
+            "num_vertices": len(mesh.vertices),
+            "num_faces": len(mesh.faces),
+            "num_components": mesh.num_components,
+            "is_watertight": mesh.is_watertight,
+            "volume": round(mesh.volume, 6),
+            "reaches_bounds": self.reaches_bounds,
+        }
+
+
+def cut(
+    field: Field, spec: TextTo3DSpec, seconds: dict[str, float], *, device: torch.device | str, clock: Callable[[], float]
+) -> Generator[Event, None, TextTo3DResult]:
+    """The stage `mesh`: cuts the field of a job, says what the user should know, and adds to `seconds`.
+
+    Raises:
+        CollapsedError: the field has no surface.
+    """
+    begin = clock()
+    yield Progress(stage="mesh", step=0, total=1)
+    try:
+        mesh = extract_mesh(field, spec.mesh, device=device)
+    except MeshError as error:
+        raise CollapsedError(str(error), kind=error.kind, step=spec.fit.num_steps, job=spec.name) from error
+    for remark in mesh.notes:
+        yield Message(text=remark.text, level="warning" if remark.is_warning else "info")
+    yield Progress(stage="mesh", step=1, total=1)
+    seconds["mesh"] = clock() - begin
+    result = TextTo3DResult(mesh, field, seconds, reaches_edge(mesh, spec.fit.field))
+    if result.reaches_bounds:
+        text = "The object reaches the edge of the scene and may be cut off there; try another seed."
+        yield Message(text=text, level="warning")
+    return result
+
+
+def export_mesh(
+    spec: TextTo3DSpec,
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Event, None, TextTo3DResult]:
+    """A recipe without a prior and without a fit: the mesh of a saved field, cut as spec.mesh says.
+
+    Raises:
+        InputError: the checkpoint does not hold the field of this spec.
+        CollapsedError: the field has no surface.
+    """
+    kind = spec.fit.field.kind
+    if is_extension(kind):
+        FIELDS[kind] = own_field(kind)
+    tensors = {name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()}
+    try:
+        field = saved_field(spec.fit.field, tensors, seed=spec.seed).to(device)
+    except StateMismatch as error:
+        raise InputError(str(error)) from error
+    return (yield from cut(field, spec, {}, device=device, clock=clock))
+
+
+def reaches_edge(mesh: Mesh, field: FieldConfig) -> bool:
+    """Whether an extracted mesh, still in the scene's metres, comes to the edge of the sphere outside which no density is."""
+    return bool(np.linalg.norm(mesh.vertices, axis=1).max() > REACH * field.radius)

@@ -1,0 +1,76 @@
+"""`dreamkiln export`: finished runs are cut again and written in other formats, in seconds and without a prior."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.errors import DreamKilnError, JobFailed
+from orchestrator.cli import common
+
+if TYPE_CHECKING:
+    from orchestrator.run.perform import Outcome
+
+NAME = "export"
+HELP = "Cut finished 3D runs again: other mesh.* and export.* settings, formats, textures, levels of detail."
+EPILOG = "Without settings every file is made again as it was. The run's own folder takes the files unless --out names another."
+
+
+def command(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folders of text-to-3d, then mesh.*, export.* and runtime.* settings.", show_default=False),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Another folder; for several runs the folder of their folders.")] = None,
+    formats: common.Formats = None,
+    json: common.Json = False,
+) -> int:
+    """One run after the other; one that cannot be exported does not keep the others from it."""
+    folders, settings = _split(runs)
+    from orchestrator.host.progress_display import make_display
+    from orchestrator.host.signals import stop_signals_interrupt
+    from orchestrator.run.export import export_run
+
+    if (chosen := common.chosen_formats(formats)) is not None:
+        import json as json_module
+
+        settings["export.formats"] = json_module.dumps(chosen)
+    outcomes: list[Outcome] = []
+    failures: list[DreamKilnError] = []
+    with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
+        for folder in folders:
+            common.set_run_folder(folder)
+            target = out if out is None or len(folders) == 1 else out / folder.resolve().name
+            try:
+                outcomes.append(export_run(folder, settings, out=target, display=display))
+            except DreamKilnError as error:
+                if len(folders) == 1:
+                    raise
+                display.message(str(error), "warning")
+                failures.append(error)
+    _say(outcomes, as_json=json)
+    if failures:
+        raise JobFailed(f"{len(failures)} of {len(folders)} runs could not be exported, the first because: {failures[0]}")
+    return 0
+
+
+def _split(words: list[str]) -> tuple[list[Path], dict[str, str]]:
+    """Folders from settings: a setting has a = and is no folder. Raises UsageProblem without a folder."""
+    settings = [word for word in words if "=" in word and not Path(word).exists()]
+    folders = [Path(word) for word in words if word not in settings]
+    if not folders:
+        raise common.UsageProblem("There is no run to export; give run folders of 'dreamkiln text-to-3d' before the settings.")
+    return folders, common.split_overrides(settings)
+
+
+def _say(outcomes: list[Outcome], *, as_json: bool) -> None:
+    if not as_json:
+        for outcome in outcomes:
+            common.say_outcome(outcome, as_json=False)
+        return
+    import json
+
+    print(json.dumps({"ok": True, "runs": [outcome.to_json() for outcome in outcomes]}, ensure_ascii=False))
