@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROMPT ?= a cyan rocket with a red nose
 
-.PHONY: demo test test-all lint graph bench clean-venv
+.PHONY: demo test test-all lint graph docs bench clean-venv
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ lint: $(READY)
 # The rooms of orchestrator/ and which of them import which.
 graph: $(READY)
 	$(BIN)/python -m tests.rooms
+
+# outputs/site/index.html; a link or a docstring that leads nowhere fails it.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
