@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Checkpoint", "Event", "Finished", "ImageReady", "ImagesUnderWay", "Message", "Progress"]
+__all__ = ["Checkpoint", "Event", "Finished", "ImageReady", "ImagesUnderWay", "Message", "Progress", "ViewsUnderWay"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,14 @@ class ImagesUnderWay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewsUnderWay:
+    """How an object looks from a few sides before its fit is finished: uint8 (n, h, w, 3), after `step` steps."""
+
+    step: int
+    images: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The last event of a recipe.
 
@@ -90,4 +98,4 @@ class Finished:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | Message | Checkpoint | ImageReady | ImagesUnderWay | Finished
+Event = Progress | Message | Checkpoint | ImageReady | ImagesUnderWay | ViewsUnderWay | Finished

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion.distillation import DistillationConfig, Form, sample_timesteps
 from diffusion.seeding import stream
 from jobs.errors import CollapsedError, JobFailed
-from jobs.events import Checkpoint, Event, Message, Progress
+from jobs.events import Checkpoint, Event, Message, Progress, ViewsUnderWay
 from jobs.extensions import is_extension, own_field, own_form
 from jobs.mesh_stage import TextTo3DResult, cut, reaches_edge
 from jobs.pace import Pace
@@ -29,7 +29,7 @@ from jobs.vocabulary import warn_of_unknown_words
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, Nerf3DError
 from nerf3d.fields import FIELDS
-from nerf3d.fit import FitConfig, FitProgress, FitResult, fit
+from nerf3d.fit import FitConfig, FitProgress, FitResult, fit, preview_views
 from nerf3d.guide import GuideReply
 from nerf3d.mesh import MeshConfig, bytes_to_extract
 from nerf3d.rendering import build_cuda_kernels, needs_compiling
@@ -118,11 +118,15 @@ def text_to_3d(
     device: torch.device | str = "cpu",
     checkpoint: Checkpoint | None = None,
     checkpoint_every: int = 25,
+    preview_every: int = 0,
+    wants_checkpoint: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Event, None, TextTo3DResult]:
     """Fit and cut; yields progress after every step and a checkpoint every `checkpoint_every` steps and at the end.
 
     Args:
+        preview_every: fit steps between two looks at the unfinished object from four sides; 0 for none.
+        wants_checkpoint: asked after each step, for a checkpoint out of turn: somebody is about to stop the job.
         checkpoint: where an earlier attempt at the same spec got to; the mesh comes out the same, bit by bit on a
             CPU, up to rounding in each step on CUDA.
 
@@ -151,7 +155,8 @@ def text_to_3d(
     with ThreadPoolExecutor(1, thread_name_prefix="guide") as asking:
         form = own_form(spec.distillation.form)
         guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, form, spec.strict, asking)
-        fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, checkpoint_every, clock)
+        every = _Every(checkpoint_every, preview_every, wants_checkpoint)
+        fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, every, clock)
     seconds["fit"] = clock() - begin
 
     return (yield from cut(fitted.field, spec, seconds, device=device, clock=clock))
@@ -181,13 +186,30 @@ def _compile_kernels(spec: TextTo3DSpec, device: torch.device | str) -> Iterator
         raise JobFailed(str(error), job=spec.name) from error
 
 
+@dataclass(frozen=True)
+class _Every:
+    """After which steps something is told beside the progress."""
+
+    checkpoint_every: int
+    preview_every: int
+    wants_checkpoint: Callable[[], bool]
+
+    def events(self, progress: FitProgress) -> Iterator[Event]:
+        """What is due after a step."""
+        if self.preview_every and progress.step % self.preview_every == 0:
+            yield ViewsUnderWay(step=progress.step, images=preview_views(progress.state))
+        is_due = progress.step % self.checkpoint_every == 0 or progress.step == progress.num_steps
+        if is_due or self.wants_checkpoint():
+            yield _checkpoint(progress)
+
+
 def _fit(
     spec: TextTo3DSpec,
     config: FitConfig,
     guide: PriorGuide,
     device: torch.device | str,
     checkpoint: Checkpoint | None,
-    checkpoint_every: int,
+    every: _Every,
     clock: Callable[[], float],
 ) -> Generator[Event, None, FitResult]:
     """Drives the fit, turning its progress into events and its errors into ours."""
@@ -208,8 +230,7 @@ def _fit(
                 metrics=progress.metrics,
                 seconds_left=left,
             )
-            if progress.step % checkpoint_every == 0 or progress.step == progress.num_steps:
-                yield _checkpoint(progress)
+            yield from every.events(progress)
     except StopIteration as finished:
         return finished.value
     except FitCollapsed as error:

@@ -45,6 +45,15 @@ State = Annotated[Path | None, typer.Option(help="The orchestrator's folder; $DR
 Local = Annotated[bool, typer.Option("--local", help="Run it here, in this command, even if an orchestrator is running.")]
 Formats = Annotated[str | None, typer.Option("--format", help="Mesh files: glb,gltf,obj,ply,stl,3mf,usdz.")]
 Preset = Annotated[str | None, typer.Option(help="draft, default or fine.")]
+FitSteps = Annotated[int | None, typer.Option("--steps", help="Steps of the fit; the preset's.")]
+FitGuidanceScale = Annotated[
+    float | None, typer.Option("--guidance-scale", help="s of uncond + s (cond - uncond) in score distillation; the preset's.")
+]
+FitNegativePrompt = Annotated[str | None, typer.Option("--negative-prompt", help="What the object should keep away from.")]
+FitPreviewEvery = Annotated[
+    int | None,
+    typer.Option("--preview-every", help="Steps between two looks at the unfinished object: preview.png; 0, none."),
+]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="ray, or inline: everything in this process.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -135,6 +144,18 @@ def say_outcome(outcome: Outcome, *, as_json: bool) -> None:
         print(f"  {outcome.folder / name}")
     if len(outcome.artefacts) > len(shown):
         print(f"  … and {len(outcome.artefacts) - len(shown)} more files")
+
+
+def fit_options(
+    steps: int | None, guidance_scale: float | None, negative_prompt: str | None, preview_every: int | None
+) -> dict[str, Any]:
+    """What a fit's options set, by the settings' names."""
+    return {
+        "fit.num_steps": steps,
+        "distillation.guidance_scale": guidance_scale,
+        "distillation.negative_prompt": negative_prompt,
+        "runtime.preview_every": preview_every,
+    }
 
 
 def chosen_formats(formats: str | None) -> list[str] | None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
-__all__ = ["forget_stop_signal", "last_stop_signal", "signals_deferred", "stop_signals_interrupt"]
+__all__ = [
+    "Stopping",
+    "forget_stop_signal",
+    "last_stop_signal",
+    "signals_deferred",
+    "stop_signals_interrupt",
+    "stopping_after_checkpoint",
+]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_FOR_CHECKPOINT = 2.0
 SECONDS_FOR_IMPORTS = 10.0
 SECONDS_BETWEEN_TRIES = 0.05
 
@@ -72,6 +82,67 @@ def signals_deferred() -> Iterator[None]:
             _note(noted[-1])
     if noted:
         raise KeyboardInterrupt(noted[-1])
+
+
+class Stopping:
+    """A stop that waits for a checkpoint; see `stopping_after_checkpoint`."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def reached(self) -> None:
+        """A checkpoint is written. Raises KeyboardInterrupt where that was waited for."""
+        if self.signal is not None:
+            raise KeyboardInterrupt(self.signal)
+
+
+@contextlib.contextmanager
+def stopping_after_checkpoint(
+    ask: Callable[[], None], *, is_useful: Callable[[], bool], seconds: float = SECONDS_FOR_CHECKPOINT
+) -> Iterator[Stopping]:
+    """Inside the block the first stop signal asks for a checkpoint instead of interrupting; the next one interrupts at once,
+    and so does the end of some seconds in which no checkpoint came.
+
+    Args:
+        ask: has a checkpoint made; called in a thread of its own, because a signal may come in the middle of anything.
+        is_useful: whether there is anything to save now; if not, the first signal interrupts.
+    """
+    stopping = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in STOP_SIGNALS if _can_be_handled(number)}
+    timers: list[threading.Timer] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stopping.signal is None and is_useful():
+            stopping.signal = number
+            _note(number)
+            threading.Thread(target=ask, daemon=True).start()
+            timers.append(threading.Timer(seconds, os.kill, (os.getpid(), number)))
+            timers[0].daemon = True
+            timers[0].start()
+            return
+        _cancel(timers)
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+        else:
+            raise KeyboardInterrupt(number)
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stopping
+    finally:
+        _cancel(timers)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _cancel(timers: list[threading.Timer]) -> None:
+    for timer in timers:
+        timer.cancel()
 
 
 class _Interrupter:

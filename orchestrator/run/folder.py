@@ -44,6 +44,8 @@ __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
 PROGRESS = "progress.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 SHARDS = "_shards"
+UNFINISHED = "preview.png"
+"""Written while a fit is under way, and at its end as an artefact."""
 
 Action = Literal["start", "resume", "nothing to do"]
 
@@ -82,6 +84,8 @@ def plan_attempt(
         InputError: the folder belongs to another job.
         OutputError: the folder holds files of those names that no job of ours has written.
     """
+    if manifest is not None and UNFINISHED not in manifest.get("artefacts", {}):
+        present = {name: size for name, size in present.items() if name != UNFINISHED}  # what a killed fit last showed
     missing = tuple(choice for choice in expected if not any(name in present for name in choice.split("|")))
     if manifest is None:
         in_the_way = [name for choice in expected for name in choice.split("|") if name in present]

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.codec import to_plain
 from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
-from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesUnderWay, Message, Progress
+from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesUnderWay, Message, Progress, ViewsUnderWay
 from jobs.images import EditSource
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator.host.progress_display import Display, SilentDisplay
+from orchestrator.host.signals import stopping_after_checkpoint
 from orchestrator.prior.source import PriorLoader, check_prior
 from orchestrator.run import artefacts
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
@@ -179,14 +180,19 @@ class _Attempt:
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {"start": self._clock() - begin}
         try:
-            for event in runtime.run(attempt):
-                if isinstance(event, Finished):
-                    return self._finish(event, seconds)
-                self._handle(event)
+            with stopping_after_checkpoint(runtime.ask_for_checkpoint, is_useful=lambda: self._progress.stage == "fit") as stop:
+                for event in runtime.run(attempt):
+                    if isinstance(event, Finished):
+                        break
+                    self._handle(event)
+                    if isinstance(event, Checkpoint):
+                        stop.reached()
+                else:
+                    raise JobFailed(f"The job {self._spec.name} ended without a result.", job=self._spec.name)
+            return self._finish(event, seconds)
         finally:
-            if isinstance(self._spec, ImagesSpec):
+            if artefacts.PREVIEW not in folder.manifest.get("artefacts", {}):
                 artefacts.remove_preview(folder.path)
-        raise JobFailed(f"The job {self._spec.name} ended without a result.", job=self._spec.name)
 
     def _attempt(self, image_size: int) -> Attempt:
         """What the recipe needs to know of earlier attempts."""
@@ -200,7 +206,13 @@ class _Attempt:
         checkpoint = self._folder.load_checkpoint() if self._did == "resume" else None
         if checkpoint is not None:
             self._say(f"Continuing from step {checkpoint.step} of {self._spec.fit.num_steps}.")
-        return Attempt(self._spec, checkpoint=checkpoint, checkpoint_every=self._settings.checkpoint_every)
+        settings = self._settings
+        return Attempt(
+            self._spec,
+            checkpoint=checkpoint,
+            checkpoint_every=settings.checkpoint_every,
+            preview_every=settings.preview_every,
+        )
 
     def _edit_source(self, image_size: int) -> EditSource | None:
         """What an editing job starts from, with a copy of it in the folder."""
@@ -233,6 +245,11 @@ class _Attempt:
                     path = artefacts.write_image(event, self._folder.path, self._images, prior_hash=self._prior_hash)
                     self._folder.record([path])
                 self._under_way.pop(index, None)
+            case ViewsUnderWay(images=images):
+                is_first = not self._folder.file(artefacts.PREVIEW).exists()
+                path = artefacts.write_preview(dict(enumerate(images)), self._folder.path)
+                if is_first:
+                    self._display.message(f"{path} shows the unfinished object from four sides.")
             case ImagesUnderWay(index=first, images=images, steps=steps):
                 self._under_way |= dict(enumerate(images, start=first))
                 is_first = not self._folder.file(artefacts.PREVIEW).exists()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from jobs.images import EditSource
 from jobs.prior_client import PriorClient, PriorInfo
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 
-__all__ = ["Attempt", "Runtime", "resolve_device", "run_recipe"]
+__all__ = ["Asked", "Attempt", "Runtime", "resolve_device", "run_recipe"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Attempt:
 
     Args:
         checkpoint: of a 3D job. done: indices of the images that exist. source: what an editing job starts from.
-        checkpoint_every: fit steps between two resume points. preview_every: see `jobs.images.images`.
+        checkpoint_every: fit steps between two resume points. preview_every: see `jobs.images.images` and
+            `jobs.text_to_3d.text_to_3d`.
     """
 
     spec: JobSpec
@@ -50,15 +52,44 @@ class Runtime(Protocol):
         """The recipe's events, the last one `Finished`. Raises what the recipe raises."""
         ...
 
+    def ask_for_checkpoint(self) -> None:
+        """Have the job that runs give a checkpoint after its next step; may be called from any thread."""
+        ...
 
-def run_recipe(attempt: Attempt, prior: PriorClient, *, device: str) -> Iterator[Event]:
+
+class Asked:
+    """A wish that one thread has and another one fulfils, once."""
+
+    def __init__(self) -> None:
+        self._is_set = threading.Event()
+
+    def ask(self) -> None:
+        """Wish for it."""
+        self._is_set.set()
+
+    def take(self) -> bool:
+        """Whether it is wished for; from here on it is not."""
+        is_set = self._is_set.is_set()
+        self._is_set.clear()
+        return is_set
+
+
+def run_recipe(
+    attempt: Attempt, prior: PriorClient, *, device: str, wants_checkpoint: Callable[[], bool] = lambda: False
+) -> Iterator[Event]:
     """Run the recipe of the attempt's spec; its result becomes the last event, without what cannot leave a process."""
     match attempt.spec:
         case TextTo3DSpec() as spec:
             from jobs.text_to_3d import text_to_3d
 
             result = yield from text_to_3d(
-                spec, prior, device=device, checkpoint=attempt.checkpoint, checkpoint_every=attempt.checkpoint_every
+                spec,
+                prior,
+                device=device,
+                checkpoint=attempt.checkpoint,
+                checkpoint_every=attempt.checkpoint_every,
+                preview_every=attempt.preview_every,
+                wants_checkpoint=wants_checkpoint,
             )
             yield Finished(result=replace(result, field=None), seconds=result.seconds, metrics=result.metrics())
         case ImagesSpec() as spec:

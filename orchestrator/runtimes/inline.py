@@ -8,7 +8,7 @@ from jobs.events import Event
 from jobs.prior_client import PriorClient, PriorInfo
 from orchestrator.host.threads import use_threads
 from orchestrator.prior.source import PriorLoader
-from orchestrator.runtimes.base import Attempt, run_recipe
+from orchestrator.runtimes.base import Asked, Attempt, run_recipe
 
 __all__ = ["InlineRuntime"]
 
@@ -26,6 +26,7 @@ class InlineRuntime:
         self._device = device
         self._num_threads = num_threads
         self._prior: PriorClient | None = None
+        self._checkpoint = Asked()
 
     def __enter__(self) -> InlineRuntime:
         use_threads(self._num_threads)
@@ -44,7 +45,11 @@ class InlineRuntime:
 
     def run(self, attempt: Attempt) -> Iterator[Event]:
         """The recipe's events."""
-        yield from run_recipe(attempt, self._loaded(), device=self._device)
+        yield from run_recipe(attempt, self._loaded(), device=self._device, wants_checkpoint=self._checkpoint.take)
+
+    def ask_for_checkpoint(self) -> None:
+        """See `Runtime`."""
+        self._checkpoint.ask()
 
     def _loaded(self) -> PriorClient:
         if self._prior is None:

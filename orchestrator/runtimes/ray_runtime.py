@@ -28,7 +28,7 @@ from orchestrator.prior.client import RayPrior
 from orchestrator.prior.deaths import last_words
 from orchestrator.prior.source import PriorLoader
 from orchestrator.prior.wire import Raised
-from orchestrator.runtimes.base import Attempt, run_recipe
+from orchestrator.runtimes.base import Asked, Attempt, run_recipe
 from orchestrator.runtimes.placement import Placement, on_cluster
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
 
@@ -41,7 +41,12 @@ class JobActor:
     def __init__(self, prior: RayPrior, device: str, num_threads: int) -> None:
         self._prior = prior
         self._device = device
+        self._checkpoint = Asked()
         use_threads(num_threads)
+
+    def ask_for_checkpoint(self) -> None:
+        """One more checkpoint, after the step that is being done; answered beside `run`."""
+        self._checkpoint.ask()
 
     def warm_up(self, modules: Sequence[str]) -> None:
         """Import what the recipe will need, while the prior is still loading on another core."""
@@ -53,7 +58,7 @@ class JobActor:
         """The recipe's events; an error is the last item."""
         prior = self._prior.for_job(attempt.spec.name)
         try:
-            yield from run_recipe(attempt, prior, device=self._device)
+            yield from run_recipe(attempt, prior, device=self._device, wants_checkpoint=self._checkpoint.take)
         except Exception as error:
             yield Raised(error)
         finally:
@@ -140,6 +145,11 @@ class RayRuntime:
                 job=attempt.spec.name,
             ) from error
 
+    def ask_for_checkpoint(self) -> None:
+        """See `Runtime`."""
+        if self._job is not None:
+            self._job.ask_for_checkpoint.remote()
+
     def _placement(self) -> Placement:
         if self._address:
             return on_cluster(living_nodes(), device=self._device, num_threads=self._num_threads)
@@ -162,6 +172,7 @@ class RayRuntime:
             replica.call.remote("info")
         if self._runs_jobs:
             threads = self._num_threads or placement.job_threads
-            kind: Any = ray.remote(JobActor).options(**placement.job_options())
+            # `ask_for_checkpoint` must be answered while `run` is at work.
+            kind: Any = ray.remote(JobActor).options(**placement.job_options(), max_concurrency=2)
             self._job = kind.remote(self._prior, placement.device, threads)
             self._job.warm_up.remote(self._modules)

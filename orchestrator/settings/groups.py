@@ -38,8 +38,8 @@ class RuntimeSettings:
         num_threads: torch threads of each actor; 0 takes every core this process may use. The fit and the prior take
             turns, so both may use all cores.
         checkpoint_every: fit steps between two resume points.
-        preview_every: of an image job without a table, sampler steps between two versions of preview.png, which shows the
-            unfinished images and goes when they are finished; 0 writes none.
+        preview_every: sampler steps, of a 3D job fit steps, between two versions of preview.png, which shows the unfinished
+            images or the unfinished object from four sides and goes when they are finished; 0 writes none.
     """
 
     kind: RuntimeKind = "ray"

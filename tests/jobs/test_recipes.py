@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.errors import CollapsedError, JobFailed, PriorFailed
-from jobs.events import Checkpoint, ImageReady, Message, Progress
+from jobs.events import Checkpoint, ImageReady, Message, Progress, ViewsUnderWay
 from jobs.images import chunks, images
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, DrawRequest
@@ -105,6 +105,18 @@ def test_an_object_at_the_edge_of_the_scene_is_reported(prior, density_bias, rea
     assert [event.level for event in events if isinstance(event, Message) and "edge of the scene" in event.text] == (
         ["warning"] if reaches else []
     )
+
+
+def test_a_checkpoint_that_is_asked_for_comes_after_the_step_and_previews_change_nothing(prior, undisturbed):
+    asked = iter([False, False, True] + [False] * 20)
+    events, result = exhaust(text_to_3d(SPEC, prior, checkpoint_every=5, preview_every=4, wants_checkpoint=lambda: next(asked)))
+    assert [event.step for event in events if isinstance(event, Checkpoint)] == [3, 5, 10, 12]
+    views = [event for event in events if isinstance(event, ViewsUnderWay)]
+    assert [event.step for event in views] == [4, 8, 12]
+    assert views[0].images.shape == (4, 96, 96, 3) and views[0].images.dtype == np.uint8 and views[0].images.std() > 1
+    assert_same_mesh(result.mesh, undisturbed[1].mesh)
+    events, resumed = exhaust(text_to_3d(SPEC, prior, checkpoint=next(e for e in events if isinstance(e, Checkpoint))))
+    assert_same_mesh(resumed.mesh, undisturbed[1].mesh)
 
 
 def test_what_the_mesh_says_of_itself_and_a_grid_too_large_for_the_memory_reach_the_user(prior, monkeypatch):

@@ -46,6 +46,10 @@ def text_to_3d(
     best_of: Annotated[int, typer.Option(help="So many jobs with seeds from --seed on; see --metric.")] = 1,
     metric: Annotated[str | None, typer.Option(help="With --best-of: largest wins; without it the first to finish.")] = None,
     formats: common.Formats = None,
+    steps: common.FitSteps = None,
+    guidance_scale: common.FitGuidanceScale = None,
+    negative_prompt: common.FitNegativePrompt = None,
+    preview_every: common.FitPreviewEvery = None,
     prior: common.PriorName = None,
     strict: common.Strict = False,
     preset: common.Preset = None,
@@ -63,6 +67,7 @@ def text_to_3d(
         "prior.source": prior,
         "prior.strict": strict or None,
         "export.formats": common.chosen_formats(formats),
+        **common.fit_options(steps, guidance_scale, negative_prompt, preview_every),
     }
     fields = {"user": user or common.user_name(), "is_paused": paused, "priority": priority}
     if prompts is not None:

@@ -14,6 +14,10 @@ def command(
     out: common.Out = None,
     seed: common.Seed = 0,
     formats: common.Formats = None,
+    steps: common.FitSteps = None,
+    guidance_scale: common.FitGuidanceScale = None,
+    negative_prompt: common.FitNegativePrompt = None,
+    preview_every: common.FitPreviewEvery = None,
     prior: common.PriorName = None,
     strict: common.Strict = False,
     preset: common.Preset = None,
@@ -33,6 +37,7 @@ def command(
         "prior.source": prior,
         "prior.strict": strict or None,
         "export.formats": common.chosen_formats(formats),
+        **common.fit_options(steps, guidance_scale, negative_prompt, preview_every),
     }
     job = prepare_text_to_3d(prompt, compose_here(overrides or (), options), seed=seed, out=out)
     return common.run_job(job, runtime=runtime, is_local=local, state=state, as_json=json)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from orchestrator.host.signals import forget_stop_signal, last_stop_signal, signals_deferred, stop_signals_interrupt
+from orchestrator.host.signals import (
+    forget_stop_signal,
+    last_stop_signal,
+    signals_deferred,
+    stop_signals_interrupt,
+    stopping_after_checkpoint,
+)
 from tests.orchestrator.conftest import command_environment
 
 
@@ -78,3 +86,56 @@ except KeyboardInterrupt:
         [sys.executable, "-c", script], env=command_environment(), capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert (done.stdout.strip(), done.returncode) == (said, 0), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_waits_for_a_checkpoint_and_the_second_does_not(number):
+    before, asked = signal.getsignal(number), threading.Event()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stop_signals_interrupt(),
+        stopping_after_checkpoint(asked.set, is_useful=lambda: True, seconds=60) as stop,
+    ):
+        stop.reached()
+        signal.raise_signal(number)
+        assert asked.wait(5) and last_stop_signal() == number
+        stop.reached()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stop_signals_interrupt(),
+        stopping_after_checkpoint(asked.set, is_useful=lambda: True, seconds=60),
+    ):
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        raise AssertionError("the second signal does not wait")
+    assert signal.getsignal(number) is before
+
+
+def test_a_checkpoint_that_does_not_come_is_waited_for_so_long_and_no_longer():
+    begin = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stop_signals_interrupt(),
+        stopping_after_checkpoint(lambda: None, is_useful=lambda: True, seconds=0.2),
+    ):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(30)
+    assert 0.2 <= time.monotonic() - begin < 20
+
+
+def test_where_there_is_nothing_to_save_the_first_signal_interrupts():
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stop_signals_interrupt(),
+        stopping_after_checkpoint(lambda: None, is_useful=lambda: False),
+    ):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it interrupts at once")
+
+
+def test_a_signal_that_was_waited_with_in_vain_does_not_come_later():
+    """The job ended by itself meanwhile."""
+    with stop_signals_interrupt():
+        with stopping_after_checkpoint(lambda: None, is_useful=lambda: True, seconds=0.2):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.5)

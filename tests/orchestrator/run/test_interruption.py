@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -92,7 +93,10 @@ def test_a_signal_ends_everything_and_the_run_goes_on(tmp_path, tiny_prior, undi
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and output == ""
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("dreamkiln: Stopped") and "the same command continues from step" in last
+    stopped = re.fullmatch(
+        r"dreamkiln: Stopped at step (\d+) of 60 of fit in .*; the same command continues from step (\d+)\.", last
+    )
+    assert stopped and stopped[1] == stopped[2], last  # a checkpoint is written before the end
     assert "Traceback" not in errors
     assert json.loads((out / "manifest.json").read_text())["state"] == "interrupted"
     assert not strays(process.pid, descendants, seconds=5)
