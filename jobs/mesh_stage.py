@@ -1,10 +1,10 @@
-"""The last stage of a 3D job, and all of an export: the field is cut into a mesh, and what that says about it."""
+"""The last stages of a 3D job: the field is cut into a mesh, which is all of an export, and the prior says what it sees."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ import torch
 from jobs.errors import CollapsedError, InputError
 from jobs.events import Checkpoint, Event, Message, Progress
 from jobs.extensions import is_extension, own_field
+from jobs.opinion import Opinion, opinion_of
+from jobs.prior_client import PriorClient, PriorInfo
 from jobs.specs import TextTo3DSpec
 from nerf3d.errors import StateMismatch
 from nerf3d.fields import FIELDS, Field, FieldConfig
 from nerf3d.fit import saved_field
-from nerf3d.mesh import Mesh, MeshError, extract_mesh
+from nerf3d.mesh import Mesh, MeshConfig, MeshError, extract_mesh
 
-__all__ = ["TextTo3DResult", "cut", "export_mesh", "reaches_edge"]
+__all__ = ["TextTo3DResult", "cut", "export_mesh", "judge", "reaches_edge"]
 
 REACH = 0.97
 """Share of the field's radius. A surface that is cut off there comes out at 0.98 to 1.02 of it."""
@@ -29,12 +31,22 @@ class TextTo3DResult:
     """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage.
 
     reaches_bounds: the surface comes to the edge of the field's sphere, where it may be cut off.
+    opinion: of the prior on the object as it was fitted, if it was asked.
+    turned_degrees: by how much the mesh was then turned, so that it faces the front.
     """
 
     mesh: Mesh
     field: Field | None
     seconds: dict[str, float]
     reaches_bounds: bool
+    opinion: Opinion | None = None
+    turned_degrees: float = 0.0
+
+    def judged(self, opinion: Opinion, config: MeshConfig) -> TextTo3DResult:
+        """With an opinion, and turned to the front where it is clear about another one and the settings allow it."""
+        turned = -opinion.facing_degrees % 360 if config.face_front else 0.0
+        mesh = self.mesh.turned(turned) if turned else self.mesh
+        return replace(self, mesh=mesh, opinion=opinion, turned_degrees=turned)
 
     def metrics(self) -> dict[str, float | int | bool]:
         """Figures of the mesh for the manifest."""
@@ -46,6 +58,8 @@ class TextTo3DResult:
             "is_watertight": mesh.is_watertight,
             "volume": round(mesh.volume, 6),
             "reaches_bounds": self.reaches_bounds,
+            "turned_degrees": self.turned_degrees,
+            **(self.opinion.metrics() if self.opinion else {}),
         }
 
 
@@ -74,14 +88,42 @@ def cut(
     return result
 
 
+def judge(
+    result: TextTo3DResult, prior: PriorClient, info: PriorInfo, spec: TextTo3DSpec, *, clock: Callable[[], float]
+) -> Generator[Event, None, TextTo3DResult]:
+    """The stage `judge`: the prior says what it takes the mesh for, and the mesh is turned to the front.
+
+    Raises:
+        PriorFailed: the prior stopped answering.
+    """
+    begin = clock()
+    yield Progress(stage="judge", step=0, total=1)
+    opinion = opinion_of(result.mesh, prior, info, spec.prompt, seed=spec.seed, strict=spec.strict)
+    result = result.judged(opinion, spec.mesh)
+    facing = f"azimuth {opinion.facing_degrees:.0f} degrees"
+    if result.turned_degrees:
+        yield Message(text=f"The object faced {facing} and was turned to the front; mesh.face_front=false leaves it.")
+    elif opinion.facing_degrees:
+        yield Message(text=f"The object seems to face {facing}.", level="warning")
+    if opinion.has_two_faces:
+        yield Message(text="The object's back looks like a front (two faces); try another seed.", level="warning")
+    yield Progress(stage="judge", step=1, total=1)
+    result.seconds["judge"] = clock() - begin
+    return result
+
+
 def export_mesh(
     spec: TextTo3DSpec,
     checkpoint: Checkpoint,
     *,
+    opinion: Opinion | None = None,
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Event, None, TextTo3DResult]:
     """A recipe without a prior and without a fit: the mesh of a saved field, cut as spec.mesh says.
+
+    Args:
+        opinion: the prior's when the field was fitted, by which the mesh is turned again.
 
     Raises:
         InputError: the checkpoint does not hold the field of this spec.
@@ -95,7 +137,8 @@ def export_mesh(
         field = saved_field(spec.fit.field, tensors, seed=spec.seed).to(device)
     except StateMismatch as error:
         raise InputError(str(error)) from error
-    return (yield from cut(field, spec, {}, device=device, clock=clock))
+    result = yield from cut(field, spec, {}, device=device, clock=clock)
+    return result if opinion is None else result.judged(opinion, spec.mesh)
 
 
 def reaches_edge(mesh: Mesh, field: FieldConfig) -> bool:

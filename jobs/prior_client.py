@@ -19,7 +19,7 @@ from diffusion.samplers import Spacing
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import Key
 
-__all__ = ["DistillationQuery", "DrawRequest", "Glimpse", "PriorClient", "PriorInfo"]
+__all__ = ["DistillationQuery", "DrawRequest", "Glimpse", "LossQuery", "PriorClient", "PriorInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class PriorInfo:
         device: where it computes, as torch writes it ("cpu", "cuda:0").
         num_views: views of one object that it draws together, told their cameras; None for a prior that takes view words.
         elevation_jitter: degrees by which the views of a group differed in elevation in its training.
+        view_words: whether it was taught view words, such as "back view".
     """
 
     name: str
@@ -45,6 +46,12 @@ class PriorInfo:
     device: str = "cpu"
     num_views: int | None = None
     elevation_jitter: float = 0.0
+    view_words: bool = False
+
+    @property
+    def tells_sides_apart(self) -> bool:
+        """Whether it was taught from where its pictures were taken, by cameras or by words."""
+        return self.num_views is not None or self.view_words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +81,23 @@ class DistillationQuery:
     guidance: Guidance = field(default_factory=Guidance)
     form: str | Form = "x0"
     weighting: Weighting = "uniform"
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossQuery:
+    """Asks how badly the prior denoises pictures under their prompts: the lower, the likelier it finds them.
+
+    Args:
+        images: (V, 3, H, W) float32 in [0, 1]; the fields of these names are those of `DistillationQuery`.
+    """
+
+    images: Tensor
+    prompts: tuple[str, ...]
+    t: Tensor
+    noise_keys: tuple[tuple[Key, ...], ...]
+    cameras: Tensor | None = None
+    group_views: int = 1
     strict: bool = False
 
 
@@ -140,6 +164,10 @@ class PriorClient(Protocol):
 
     def distill(self, query: DistillationQuery) -> Distilled:
         """One step of score distillation."""
+        ...
+
+    def losses(self, query: LossQuery) -> Tensor:
+        """The denoising loss of each picture, (V,) float32; see `diffusion.denoising_loss`."""
         ...
 
     def draw(self, request: DrawRequest) -> np.ndarray:

@@ -17,11 +17,25 @@ from jobs.prompts import check_prompt, slug
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
 
-__all__ = ["MESH_FORMATS", "MESH_METRICS", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
+__all__ = ["BEST_METRIC", "MESH_FORMATS", "MESH_METRICS", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
 
 MESH_FORMATS = ("glb", "gltf", "obj", "ply", "stl", "3mf", "usdz")
-MESH_METRICS = ("num_vertices", "num_faces", "num_components", "is_watertight", "volume", "reaches_bounds")
+MESH_METRICS = (
+    "num_vertices",
+    "num_faces",
+    "num_components",
+    "is_watertight",
+    "volume",
+    "reaches_bounds",
+    "turned_degrees",
+    "prior_score",
+    "facing_degrees",
+    "has_two_faces",
+)
 """What a manifest says of a finished mesh."""
+
+BEST_METRIC = "prior_score"
+"""By what the best of several seeds is chosen unless another metric is named: it needs no truth."""
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 1_000_000
 

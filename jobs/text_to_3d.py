@@ -1,7 +1,8 @@
 """The recipe of a text-to-3D job: a sentence, a prior that criticises renders, a field that follows, a mesh.
 
-Stages: `prepare` (ask the prior who it is), `fit` (score distillation moves the field), `mesh` (the field is cut). This is
-the only place where `nerf3d` and `diffusion` meet: pictures go to the prior, gradients come back (`PriorGuide`).
+Stages: `prepare` (ask the prior who it is), `fit` (score distillation moves the field), `mesh` (the field is cut), `judge`
+(the prior says what it takes the mesh for). This is the only place where `nerf3d` and `diffusion` meet: pictures go to the
+prior, gradients come back (`PriorGuide`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from diffusion.seeding import stream
 from jobs.errors import CollapsedError, JobFailed
 from jobs.events import Checkpoint, Event, Message, Progress, ViewsUnderWay
 from jobs.extensions import is_extension, own_field, own_form
-from jobs.mesh_stage import TextTo3DResult, cut, reaches_edge
+from jobs.mesh_stage import TextTo3DResult, cut, judge, reaches_edge
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo
 from jobs.specs import TextTo3DSpec
@@ -159,7 +160,8 @@ def text_to_3d(
         fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, every, clock)
     seconds["fit"] = clock() - begin
 
-    return (yield from cut(fitted.field, spec, seconds, device=device, clock=clock))
+    result = yield from cut(fitted.field, spec, seconds, device=device, clock=clock)
+    return (yield from judge(result, prior, info, spec, clock=clock))
 
 
 def _warn_of_memory(config: MeshConfig) -> Iterator[Event]:

@@ -56,6 +56,7 @@ class MeshConfig:
     normal_map: whether the texture also holds the normals that decimation loses.
     unwrap_seconds: processor time to lay the surface flat with few seams; past it a plain projection does.
     lods: face budgets of lighter versions of the mesh, each with a texture of its own.
+    face_front: whether the mesh is turned where the prior that made it clearly takes another side for the front.
     """
 
     resolution: int = 128
@@ -69,6 +70,7 @@ class MeshConfig:
     normal_map: bool = True
     unwrap_seconds: float = 20.0
     lods: tuple[int, ...] = ()
+    face_front: bool = True
 
     def __post_init__(self) -> None:
         checks = {

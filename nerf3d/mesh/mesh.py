@@ -100,6 +100,14 @@ class Mesh:
         """Surface area in scene units squared."""
         return float(face_areas(self.vertices, self.faces).sum())
 
+    def turned(self, degrees: float) -> Mesh:
+        """The same object turned about the vertical axis, its front from azimuth 0 to that azimuth; its texture stays."""
+        angle = np.radians(degrees)
+        cos, sin = np.cos(angle), np.sin(angle)
+        turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]], np.float32).T
+        lods = tuple(lod.turned(degrees) for lod in self.lods)
+        return dataclasses.replace(self, vertices=self.vertices @ turn, normals=self.normals @ turn, lods=lods)
+
     def to_trimesh(self) -> trimesh.Trimesh:
         """The same vertices and faces, untouched, as a trimesh object with sRGB byte colours."""
         import trimesh

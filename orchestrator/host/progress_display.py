@@ -16,6 +16,7 @@ LABELS = {
     "prepare": "prepare",
     "fit": "distil",
     "mesh": "cut the mesh",
+    "judge": "ask the prior what it sees",
     "draw": "draw",
     "export": "write files",
     "render": "render shards",

@@ -54,6 +54,9 @@ class PriorActor:
                 case "distill":
                     with self._meter.request(method):
                         return Wire(prior.distill(arguments[0].open(), job=job))
+                case "losses":
+                    with self._meter.request(method):
+                        return prior.losses(arguments[0].open(), job=job).numpy()
                 case "draw":
                     with self._meter.request(method):
                         return prior.draw(arguments[0].open(), job=job)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diffusion.distillation import Distilled
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, LossQuery, PriorInfo
 from orchestrator.prior.deaths import last_words
 from orchestrator.prior.wire import Raised, Wire
 
@@ -50,6 +52,10 @@ class RayPrior:
     def distill(self, query: DistillationQuery) -> Distilled:
         """One step of score distillation."""
         return self._call("distill", Wire(query)).open()
+
+    def losses(self, query: LossQuery) -> Tensor:
+        """The denoising loss of each picture, (V,) float32."""
+        return torch.from_numpy(self._call("losses", Wire(query)))
 
     def draw(self, request: DrawRequest) -> np.ndarray:
         """uint8 images (N, H, W, 3)."""

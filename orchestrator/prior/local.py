@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import requests, seeding
+from diffusion.denoising_loss import denoising_losses
 from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
+from diffusion.engine.ticket import Begin
 from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, LossQuery, PriorInfo
 from orchestrator.prior.source import refusal
 
 __all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
@@ -133,6 +135,7 @@ class LocalPrior:
             device=str(prior.device),
             num_views=getattr(prior, "num_views", None),
             elevation_jitter=getattr(prior, "elevation_jitter", 0.0),
+            view_words=getattr(card, "view_words", False),
         )
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
@@ -146,6 +149,14 @@ class LocalPrior:
             PriorFailed: the answer holds a number that is not finite.
         """
         return self._wait(self.begin_distill(query))
+
+    def losses(self, query: LossQuery) -> Tensor:
+        """The denoising loss of each picture, (V,) float32; see `diffusion.denoising_loss`.
+
+        Raises:
+            PriorFailed: one of them is not finite.
+        """
+        return self._wait(self.begin_losses(query))
 
     def draw(self, request: DrawRequest) -> np.ndarray:
         """uint8 images (N, H, W, 3); image n starts from the stream (seeds[n], "image").
@@ -188,12 +199,30 @@ class LocalPrior:
             _check_finite(answer.gradient, "the gradient", query.prompts)
             return answer
 
+        return self._submit_query(begin, query, query.negative_prompt, job)
+
+    def begin_losses(self, query: LossQuery, *, job: str = "") -> Pending:
+        """Hand the query to the engine; whoever owns it steps it until the answer is there."""
+
+        def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Tensor]:
+            answer = yield from denoising_losses(
+                query.images.to(self._prior.device),
+                condition=condition.seen_from(query.cameras, query.group_views),
+                schedule=self._prior.schedule,
+                t=query.t,
+                noise=self._noise(query.noise_keys),
+            )
+            _check_finite(answer, "a loss", query.prompts)
+            return answer.cpu()
+
+        return self._submit_query(begin, query, "", job)
+
+    def _submit_query(self, begin: Begin, query: DistillationQuery | LossQuery, negative_prompt: str, job: str) -> Pending:
         num = len(query.prompts)
         first = num * _slot(query.prompts[0], int(query.noise_keys[0][0]))
         slots = [first + view for view in range(num)] if query.strict else None
-        negatives = [query.negative_prompt] * num
         ticket = self.engine.submit(
-            begin, prompts=query.prompts, negative_prompts=negatives, job=job, kind="query", slots=slots
+            begin, prompts=query.prompts, negative_prompts=[negative_prompt] * num, job=job, kind="query", slots=slots
         )
         return Pending((ticket,), lambda results: results[0])
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from diffusion.distillation import Distilled
 from diffusion.engine import StepReport
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, LossQuery, PriorInfo
 from orchestrator.host.threads import use_threads
 from orchestrator.prior.local import LocalPrior, Pending
 
@@ -118,6 +119,10 @@ class ResidentPrior:
     def distill(self, query: DistillationQuery, *, job: str = "") -> Distilled:
         """One step of score distillation."""
         return self.start_distill(query, job=job).result()
+
+    def losses(self, query: LossQuery, *, job: str = "") -> Tensor:
+        """The denoising loss of each picture, (V,) float32."""
+        return self._start(lambda: self._prior.begin_losses(query, job=job), job).result()
 
     def draw(self, request: DrawRequest, *, job: str = "") -> np.ndarray:
         """uint8 images (N, H, W, 3)."""

@@ -14,6 +14,7 @@ from jobs.errors import DreamKilnError, InputError
 from jobs.events import Checkpoint, Message, Progress
 from jobs.kinds import spec_from_json
 from jobs.mesh_stage import TextTo3DResult, export_mesh
+from jobs.opinion import Opinion
 from jobs.specs import TextTo3DSpec
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.host.threads import use_threads
@@ -153,7 +154,8 @@ def export_run(
 def _cut(
     run: FinishedRun, spec: TextTo3DSpec, *, device: str, display: Display, say: Callable[..., None], clock: Callable[[], float]
 ) -> TextTo3DResult:
-    steps = export_mesh(spec, run.checkpoint, device=device, clock=clock)
+    opinion = Opinion.from_metrics(run.manifest.get("metrics", {}))
+    steps = export_mesh(spec, run.checkpoint, opinion=opinion, device=device, clock=clock)
     while True:
         try:
             event = next(steps)

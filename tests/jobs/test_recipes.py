@@ -53,11 +53,11 @@ def undisturbed(prior):
 def test_a_fit_reports_its_stages_and_steps_in_order(undisturbed):
     events, result = undisturbed
     progress = [event for event in events if isinstance(event, Progress)]
-    assert list(dict.fromkeys(event.stage for event in progress)) == ["prepare", "fit", "mesh"]
+    assert list(dict.fromkeys(event.stage for event in progress)) == ["prepare", "fit", "mesh", "judge"]
     assert [event.step for event in progress if event.stage == "fit"] == list(range(13))
     assert all(event.total == 12 for event in progress if event.stage == "fit")
     assert [event.step for event in events if isinstance(event, Checkpoint)] == [5, 10, 12]
-    assert set(result.seconds) == {"prepare", "fit", "mesh"}
+    assert set(result.seconds) == {"prepare", "fit", "mesh", "judge"}
     assert result.metrics()["num_faces"] == len(result.mesh.faces) > 0 and tuple(result.metrics()) == MESH_METRICS
 
 

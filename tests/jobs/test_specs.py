@@ -143,7 +143,7 @@ def test_image_settings_that_are_refused(changes, reason):
         ({"kind": "text-to-3d", "prompt": "a", "fit": {"num_steps": 0}}, "fit was refused: num_steps is 0"),
         ({"kind": "text-to-3d", "prompt": "a", "fit": {"field": {"kind": "cube"}}}, "kind is cube; give one of dense_pyramid"),
         ({"kind": "text-to-3d", "prompt": "a", "fit": 3}, "fit is 3, but a table"),
-        ({"kind": "text-to-3d", "prompt": "a", "distillation": {"form": "x1"}}, "expected one of 'x0', 'sds'"),
+        ({"kind": "text-to-3d", "prompt": "a", "distillation": {"form": "x1"}}, "expected one of 'x0', 'x0_latents', 'sds'"),
         ({"kind": "text-to-3d", "prompt": "a", "mesh": {"iso": float("nan")}}, "mesh.iso is nan, but a finite number"),
     ],
 )

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 NAME = "submit"
 HELP = "Queue jobs on the running orchestrator; prints their numbers."
+FIRST = "first"
+"""Instead of a metric: whoever finishes first wins, and the others are cancelled."""
+
 MAX_BEST_OF = 1000
 JOBS_PER_REQUEST = 500
 
@@ -44,7 +47,7 @@ def text_to_3d(
     out: Annotated[Path | None, typer.Option(help="Run folder; with --prompts or --best-of the folder of run folders.")] = None,
     seed: common.Seed = 0,
     best_of: Annotated[int, typer.Option(help="So many jobs with seeds from --seed on; see --metric.")] = 1,
-    metric: Annotated[str | None, typer.Option(help="With --best-of: largest wins; without it the first to finish.")] = None,
+    metric: Annotated[str | None, typer.Option(help="With --best-of: the largest wins, or 'first' to finish.")] = None,
     formats: common.Formats = None,
     steps: common.FitSteps = None,
     guidance_scale: common.FitGuidanceScale = None,
@@ -82,7 +85,7 @@ def text_to_3d(
         raise InputError(f"--best-of is {best_of:,}; give 1 to {MAX_BEST_OF:,}.")
     if best_of == 1 and metric is not None:
         raise InputError("--metric chooses among the jobs of --best-of; give that too.")
-    _check_metric(metric)
+    metric = _chosen_metric(metric)
     seeds = range(seed, seed + best_of)
     jobs = _of_seeds(prompt, overrides or [], options, seeds=seeds, out=out, key=key, state=client.folder.path, fields=fields)
     group = {"name": f"{prompt}, best of {best_of}", "metric": metric} if best_of > 1 else None
@@ -119,13 +122,15 @@ def _client(state: Path | None) -> Any:
     return client
 
 
-def _check_metric(metric: str | None) -> None:
+def _chosen_metric(metric: str | None) -> str | None:
+    """By what the best of several seeds is chosen; None for the first to finish."""
     from jobs.codec import near_matches
-    from jobs.specs import MESH_METRICS
+    from jobs.specs import BEST_METRIC, MESH_METRICS
 
-    if metric is not None and metric not in MESH_METRICS:
+    if metric is not None and metric not in (*MESH_METRICS, FIRST):
         hint = near_matches(metric, MESH_METRICS)
-        raise InputError(f"There is no metric {metric!r}{hint}; choose one of {', '.join(MESH_METRICS)}.")
+        raise InputError(f"There is no metric {metric!r}{hint}; choose one of {', '.join((FIRST, *MESH_METRICS))}.")
+    return None if metric == FIRST else metric or BEST_METRIC
 
 
 def _of_seeds(

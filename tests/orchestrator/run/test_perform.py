@@ -68,7 +68,7 @@ def test_a_mesh_job_leaves_what_its_manifest_says(finished):
     assert {p.name for p in finished.iterdir()} == {*names, "manifest.json", "progress.jsonl", "checkpoint.safetensors"}
     found = manifest(finished)
     assert found["state"] == "succeeded" and found["fingerprint"] == MESH_SPEC.fingerprint() and found["seed"] == 0
-    assert set(found["timings"]) == {"start", "prepare", "fit", "mesh", "export"}
+    assert set(found["timings"]) == {"start", "prepare", "fit", "mesh", "judge", "export"}
     assert found["metrics"]["num_faces"] > 0 and found["device"] == "cpu" and found["prior"]["name"] == "fake"
     lines = [json.loads(line) for line in (finished / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["stage"] == "fit"] == list(range(11))
