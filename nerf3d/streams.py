@@ -1,4 +1,10 @@
-"""Random streams: one generator per purpose and step, so that resuming at step k draws what step k always draws."""
+"""Random streams of a fit: one generator per purpose and step, so that resuming at step k draws what step k always draws.
+
+This is not the algorithm of `diffusion.seeding.stream`, which fills the whole state of a generator because a million pictures
+lie side by side and 32 bits would give some of them the same noise. A fit opens a few streams a step, 32 bits keep those
+apart, and the packages do not import one another. Each has its own name, so that one is not taken for the other; to make
+them one would change every mesh.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +28,8 @@ def stream_seed(seed: int, *keys: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def stream(seed: int, *keys: int | str) -> torch.Generator:
-    """A CPU generator for (seed, *keys). CPU also for CUDA fits, whose draws then match."""
+def fit_stream(seed: int, *keys: int | str) -> torch.Generator:
+    """A CPU generator for (seed, *keys), seeded with 32 bits of their hash. CPU also for CUDA fits, whose draws then match."""
     return torch.Generator().manual_seed(stream_seed(seed, *keys))
 
 

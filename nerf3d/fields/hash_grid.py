@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nerf3d.fields.base import Field, FieldConfig, FieldQuery, FieldSamples, initial_density
-from nerf3d.streams import global_stream, stream, stream_seed, uniform
+from nerf3d.streams import fit_stream, global_stream, stream_seed, uniform
 
 _PRIMES = (1, 2_654_435_761, 805_459_861)
 """Equation 4 of the paper; the first is 1 for cache coherence."""
@@ -28,7 +28,7 @@ class HashGrid(Field):
         self.resolutions = level_resolutions(config)
         size = 2**config.log2_table_size
         lengths = [min(size, (r + 1) ** 3) for r in self.resolutions]
-        draws = stream(seed, "hash_grid")
+        draws = fit_stream(seed, "hash_grid")
         self.tables = nn.ParameterList(
             [nn.Parameter(uniform((n, config.features_per_level), draws, -1e-4, 1e-4)) for n in lengths]
         )

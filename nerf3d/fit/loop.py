@@ -28,7 +28,7 @@ from nerf3d.fit.scene import Scene, draw_scene, object_colours
 from nerf3d.fit.state import FitState
 from nerf3d.guide import Guide, GuideReply, PromptGuide
 from nerf3d.rendering import Occupancy, RenderOutput, build_cuda_kernels, render
-from nerf3d.streams import stream
+from nerf3d.streams import fit_stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +96,10 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     config, step = state.config, state.step
     progress = step / config.num_steps
     clock = _Clock()
-    avoid = object_colours(state.field, generator=stream(state.seed, "colours", step))
+    avoid = object_colours(state.field, generator=fit_stream(state.seed, "colours", step))
     scene = draw_scene(config, seed=state.seed, step=step, avoid=avoid).to(device)
     query = state.field.query(normals=scene.shading != "albedo")
-    samples = stream(state.seed, "samples", step)
+    samples = fit_stream(state.seed, "samples", step)
     shown = [_show(state, query, part, guide, index, samples) for index, part in enumerate(scene.parts(config.guide_parts))]
     clock.lap("render")
     replies = [part.reply() for part in shown]
@@ -111,7 +111,7 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
         for part, reply in zip(shown, replies, strict=True)
     ]
     loss = config.guide_weight.value(progress) * guide_loss + torch.stack(on_views).mean()
-    loss = loss + terms.on_field(config, query, progress=progress, draws=stream(state.seed, "regularisers", step))
+    loss = loss + terms.on_field(config, query, progress=progress, draws=fit_stream(state.seed, "regularisers", step))
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     gradient_norm = _gradient_norm(state.field)

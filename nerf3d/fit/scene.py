@@ -11,7 +11,7 @@ from nerf3d.cameras import Cameras
 from nerf3d.fields import Field
 from nerf3d.fit.config import FitConfig
 from nerf3d.rendering import Lights, Shading, sample_backgrounds, sample_lights
-from nerf3d.streams import stream, uniform
+from nerf3d.streams import fit_stream, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def draw_scene(config: FitConfig, *, seed: int, step: int, avoid: Tensor | None 
 
     avoid: (N, 3) colours that backgrounds keep away from; cameras and lights do not depend on them.
     """
-    draws = stream(seed, "scene", step)
+    draws = fit_stream(seed, "scene", step)
     num_views, together = config.num_views, config.group_views
     azimuth, elevation = _directions(config, num_views // together, draws)
     if together > 1:

@@ -22,6 +22,7 @@ import typer
 
 from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError, UnexpectedError
 from orchestrator.cli import common
+from orchestrator.cli.verb_settings import as_options
 from orchestrator.cli.verbs import (
     doctor,
     down,
@@ -108,7 +109,8 @@ def _run(given: list[str]) -> int:
     signals.forget_stop_signal()
     try:
         _refuse_empty_options(given)
-        result = typer.main.get_command(app).main(given, prog_name="dreamkiln", standalone_mode=False)
+        command = typer.main.get_command(app)
+        result = command.main(as_options(command, given), prog_name="dreamkiln", standalone_mode=False)
         if result == Interrupted.exit_code:  # what newer versions of typer make of Ctrl-C
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0

@@ -12,7 +12,7 @@ from nerf3d.cameras import Cameras
 from nerf3d.fit import FitConfig, draw_scene
 from nerf3d.guide import GuideReply
 from nerf3d.rendering import Lights
-from nerf3d.streams import stream, uniform
+from nerf3d.streams import fit_stream, uniform
 from nerf3d.toybox.primitives import Parts
 from nerf3d.toybox.render import render_object
 
@@ -52,7 +52,7 @@ class ImageGuide:
                 light=lights.direction[view].tolist(),
             )
             pictures.append(torch.cat([picture, alpha], 1))
-        target = self._spoil(torch.cat(pictures), background, stream(self.seed, "image guide", step))
+        target = self._spoil(torch.cat(pictures), background, fit_stream(self.seed, "image guide", step))
         gradient = 2 * (rgb - target)
         return GuideReply(gradient, target if self.with_target else None)
 

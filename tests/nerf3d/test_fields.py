@@ -10,18 +10,18 @@ from torch.nn import functional as F
 from nerf3d.fields import FieldConfig, make_field
 from nerf3d.fields.dense_pyramid import DensePyramid, grid_vertices, read, volume_gradient
 from nerf3d.fields.hash_grid import HashGrid, level_resolutions
-from nerf3d.streams import stream, uniform
+from nerf3d.streams import fit_stream, uniform
 
 SMALL = FieldConfig(resolutions=(4, 7, 12))
 HASHED = FieldConfig(kind="hash_grid", num_levels=3, log2_table_size=9, base_resolution=4, finest_resolution=16)
 
 
 def points_in_box(count, key="points", low=-1.0, high=1.0):
-    return uniform((count, 3), stream(0, key), low, high)
+    return uniform((count, 3), fit_stream(0, key), low, high)
 
 
 def shuffled(field, spread=0.5):
-    draws = stream(0, "parameters")
+    draws = fit_stream(0, "parameters")
     with torch.no_grad():
         for parameter in field.parameters():
             parameter.normal_(0, spread, generator=draws)
@@ -99,7 +99,7 @@ def test_the_summed_volume_is_the_sum_of_the_levels():
 
 
 def test_a_read_equals_eight_weighted_corners():
-    draws = stream(1, "volume")
+    draws = fit_stream(1, "volume")
     volume = uniform((1, 2, 5, 5, 5), draws)
     points = points_in_box(40)
     slow = torch.zeros(40, 2)
@@ -138,9 +138,9 @@ def test_normals_of_a_ball_point_outward(kind):
 
 def test_variation_is_the_mean_step_between_neighbours():
     field = DensePyramid(FieldConfig(resolutions=(6,), blob_scale=0.0))
-    assert field.query().total_variation(stream(0))[0] < 1e-6
+    assert field.query().total_variation(fit_stream(0))[0] < 1e-6
     field.density_grids[0].data.copy_(3 * torch.arange(6.0)[None, None, :, None, None].expand(1, 1, 6, 6, 6))
-    density, colour = field.query().total_variation(stream(0))
+    density, colour = field.query().total_variation(fit_stream(0))
     torch.testing.assert_close(density, torch.tensor(3.0))
     assert colour == 0
 
@@ -149,14 +149,14 @@ def test_variation_is_the_mean_step_between_neighbours():
 def test_regularisers_of_a_query_reach_the_parameters(config):
     field = shuffled(make_field(config), 0.1)
     query = field.query()
-    density, colour = query.total_variation(stream(0))
-    (density + colour + query.density_beyond(0.5, stream(0))).backward()
+    density, colour = query.total_variation(fit_stream(0))
+    (density + colour + query.density_beyond(0.5, fit_stream(0))).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in field.parameters())
 
 
 def test_density_beyond_a_radius_ignores_what_is_inside():
     field = DensePyramid(FieldConfig(resolutions=(16,), density_bias=-40.0, blob_scale=60.0, blob_radius=0.6))
-    assert field.query().density_beyond(0.7, stream(0)) < 1e-6 < field.query().density_beyond(0.2, stream(0))
+    assert field.query().density_beyond(0.7, fit_stream(0)) < 1e-6 < field.query().density_beyond(0.2, fit_stream(0))
 
 
 def test_hash_grid_equals_a_slow_twin():

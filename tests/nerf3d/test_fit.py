@@ -15,7 +15,7 @@ from nerf3d.fit.loop import resized
 from nerf3d.guide import GuideReply
 from nerf3d.regularisers import Schedule
 from nerf3d.rendering import render_views
-from nerf3d.streams import stream, uniform
+from nerf3d.streams import fit_stream, uniform
 from nerf3d.toybox.items import build_parts
 from nerf3d.toybox.kinds import KINDS
 from nerf3d.toybox.render import render_object
@@ -238,9 +238,9 @@ def test_groups_are_evenly_spaced_on_one_background():
 def test_object_colours_are_those_of_dense_places():
     field = make_field(FieldConfig(resolutions=(8,), blob_scale=30.0, blob_radius=0.6))
     field.colour_grids[0].data[:, 0] = 9.0
-    colours = object_colours(field, generator=stream(0))
+    colours = object_colours(field, generator=fit_stream(0))
     assert len(colours) > 50 and (colours[: len(colours) // 2, 0] > 0.99).all()
-    assert len(object_colours(field, generator=stream(0), density=1e9)) == 0
+    assert len(object_colours(field, generator=fit_stream(0), density=1e9)) == 0
 
 
 def test_the_largest_opacity_is_the_disc_of_the_sphere():
@@ -277,7 +277,7 @@ def test_settings_out_of_range_are_refused(bad, sentence):
 
 
 def test_a_guide_that_wants_smaller_pictures_sees_and_moves_every_ray():
-    rendered = uniform((1, 3, 64, 64), stream(0, "rendered")).requires_grad_()
+    rendered = uniform((1, 3, 64, 64), fit_stream(0, "rendered")).requires_grad_()
     shown = resized(rendered, 16)
     assert shown.shape == (1, 3, 16, 16)
     assert shown.std() < 0.5 * F.interpolate(rendered, size=(16, 16), mode="bilinear").std()  # means, not single rays

@@ -19,7 +19,7 @@ from nerf3d.rendering import Lights, Occupancy, headlights, needs_compiling, ner
 from nerf3d.rendering.background import sample_backgrounds
 from nerf3d.rendering.shading import sample_lights, shade
 from nerf3d.rendering.volume import ray_interval
-from nerf3d.streams import stream, uniform
+from nerf3d.streams import fit_stream, uniform
 from nerf3d.toybox.items import build_parts, make_item
 from nerf3d.toybox.kinds import KINDS
 from nerf3d.toybox.render import render_object
@@ -30,7 +30,7 @@ GREY = torch.tensor([[0.2, 0.4, 0.6], [0.9, 0.8, 0.1]])
 
 def random_field():
     field = DensePyramid(FieldConfig(resolutions=(6, 12), density_bias=-2.0, blob_scale=6.0))
-    draws = stream(0, "field")
+    draws = fit_stream(0, "field")
     with torch.no_grad():
         for parameter in field.parameters():
             parameter.normal_(0, 0.7, generator=draws)
@@ -69,7 +69,7 @@ def twin(field, occupancy, cameras, size, *, background, shading, lights, num_sa
 @pytest.mark.parametrize("shading", ["albedo", "lambert"])
 @pytest.mark.parametrize("culled", [False, True])
 def test_render_equals_a_plain_torch_twin_in_values_and_gradients(shading, culled):
-    field, lights = random_field(), sample_lights(CAMERAS, generator=stream(0))
+    field, lights = random_field(), sample_lights(CAMERAS, generator=fit_stream(0))
     occupancy = None
     if culled:
         occupancy = Occupancy(16, threshold=0.4)
@@ -78,7 +78,7 @@ def test_render_equals_a_plain_torch_twin_in_values_and_gradients(shading, culle
     options = {"background": GREY, "shading": shading, "lights": lights, "num_samples": 20}
     output = render(field, occupancy, CAMERAS, 9, **options)
     expected = twin(field, occupancy, CAMERAS, 9, **options)
-    pull = uniform(expected.shape, stream(0, "pull"))
+    pull = uniform(expected.shape, fit_stream(0, "pull"))
     picture = torch.cat([output.rgb, output.alpha, output.depth], 1)
     torch.testing.assert_close(picture, expected, atol=1e-5, rtol=1e-4)
     (picture * pull).sum().backward()
@@ -116,7 +116,9 @@ def test_a_solid_ball_has_its_silhouette_and_depth():
 
 def test_stratified_samples_repeat_with_their_generator():
     field = random_field()
-    first, again, other = (render(field, None, CAMERAS, 6, background=GREY, generator=stream(seed)).rgb for seed in (1, 1, 2))
+    first, again, other = (
+        render(field, None, CAMERAS, 6, background=GREY, generator=fit_stream(seed)).rgb for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -130,7 +132,7 @@ def test_render_views_in_chunks_equals_one_call():
 
 
 def test_ray_intervals_are_where_the_points_are_inside():
-    draws = stream(0, "rays")
+    draws = fit_stream(0, "rays")
     directions = F.normalize(uniform((300, 3), draws, -1, 1), dim=-1)
     directions[0] = torch.tensor([0.0, 0.0, -1.0])
     origins = uniform((300, 3), draws, -0.5, 0.5) - 3 * directions
@@ -153,7 +155,7 @@ def test_occupancy_never_culls_what_is_dense(radius):
     occupancy = Occupancy(32)
     for step in range(6):
         occupancy.refresh(ball(radius), seed=0, step=step)
-    points = uniform((200_000, 3), stream(0, "inside"), -1, 1)
+    points = uniform((200_000, 3), fit_stream(0, "inside"), -1, 1)
     dense = ball(radius)(points) > 0
     assert occupancy.contains(points)[dense].all()
     assert occupancy.fraction() < 0.1 + (radius + 0.13) ** 3
@@ -238,14 +240,14 @@ def test_lights_and_backgrounds_follow_the_toybox():
     """Means and spreads over many draws agree with those of training items."""
     items = [make_item(k) for k in range(1500)]
     cameras = Cameras.orbit([i.azimuth_degrees for i in items], [i.elevation_degrees for i in items])
-    lights = sample_lights(cameras, generator=stream(0))
+    lights = sample_lights(cameras, generator=fit_stream(0))
     theirs = torch.tensor([i.light for i in items])
     towards = cameras.camera_to_world[:, :3, 3] / 2.7
     ours_cos, their_cos = (lights.direction * towards).sum(-1), (theirs * towards).sum(-1)
     torch.testing.assert_close(ours_cos.mean(), their_cos.mean(), atol=0.03, rtol=0)
     torch.testing.assert_close(ours_cos.std(), their_cos.std(), atol=0.03, rtol=0)
     torch.testing.assert_close(lights.ambient.mean(), torch.tensor([i.ambient for i in items]).mean(), atol=0.02, rtol=0)
-    ours, theirs = sample_backgrounds(1500, generator=stream(0)), torch.tensor([i.background for i in items])
+    ours, theirs = sample_backgrounds(1500, generator=fit_stream(0)), torch.tensor([i.background for i in items])
     assert ours.min() >= 0 and ours.max() <= 1
     torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=0.06, rtol=0)
     torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.06, rtol=0)
@@ -253,10 +255,10 @@ def test_lights_and_backgrounds_follow_the_toybox():
 
 def test_backgrounds_keep_away_from_the_object():
     red = torch.tensor([[0.8, 0.1, 0.1]] * 9 + [[0.5, 0.5, 0.5]])
-    backgrounds = sample_backgrounds(500, generator=stream(0), avoid=red)
+    backgrounds = sample_backgrounds(500, generator=fit_stream(0), avoid=red)
     assert (backgrounds - red[0]).norm(dim=-1).min() >= 0.15
-    free = sample_backgrounds(500, generator=stream(0))
-    torch.testing.assert_close(sample_backgrounds(500, generator=stream(0), avoid=red[:0]), free)
+    free = sample_backgrounds(500, generator=fit_stream(0))
+    torch.testing.assert_close(sample_backgrounds(500, generator=fit_stream(0), avoid=red[:0]), free)
     assert (backgrounds != free).any(-1).float().mean() < 0.1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from jobs.errors import DreamKilnError, InputError, UnexpectedError
 from orchestrator.cli import common
-from orchestrator.cli.main import main
+from orchestrator.cli.main import app, main
+from orchestrator.cli.verb_settings import as_options
 from orchestrator.host.signals import stop_signals_interrupt
 from orchestrator.host.user import user_name
 from tests.fakes import FAST_OVERRIDES
@@ -345,3 +348,34 @@ def test_text_to_3d_settings_reach_the_spec(capsys, tmp_path, tiny_prior):
     assert manifest["seed"] == 5 and manifest["spec"]["fit"]["num_steps"] == 2
     assert set(manifest["artefacts"]) == {"mesh.obj", "mesh.mtl", "mesh.stl", "preview.png"}
     assert "mesh.obj" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["up", "up.port=8000", "--json"], ["up", "--port", "8000", "--json"]),
+        (
+            ["toybox", "render", "render.num_items=3", "render.preview=true"],
+            ["toybox", "render", "--num-items", "3", "--preview"],
+        ),
+        (["evaluate", "images", "evaluate.held_out=false", "seed=3"], ["evaluate", "images", "--taught", "seed=3"]),
+        (["jobs", "list", "list.limit=5", "list.json=false"], ["jobs", "list", "--limit", "5"]),
+        (["images", "a b", "images.num_steps=3"], ["images", "a b", "images.num_steps=3"]),
+        (["images", "up.port=3"], ["images", "up.port=3"]),
+        (["--version"], ["--version"]),
+    ],
+)
+def test_every_verb_takes_its_options_as_settings(words, options):
+    assert as_options(typer.main.get_command(app), words) == options
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["up", "up.prot=1"], r"There is no setting up\.prot \(did you mean port\?\); up has: up\.state, "),
+        (["toybox", "render", "render.preview=maybe"], r"render\.preview is 'maybe', but true or false was expected"),
+    ],
+)
+def test_a_verbs_own_settings_that_are_wrong(words, sentence, capsys):
+    assert main(words) == 2
+    assert re.search(sentence, capsys.readouterr().err)
