@@ -1,4 +1,7 @@
-"""The recipe of an image job: N pictures of one prompt, image i from seed + i, in chunks that share a forward pass."""
+"""The recipe of an image job: N pictures of one prompt, image i from seed + i, in chunks that share a forward pass.
+
+With a prior that takes cameras they may be views of one object, which are drawn together.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ from jobs.errors import InputError
 from jobs.events import Event, ImageReady, ImagesUnderWay, Progress
 from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
-from jobs.prior_client import DrawRequest, PriorClient
+from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
 from jobs.specs import ImagesSpec
 from jobs.vocabulary import warn_of_unknown_words
+from nerf3d.cameras import Cameras
 
 __all__ = ["EditSource", "ImagesResult", "chunks", "image_seed", "images"]
 
@@ -43,8 +47,11 @@ class ImagesResult:
 
 
 def image_seed(spec: ImagesSpec, index: int) -> int:
-    """Image i of seed s is image 0 of seed s + i, so any picture of a grid can be drawn again alone."""
-    return spec.seed + index
+    """Image i of seed s is image 0 of seed s + i, so any picture of a grid can be drawn again alone.
+
+    Views of one object share its seed.
+    """
+    return spec.seed + index // max(1, spec.num_views)
 
 
 def chunks(spec: ImagesSpec, done: Collection[int] = ()) -> list[range]:
@@ -53,7 +60,8 @@ def chunks(spec: ImagesSpec, done: Collection[int] = ()) -> list[range]:
     Chunk borders depend on the spec alone and a chunk with one missing image is drawn whole: the batch an image is
     computed in, and so its last bit, is then the same in a resumed and in an undisturbed job.
     """
-    size = spec.chunk_size
+    views = max(1, spec.num_views)
+    size = max(spec.chunk_size // views, 1) * views
     borders = [range(start, min(start + size, spec.num_images)) for start in range(0, spec.num_images, size)]
     return [chunk for chunk in borders if any(index not in done for index in chunk)]
 
@@ -80,7 +88,9 @@ def images(
     begin = clock()
     if spec.init_image is not None and source is None:
         raise InputError(f"The picture with the sha256 {spec.init_image} is not there; start the job with --init-image again.")
-    yield from warn_of_late_start(spec, prior.info())
+    info = prior.info()
+    _check_views(spec, info)
+    yield from warn_of_late_start(spec, info)
     yield from warn_of_unknown_words(prior, spec.prompt)
     todo = chunks(spec, done)
     total = spec.num_images
@@ -89,7 +99,7 @@ def images(
     pace = Pace(clock=clock)
     for chunk in todo:
         seeds = tuple(image_seed(spec, index) for index in chunk)
-        request = _request(spec, seeds, source)
+        request = _request(spec, info, seeds, source)
         pictures = (yield from _watched(prior, request, chunk, preview_every)) if preview_every else prior.draw(request)
         for index, seed, picture in zip(chunk, seeds, pictures, strict=True):
             yield ImageReady(index=index, seed=seed, image=picture)
@@ -108,12 +118,32 @@ def _watched(prior: PriorClient, request: DrawRequest, chunk: range, every: int)
         yield ImagesUnderWay(index=chunk[glimpse.first], steps=glimpse.steps, images=glimpse.images)
 
 
-def _request(spec: ImagesSpec, seeds: tuple[int, ...], source: EditSource | None) -> DrawRequest:
+def _check_views(spec: ImagesSpec, info: PriorInfo) -> None:
+    """Raises InputError where the prior takes no cameras, or draws another number of views together."""
+    if spec.num_views and info.num_views is None:
+        raise InputError(
+            f"The prior {info.name!r} takes no cameras, so it cannot draw {spec.num_views} views of one object; leave out "
+            "--views and name a side in the prompt, such as 'back view', or take a multi-view prior."
+        )
+    if spec.num_views not in (0, 1, info.num_views):
+        raise InputError(
+            f"The prior {info.name!r} draws {info.num_views} views of an object together, not {spec.num_views}; give --views "
+            f"{info.num_views}, or 1 for single ones."
+        )
+
+
+def _request(spec: ImagesSpec, info: PriorInfo, seeds: tuple[int, ...], source: EditSource | None) -> DrawRequest:
     num = len(seeds)
+    prompt, cameras = spec.prompt, None
+    if spec.num_views:
+        azimuths = [spec.azimuth_of(index) for index in range(num)]  # a chunk begins with an object
+        prompt, cameras = prompt + info.picture_suffix, Cameras.orbit(azimuths, spec.elevation_degrees).pose_vectors()
     mask = None if source is None or source.mask is None else source.mask.expand(num, -1, -1, -1)
     return DrawRequest(
-        prompts=(spec.prompt,) * num,
+        prompts=(prompt,) * num,
         seeds=seeds,
+        cameras=cameras,
+        group_views=max(1, spec.num_views),
         num_steps=spec.num_steps,
         sampler=spec.sampler,
         timestep_spacing=spec.timestep_spacing,

@@ -36,6 +36,7 @@ class PriorInfo:
         num_views: views of one object that it draws together, told their cameras; None for a prior that takes view words.
         elevation_jitter: degrees by which the views of a group differed in elevation in its training.
         view_words: whether it was taught view words, such as "back view".
+        picture_suffix: what its prompts end in where it draws pictures with cameras.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PriorInfo:
     num_views: int | None = None
     elevation_jitter: float = 0.0
     view_words: bool = False
+    picture_suffix: str = ""
 
     @property
     def tells_sides_apart(self) -> bool:

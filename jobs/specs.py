@@ -126,6 +126,9 @@ class ImagesSpec(_Spec):
             beside the spec (`jobs.images.EditSource`).
         mask: sha256 of the pixels of its mask, white where it is repainted.
         strength: of the change, 0 (none) to 1 (as if there were no picture). None is 0.6, or 1 with a mask.
+        num_views: 0 for pictures without a camera. Otherwise so many neighbouring pictures are views of one object, evenly
+            spaced around it, from a prior that takes cameras; object n is drawn from seed + n.
+        azimuth_degrees, elevation_degrees: of the first view's camera, and of all views'.
         mask_feather: standard deviation of the blur of the mask's edge in the prior's pixels, 0 (hard) to 10.
 
     Raises:
@@ -151,6 +154,9 @@ class ImagesSpec(_Spec):
     mask: str | None = None
     strength: float | None = None
     mask_feather: float = 1.0
+    num_views: int = 0
+    azimuth_degrees: float = 0.0
+    elevation_degrees: float = 15.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", check_prompt(self.prompt))
@@ -172,8 +178,22 @@ class ImagesSpec(_Spec):
             _check_range("strength", self.strength, 0, 1)
         if self.init_image is None and self.mask is not None:
             raise InputError("There is a mask but no picture that it belongs to; give --init-image as well.")
+        _check_range("num_views", self.num_views, 0, 64)
+        _check_range("azimuth_degrees", self.azimuth_degrees, -360, 360)
+        _check_range("elevation_degrees", self.elevation_degrees, -80, 80)
+        if self.num_views and self.num_images % self.num_views:
+            raise InputError(
+                f"{self.num_images} images make no whole objects of {self.num_views} views; give a multiple of "
+                f"{self.num_views}."
+            )
+        if self.num_views and self.init_image is not None:
+            raise InputError("A given picture cannot be drawn anew from several sides; leave out --views or --init-image.")
         if self.init_image is not None and self.strength is None:
             object.__setattr__(self, "strength", 0.6 if self.mask is None else 1.0)
+
+    def azimuth_of(self, index: int) -> float:
+        """Degrees from the front of the camera that picture `index` is drawn from; of a job with `num_views`."""
+        return (self.azimuth_degrees + index % self.num_views * 360 / self.num_views) % 360
 
 
 JobSpec = TextTo3DSpec | ImagesSpec

@@ -41,6 +41,9 @@ Strength = Annotated[
 Mask = Annotated[
     Path | None, typer.Option(help="White where --init-image is repainted; its black pixels stay exactly as they are.")
 ]
+Views = Annotated[
+    int | None, typer.Option(help="So many views of one object, from a prior that takes cameras; images.azimuth_degrees turns.")
+]
 PreviewEvery = Annotated[
     int | None, typer.Option(help="Sampler steps between two looks at the unfinished pictures, in preview.png; 0, none.")
 ]
@@ -72,6 +75,7 @@ def prepare(
     init_image: InitImage = None,
     strength: Strength = None,
     mask: Mask = None,
+    views: Views = None,
     preview_every: PreviewEvery = None,
     prior: common.PriorName = None,
     strict: common.Strict = False,
@@ -95,7 +99,8 @@ def prepare(
         "preset": preset,
         "prior.source": prior,
         "prior.strict": strict or None,
-        "images.num_images": num_images,
+        "images.num_images": views if num_images is None else num_images,
+        "images.num_views": views,
         "images.num_steps": steps,
         "images.sampler": sampler,
         "images.timestep_spacing": timestep_spacing,
@@ -110,7 +115,7 @@ def prepare(
     working = {"num_workers": num_workers, "price_per_hour": price_per_hour}
     if prompts is not None:
         common.refuse(
-            {"--num-images": num_images, "--init-image": init_image, "--mask": mask},
+            {"--num-images": num_images, "--views": views, "--init-image": init_image, "--mask": mask},
             because="--prompts draws one picture a row; say it in the table's columns",
         )
         common.refuse(

@@ -136,6 +136,7 @@ class LocalPrior:
             num_views=getattr(prior, "num_views", None),
             elevation_jitter=getattr(prior, "elevation_jitter", 0.0),
             view_words=getattr(card, "view_words", False),
+            picture_suffix=getattr(card, "picture_suffix", ""),
         )
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:

@@ -93,6 +93,9 @@ def write_image(event: ImageReady, folder: Path, spec: ImagesSpec, *, prior_hash
     from orchestrator.exports import write_png
 
     metadata = {**_metadata(spec, prior_hash), "seed": str(event.seed), "index": str(event.index)}
+    if spec.num_views:
+        metadata["azimuth_degrees"] = f"{spec.azimuth_of(event.index):g}"
+        metadata["elevation_degrees"] = f"{spec.elevation_degrees:g}"
     return write_png(event.image, folder / image_name(event.index), metadata)
 
 
@@ -121,7 +124,8 @@ def write_images_summary(folder: Path, spec: ImagesSpec, *, prior_hash: str, sec
     from orchestrator.exports import write_image_grid
 
     pictures = _read_pictures(folder, min(spec.num_images, MAX_GRID_IMAGES))
-    grid = write_image_grid(pictures, folder / GRID, metadata={**_metadata(spec, prior_hash), "seed": str(spec.seed)})
+    metadata = {**_metadata(spec, prior_hash), "seed": str(spec.seed)}
+    grid = write_image_grid(pictures, folder / GRID, num_columns=spec.num_views or None, metadata=metadata)
     marker = folder / SHARD_MARKER
     marker.parent.mkdir(exist_ok=True)
     statistics = {

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.errors import CollapsedError, JobFailed, PriorFailed
+from diffusion.schedule import NoiseSchedule
+from jobs.errors import CollapsedError, InputError, JobFailed, PriorFailed
 from jobs.events import Checkpoint, ImageReady, Message, Progress, ViewsUnderWay
 from jobs.images import chunks, images
 from jobs.pace import Pace
-from jobs.prior_client import DistillationQuery, DrawRequest
+from jobs.prior_client import DistillationQuery, DrawRequest, PriorInfo
 from jobs.specs import MESH_METRICS, ImagesSpec, TextTo3DSpec
 from jobs.text_to_3d import PriorGuide, reaches_edge, text_to_3d, view_prompts
 from nerf3d.cameras import Cameras
@@ -272,3 +273,56 @@ def test_views_in_two_halves_ask_for_what_one_question_asks(prior):
         torch.testing.assert_close(torch.cat([getattr(first, name), getattr(second, name)]), getattr(one, name), rtol=0, atol=0)
     for name in ("prompts", "noise_keys"):
         assert getattr(first, name) + getattr(second, name) == getattr(one, name)
+
+
+class SeesCameras:
+    """A prior of four views that notes what it is asked to draw."""
+
+    def __init__(self, num_views: int | None = 4) -> None:
+        self.asked: list[DrawRequest] = []
+        self._info = PriorInfo(
+            name="views",
+            weights_hash="0" * 64,
+            image_size=8,
+            schedule=NoiseSchedule(),
+            num_views=num_views,
+            picture_suffix=", 3d",
+        )
+
+    def info(self):
+        return self._info
+
+    def unknown_words(self, prompts):
+        return []
+
+    def draw(self, request):
+        self.asked.append(request)
+        return np.zeros((len(request.seeds), 8, 8, 3), np.uint8)
+
+
+def test_views_of_an_object_are_drawn_together_from_their_cameras():
+    spec = ImagesSpec(
+        prompt="a cup", num_images=12, num_views=4, azimuth_degrees=30, elevation_degrees=10, seed=7, chunk_size=6
+    )
+    prior = SeesCameras()
+    events, _ = exhaust(images(spec, prior))
+    assert [event.seed for event in events if isinstance(event, ImageReady)] == [7] * 4 + [8] * 4 + [9] * 4
+    assert [request.seeds for request in prior.asked] == [(seed,) * 4 for seed in (7, 8, 9)]
+    for request in prior.asked:
+        assert request.group_views == 4 and request.prompts == ("a cup, 3d",) * 4
+        expected = Cameras.orbit([30.0, 120.0, 210.0, 300.0], 10.0).pose_vectors()
+        torch.testing.assert_close(request.cameras, expected)
+    exhaust(images(ImagesSpec(prompt="a cup", num_images=2), prior))
+    assert prior.asked[-1].cameras is None and prior.asked[-1].prompts == ("a cup",) * 2
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "sentence"),
+    [
+        (None, 4, "takes no cameras, so it cannot draw 4 views"),
+        (4, 6, "draws 4 views of an object together, not 6; give --views 4"),
+    ],
+)
+def test_views_that_the_prior_cannot_draw_are_refused(has, asked, sentence):
+    with pytest.raises(InputError, match=sentence):
+        exhaust(images(ImagesSpec(prompt="a cup", num_images=asked, num_views=asked), SeesCameras(has)))
