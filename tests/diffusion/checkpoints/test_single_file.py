@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.checkpoints.architectures import SD1, SD2, SDXL, Architecture
+from diffusion.checkpoints.architectures import SD1, SD2, SDXL, Architecture, multi_view
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
 from diffusion.checkpoints.single_file import (
+    CAMERA_MARK,
     UNET,
     family,
     known_prediction_type,
@@ -23,6 +24,7 @@ from diffusion.checkpoints.single_file import (
     write_single_file,
 )
 from diffusion.checkpoints.weights import Weights
+from diffusion.networks.unet import UNet2DCondition
 from diffusion.prior import Prior
 from diffusion.text.clip import TextConfig
 from tests.diffusion.checkpoints.published import Saved, reduced
@@ -232,3 +234,24 @@ def test_a_mark_of_zero_signal_beside_predicted_noise_is_refused(tmp_path: Path)
     expected = r"x.safetensors has the mark 'ztsnr' .* epsilon, which cannot be; add '\?prediction_type=v_prediction'"
     with pytest.raises(PriorError, match=expected):
         schedule_of(marked, path, "epsilon")
+
+
+def test_mvdreams_files_are_told_by_their_camera_embedding(saved: Saved, tmp_path: Path) -> None:
+    """`sd-v2.1-base-4view`: Stable Diffusion 2's names and `camera_embed`, beside schedule tables that carry no weights."""
+    assert family([f"{SD2.towers[0].prefix}a", CAMERA_MARK], Path("x")) == multi_view(SD2)
+    assert multi_view(SD1).image_sizes == {"epsilon": 256}
+    base = small("sd2-v")
+    architecture = dataclasses.replace(multi_view(base), image_sizes={"epsilon": 64})
+    checkpoint = read_folder(saved("sd2-v")[1])
+    plain = checkpoint.unet.state_dict()
+    checkpoint.unet = UNet2DCondition(architecture.unet).requires_grad_(False)
+    checkpoint.unet.load_state_dict(plain, strict=False)
+    tensors = original_tensors(checkpoint, architecture)
+    assert f"{UNET}camera_embed.0.weight" in tensors and tensors[f"{UNET}camera_embed.0.weight"].shape[1] == 16
+    path = tmp_path / "sd-v2.1-base-4view.pt"
+    torch.save({"state_dict": {**tensors, "betas": torch.zeros(1000), "sqrt_recip_alphas_cumprod": torch.zeros(1000)}}, path)
+    found = Prior.of(read_single_file(path, architecture=architecture))
+    assert found.num_views == 4 and found.schedule.prediction_type == "epsilon"
+    assert found.card.picture_suffix == ", 3d asset"
+    for name, tensor in checkpoint.unet.state_dict().items():
+        assert torch.equal(found.unet.state_dict()[name], tensor), name
