@@ -5,11 +5,13 @@ With a prior that takes cameras they may be views of one object, which are drawn
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diffusion.requests import Guidance
@@ -22,7 +24,7 @@ from jobs.specs import ImagesSpec
 from jobs.vocabulary import warn_of_unknown_words
 from nerf3d.cameras import Cameras
 
-__all__ = ["EditSource", "ImagesResult", "chunks", "image_seed", "images"]
+__all__ = ["EditSource", "ImagesResult", "chunks", "draw_request", "image_seed", "images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +34,12 @@ class EditSource:
     Args:
         image: (3, S, S) in [0, 1].
         mask: (1, S, S) in [0, 1], 1 where the image is repainted, 0 where it stays to the last bit; None repaints all.
+        hashes: sha256 of the pixels as they were given, as `ImagesSpec.init_image` and `mask` have them.
     """
 
     image: Tensor
     mask: Tensor | None = None
+    hashes: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,9 @@ def images(
     yield Progress(stage="draw", step=num_done, total=total)
     pace = Pace(clock=clock)
     for chunk in todo:
-        seeds = tuple(image_seed(spec, index) for index in chunk)
-        request = _request(spec, info, seeds, source)
+        request = _request(spec, info, chunk, source)
         pictures = (yield from _watched(prior, request, chunk, preview_every)) if preview_every else prior.draw(request)
-        for index, seed, picture in zip(chunk, seeds, pictures, strict=True):
+        for index, seed, picture in zip(chunk, request.seeds, pictures, strict=True):
             yield ImageReady(index=index, seed=seed, image=picture)
         num_done += len(chunk)
         yield Progress(stage="draw", step=num_done, total=total, seconds_left=pace.lap(len(chunk), left=total - num_done))
@@ -132,25 +135,38 @@ def _check_views(spec: ImagesSpec, info: PriorInfo) -> None:
         )
 
 
-def _request(spec: ImagesSpec, info: PriorInfo, seeds: tuple[int, ...], source: EditSource | None) -> DrawRequest:
-    num = len(seeds)
-    prompt, cameras = spec.prompt, None
-    if spec.num_views:
-        azimuths = [spec.azimuth_of(index) for index in range(num)]  # a chunk begins with an object
-        prompt, cameras = prompt + info.picture_suffix, Cameras.orbit(azimuths, spec.elevation_degrees).pose_vectors()
-    mask = None if source is None or source.mask is None else source.mask.expand(num, -1, -1, -1)
+def _request(spec: ImagesSpec, info: PriorInfo, chunk: range, source: EditSource | None) -> DrawRequest:
+    one = dataclasses.replace(spec, num_images=1, num_views=0)
+    request = draw_request([dataclasses.replace(one, seed=image_seed(spec, index)) for index in chunk], [source] * len(chunk))
+    if not spec.num_views:
+        return request
+    azimuths = [spec.azimuth_of(index) for index in range(len(chunk))]  # a chunk begins with an object
+    cameras = Cameras.orbit(azimuths, spec.elevation_degrees).pose_vectors()
+    prompts = (spec.prompt + info.picture_suffix,) * len(chunk)
+    return dataclasses.replace(request, prompts=prompts, cameras=cameras, group_views=spec.num_views)
+
+
+def draw_request(pictures: Sequence[ImagesSpec], sources: Sequence[EditSource | None]) -> DrawRequest:
+    """One request for pictures that differ in prompt, seed and initial picture alone; of each spec, its image 0.
+
+    Whatever draws pictures asks with it, so that a picture is the same from a prompt and from a row of a table.
+
+    Args:
+        sources: one a picture, all of them None or none of them.
+    """
+    first = pictures[0]
+    given = [source for source in sources if source is not None]
+    masks = [source.mask for source in given if source.mask is not None]
     return DrawRequest(
-        prompts=(prompt,) * num,
-        seeds=seeds,
-        cameras=cameras,
-        group_views=max(1, spec.num_views),
-        num_steps=spec.num_steps,
-        sampler=spec.sampler,
-        timestep_spacing=spec.timestep_spacing,
-        guidance=Guidance(scale=spec.guidance_scale, rescale=spec.guidance_rescale, interval=spec.guidance_interval),
-        negative_prompt=spec.negative_prompt,
-        init_images=None if source is None else source.image.expand(num, -1, -1, -1),
-        masks=mask,
-        strength=1.0 if spec.strength is None else spec.strength,
-        strict=spec.strict,
+        prompts=tuple(picture.prompt for picture in pictures),
+        seeds=tuple(picture.seed for picture in pictures),
+        num_steps=first.num_steps,
+        sampler=first.sampler,
+        timestep_spacing=first.timestep_spacing,
+        guidance=Guidance(scale=first.guidance_scale, rescale=first.guidance_rescale, interval=first.guidance_interval),
+        negative_prompt=first.negative_prompt,
+        init_images=torch.stack([source.image for source in given]) if given else None,
+        masks=torch.stack(masks) if masks else None,
+        strength=1.0 if first.strength is None else first.strength,
+        strict=first.strict,
     )

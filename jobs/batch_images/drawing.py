@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from diffusion.requests import Guidance
 from jobs.batch_images.cells import Failed, Picture, failed, read_row
 from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row, batched
 from jobs.errors import InputError, JobFailed
-from jobs.images import EditSource
-from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
+from jobs.images import EditSource, draw_request
+from jobs.prior_client import PriorClient, PriorInfo
 
 __all__ = ["Drawn", "LoadSource", "draw_rows"]
 
@@ -28,10 +26,11 @@ LoadSource = Callable[[Picture, int], EditSource]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
-    """A picture that was drawn: uint8 (H, W, 3)."""
+    """A picture that was drawn, uint8 (H, W, 3), and what it started from."""
 
     picture: Picture
     image: np.ndarray
+    source: EditSource | None = None
 
     @property
     def row(self) -> Row:
@@ -124,24 +123,9 @@ class _Drawing:
             return failed(picture.row, "prior", words)
 
     def _together(self, ready: Sequence[tuple[Picture, EditSource | None]]) -> list[Drawn]:
-        pictures = [picture for picture, _ in ready]
-        sources = [source for _, source in ready if source is not None]
-        masks = [source.mask for source in sources if source.mask is not None]
-        image = pictures[0].image
-        request = DrawRequest(
-            prompts=tuple(picture.image.prompt for picture in pictures),
-            seeds=tuple(picture.image.seed for picture in pictures),
-            num_steps=image.num_steps,
-            sampler=image.sampler,
-            timestep_spacing=image.timestep_spacing,
-            guidance=Guidance(scale=image.guidance_scale, rescale=image.guidance_rescale, interval=image.guidance_interval),
-            negative_prompt=image.negative_prompt,
-            init_images=torch.stack([source.image for source in sources]) if sources else None,
-            masks=torch.stack(masks) if masks else None,
-            strength=1.0 if image.strength is None else image.strength,
-            strict=self.spec.strict,
-        )
-        return [Drawn(picture=one, image=array) for one, array in zip(pictures, self.prior.draw(request), strict=True)]
+        request = draw_request([picture.image for picture, _ in ready], [source for _, source in ready])
+        images = self.prior.draw(request)
+        return [Drawn(picture=one, source=source, image=array) for (one, source), array in zip(ready, images, strict=True)]
 
     def _source(self, picture: Picture) -> EditSource | None:
         if picture.image.init_image is None:

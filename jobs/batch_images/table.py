@@ -67,7 +67,7 @@ class Row:
 
     @property
     def place(self) -> str:
-        """'prompts.csv, row 517 (line 518)'"""
+        """Its file and row in words, as 'prompts.csv, row 517 (line 518)'."""
         return f"{self.file}, row {self.number:,}" + (f" (line {self.line:,})" if self.line is not None else "")
 
 

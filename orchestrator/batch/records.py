@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.batch_images import BatchImagesSpec, Failed, Picture, Row, extra_columns, extra_values
+from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Picture, Row, extra_columns, extra_values
 from orchestrator.exports.png_metadata import encode_png
+from orchestrator.run.picture_metadata import picture_metadata
 
 __all__ = ["COLUMNS", "Finished", "column_types", "encode", "failed", "stem"]
 
@@ -69,22 +70,18 @@ def column_types(spec: BatchImagesSpec) -> dict[str, str]:
     return COLUMNS | {kept: spec.table.columns[name] for name, kept in kept_names(spec).items()}
 
 
-def encode(spec: BatchImagesSpec, picture: Picture, pixels: Any, *, prior_hash: str) -> Finished:
-    """A picture that was drawn, uint8 (H, W, 3)."""
-    image = picture.image
-    metadata = {
-        "prompt": image.prompt,
-        "negative_prompt": image.negative_prompt,
-        "seed": str(image.seed),
-        "sampler": image.sampler,
-        **({} if image.timestep_spacing is None else {"timestep_spacing": image.timestep_spacing}),
-        "steps": str(image.num_steps),
-        "guidance_scale": f"{image.guidance_scale:g}",
-        "guidance_rescale": f"{image.guidance_rescale:g}",
-        "prior_hash": prior_hash,
-    }
-    height, width, _ = pixels.shape
-    return keep(spec, picture, encode_png(pixels, metadata), (width, height), prior_hash=prior_hash)
+def encode(spec: BatchImagesSpec, drawn: Drawn, *, prior_hash: str) -> Finished:
+    """A picture that was drawn, as a PNG file with everything in its text chunks that a single prompt's has."""
+    picture, source = drawn.picture, drawn.source
+    image = (
+        picture.image
+        if source is None
+        else replace(picture.image, init_image=source.hashes.get("init_image"), mask=source.hashes.get("mask"))
+    )
+    settings = picture_metadata(image, prior_hash=prior_hash)
+    metadata = {**settings, "seed": str(image.seed), "index": str(picture.row.index)}
+    height, width, _ = drawn.image.shape
+    return keep(spec, picture, encode_png(drawn.image, metadata), (width, height), prior_hash=prior_hash)
 
 
 def keep(

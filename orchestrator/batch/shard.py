@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, draw_rows, read_row, row_digest
+from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, draw_rows, read_row, row_digest, shard_range
 from jobs.errors import OutputError
 from jobs.prior_client import PriorClient, PriorInfo
 from orchestrator.batch.preview import Preview, grid_name
@@ -21,6 +21,7 @@ from orchestrator.batch.storage import markers
 from orchestrator.batch.storage.stores import Store, open_store
 from orchestrator.batch.tables.initial_images import InitialImages
 from orchestrator.batch.tables.source import TableSource
+from orchestrator.run.picture_metadata import shard_counts
 
 __all__ = ["Committed", "ShardJob", "ShardTask", "ShardWriter"]
 
@@ -160,7 +161,7 @@ class ShardWriter:
             case Finished():
                 return answer
             case Drawn():
-                return encode(self._spec, answer.picture, answer.image, prior_hash=self._info.weights_hash)
+                return encode(self._spec, answer, prior_hash=self._info.weights_hash)
             case Failed():
                 return failed(self._spec, answer)
 
@@ -169,7 +170,13 @@ class ShardWriter:
         if page is not None:
             self._store.put({grid_name(shard): page})
         content = {
-            **tally.counts,
+            **shard_counts(
+                shard,
+                shard_range(self._spec, shard),
+                num_succeeded=len(tally.succeeded),
+                num_failed=len(tally.failures),
+                num_drawn=tally.num_drawn,
+            ),
             "seconds": round(seconds, 3),
             "images_per_second": round(tally.num_drawn / seconds, 3) if seconds else None,
             "prior_hash": self._info.weights_hash,
@@ -179,7 +186,7 @@ class ShardWriter:
             "failures": tally.failures,
         }
         self._store.require_held(self._held)
-        return markers.write_marker(self._store, self._spec, shard, content)
+        return markers.write_marker(self._store, shard, content)
 
 
 class _Tally:
@@ -190,14 +197,6 @@ class _Tally:
         self.succeeded: list[Row] = []
         self.failures: list[dict[str, Any]] = []
         self.num_drawn = 0
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {
-            "num_succeeded": len(self.succeeded),
-            "num_failed": len(self.failures),
-            "num_drawn_by_last_attempt": self.num_drawn,
-        }
 
     def add(self, row: Row, answer: Drawn | Failed | Finished, finished: Finished) -> None:
         if not isinstance(answer, Failed):

@@ -34,8 +34,9 @@ class Checked:
 
 
 def check_shards(location: str) -> Iterator[Checked]:
-    """Every shard of the job at a folder or URL, in order: its marker, its file's size and sha256, its number of pictures, and
-    each picture decoded.
+    """Check every shard of the job at a folder or URL, in order.
+
+    That is its marker, its file's size and sha256, its number of pictures, and each picture decoded.
 
     Raises:
         OutputError: there is no job of a table, or the place does not answer.

@@ -12,6 +12,7 @@ from jobs.events import ImageReady
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from orchestrator.host.atomic import write_text
 from orchestrator.run.edit_pictures import expected_of_edit
+from orchestrator.run.picture_metadata import picture_metadata, shard_counts
 from orchestrator.settings.groups import ExportSettings
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def write_image(event: ImageReady, folder: Path, spec: ImagesSpec, *, prior_hash
     """One picture with the settings that drew it in its text chunks."""
     from orchestrator.exports import write_png
 
-    metadata = {**_metadata(spec, prior_hash), "seed": str(event.seed), "index": str(event.index)}
+    metadata = {**picture_metadata(spec, prior_hash=prior_hash), "seed": str(event.seed), "index": str(event.index)}
     if spec.num_views:
         metadata["azimuth_degrees"] = f"{spec.azimuth_of(event.index):g}"
         metadata["elevation_degrees"] = f"{spec.elevation_degrees:g}"
@@ -124,37 +125,16 @@ def write_images_summary(folder: Path, spec: ImagesSpec, *, prior_hash: str, sec
     from orchestrator.exports import write_image_grid
 
     pictures = _read_pictures(folder, min(spec.num_images, MAX_GRID_IMAGES))
-    metadata = {**_metadata(spec, prior_hash), "seed": str(spec.seed)}
+    metadata = {**picture_metadata(spec, prior_hash=prior_hash), "seed": str(spec.seed)}
     grid = write_image_grid(pictures, folder / GRID, num_columns=spec.num_views or None, metadata=metadata)
     marker = folder / SHARD_MARKER
     marker.parent.mkdir(exist_ok=True)
     statistics = {
-        "shard": 0,
-        "first_index": 0,
-        "num_rows": spec.num_images,
-        "num_succeeded": spec.num_images,
-        "num_failed": 0,
-        "num_drawn_by_last_attempt": num_drawn,
+        **shard_counts(0, range(spec.num_images), num_succeeded=spec.num_images, num_failed=0, num_drawn=num_drawn),
         "seconds": round(seconds, 3),
         "images_per_second": round(num_drawn / seconds, 3) if seconds else None,
     }
     return [grid, write_text(marker, json.dumps(statistics, indent=2) + "\n")]
-
-
-def _metadata(spec: ImagesSpec, prior_hash: str) -> dict[str, str]:
-    edit = {"strength": spec.strength, "init_image_sha256": spec.init_image, "mask_sha256": spec.mask}
-    return {
-        "prompt": spec.prompt,
-        "negative_prompt": spec.negative_prompt,
-        "sampler": spec.sampler,
-        **({} if spec.timestep_spacing is None else {"timestep_spacing": spec.timestep_spacing}),
-        "steps": str(spec.num_steps),
-        "guidance_scale": f"{spec.guidance_scale:g}",
-        "guidance_rescale": f"{spec.guidance_rescale:g}",
-        "guidance_interval": "{}-{}".format(*spec.guidance_interval),
-        "prior_hash": prior_hash,
-        **{name: str(value) for name, value in edit.items() if spec.init_image is not None and value is not None},
-    }
 
 
 def _read_pictures(folder: Path, num: int) -> np.ndarray:

@@ -90,8 +90,9 @@ class EditPictures:
         """
         image = _to_square(self.image, size)
         if self.mask is None:
-            return EditSource(image)
-        return EditSource(image, _feathered(_to_square(self.mask[..., None], size), feather))
+            return EditSource(image, hashes=self.hashes)
+        mask = _feathered(_to_square(self.mask[..., None], size), feather)
+        return EditSource(image, mask, self.hashes)
 
 
 def expected_of_edit(*, mask: bool) -> tuple[str, ...]:

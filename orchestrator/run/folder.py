@@ -1,5 +1,7 @@
-"""A run folder: what a job leaves on the disk, written so that a process killed at any instant loses no more than the
-steps since its last checkpoint, and so that two different jobs never mix their files.
+"""A run folder: what a job leaves on the disk.
+
+It is written so that a process killed at any instant loses no more than the steps since its last checkpoint, and so that two
+different jobs never mix their files.
 
 ::
 

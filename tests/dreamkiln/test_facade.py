@@ -113,3 +113,22 @@ def test_scores(tmp_path):
     report = dreamkiln.evaluate([outcome.folder], out=tmp_path / "report", judge=str(judge), num_threads=1)
     assert isinstance(report, dreamkiln.ImagesReport)
     assert json.loads((tmp_path / "report/report.json").read_text())["kind"] == "images"
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["from noise", "from a picture"])
+def test_a_row_of_a_table_and_a_prompt_leave_the_same_file(tmp_path, edits):
+    from PIL import Image
+
+    start = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(start)
+    settings = {**SMALL, "images.num_images": 1, "images.guidance_interval": [100, 900]}
+    init = {"init_image": start} if edits else {}
+    one = dreamkiln.images("a red ball", settings, seed=5, out=tmp_path / "one", **init)
+    table = tmp_path / "t.csv"
+    table.write_text("prompt,init_image\na red ball,start.png\n" if edits else "prompt\na red ball\n")
+    del settings["images.num_images"]
+    dreamkiln.run(dreamkiln.table_job(table, settings, seed=5, out=tmp_path / "many", output_format="png"))
+    assert (tmp_path / "many/00000/000000000.png").read_bytes() == (one.folder / "000000000.png").read_bytes()
+    markers = [json.loads((tmp_path / out / "_shards/00000.json").read_text()) for out in ("one", "many")]
+    shared = ("shard", "first_index", "num_rows", "num_succeeded", "num_failed", "num_drawn_by_last_attempt")
+    assert [markers[0][name] for name in shared] == [markers[1][name] for name in shared] == [0, 0, 1, 1, 0, 1]

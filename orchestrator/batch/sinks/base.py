@@ -46,8 +46,10 @@ class Sink(Protocol):
         ...
 
     def hashes(self, shard: int) -> dict[int, str]:
-        """Index -> sha256 of a finished shard's pictures that are files of their own; the sha256 of the shard's one file covers
-        the others."""
+        """Index -> sha256 of a finished shard's pictures that are files of their own.
+
+        Where they are not, the sha256 of the shard's one file covers them.
+        """
         ...
 
     def names(self, shard: int, indices: Iterable[int]) -> Iterator[str]:

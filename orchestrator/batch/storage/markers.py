@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.batch_images import BatchImagesSpec, shard_range
+from jobs.batch_images import BatchImagesSpec
 from orchestrator.batch.storage.stores import Store
 from orchestrator.host.atomic import output_error
 
@@ -46,9 +46,8 @@ def read_marker(store: Store, shard: int) -> dict[str, Any]:
     return marker
 
 
-def write_marker(store: Store, spec: BatchImagesSpec, shard: int, content: Mapping[str, Any]) -> dict[str, Any]:
+def write_marker(store: Store, shard: int, content: Mapping[str, Any]) -> dict[str, Any]:
     """Commit the shard; returns the marker."""
-    rows = shard_range(spec, shard)
-    marker = {"shard": shard, "first_index": rows.start, "num_rows": len(rows), **content}
+    marker = dict(content)
     store.put({marker_name(shard): json.dumps(marker, ensure_ascii=False, indent=1).encode() + b"\n"})
     return marker

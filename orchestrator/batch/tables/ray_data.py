@@ -58,7 +58,7 @@ class DrawImages:
             if isinstance(answer, Failed):
                 cells = (None, None, None, "failed", answer.message)
             else:
-                drawn = encode(self._spec, answer.picture, answer.image, prior_hash=self._info.weights_hash)
+                drawn = encode(self._spec, answer, prior_hash=self._info.weights_hash)
                 cells = (drawn.png, drawn.record["sha256"], str(drawn.record["seed"]), "succeeded", None)
             for column, cell in zip(added.values(), cells, strict=True):
                 column.append(cell)
