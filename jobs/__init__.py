@@ -1,0 +1,1 @@
+"""What a job is: specs, events, recipes, the ledger. No files, no Ray."""

@@ -13,8 +13,9 @@ BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u206
 
 
 def check_stored(what: str, text: str, *, max_characters: int = 4096) -> None:
-    """Refuse what no terminal, path or database should be given: control characters, halves of characters, line separators,
-    and characters that turn the direction of writing. Spaces and letters of every script are fine.
+    """Refuse what no terminal, path or database should be given. Spaces and letters of every script are fine.
+
+    That is: control characters, halves of characters, line separators, and characters that turn the direction of writing.
 
     Args:
         what: how the message calls it, such as "run folder".

@@ -78,8 +78,11 @@ def end_attempt(
 
 
 def storable(text: str) -> str:
-    """The text without what a database cannot hold: halves of surrogate pairs, as names of files that are no UTF-8 have them,
-    and, in PostgreSQL, NUL. Libraries and file systems say such things when they fail, and a failure must reach the ledger."""
+    """The text without what a database cannot hold: halves of surrogate pairs and, in PostgreSQL, NUL.
+
+    Libraries and file systems say such things when they fail, as of files whose names are no UTF-8, and a failure must reach
+    the ledger.
+    """
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 

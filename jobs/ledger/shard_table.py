@@ -28,8 +28,10 @@ class ShardTable:
         self._database = database
 
     def record(self, lease: Lease, shards: Sequence[ShardRecord]) -> None:
-        """Note shards that are committed. Those that were drawn replace what is known of them; those that were only found
-        (`ShardRecord.worker` is empty) are noted where nothing is known. Saying the same twice changes nothing.
+        """Note shards that are committed. Saying the same twice changes nothing.
+
+        Those that were drawn replace what is known of them; those that were only found (`ShardRecord.worker` is empty) are
+        noted where nothing is known.
 
         Raises:
             StaleLease: the job was given up for lost, given to another, or ended.

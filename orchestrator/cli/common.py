@@ -102,8 +102,10 @@ def refuse(given: Mapping[str, Any], *, because: str) -> None:
 
 
 def with_options_of(prepare: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a verb whose first parameter is a function: the verb has the options of `prepare` before its own, and calls
-    that function to have `prepare` called with what was given."""
+    """Decorates a verb whose first parameter is a function, which calls `prepare` with what was given.
+
+    The verb has the options of `prepare` before its own.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         theirs, (_, *ours) = _parameters(prepare), _parameters(command)

@@ -99,8 +99,9 @@ class Client:
 
 
 class PatientClient:
-    """Looks again and again for as long as a job takes: it bears a slow answer, and a restart of the orchestrator, which may
-    then listen elsewhere, or of its database.
+    """Looks again and again for as long as a job takes.
+
+    It bears a slow answer, and a restart of the orchestrator, which may then listen elsewhere, or of its database.
 
     Args:
         say: where a person is told, once a pause.

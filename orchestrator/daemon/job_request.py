@@ -83,8 +83,10 @@ class JobRequest:
 
 
 def bytes_of_its_own_process(settings: Mapping[str, Any], memory_bytes: int) -> int:
-    """What a job's actor asks of one node, of the whole that the job needs: the shard workers of a table ask for their part
-    themselves, each where there is room, because all of it together would fit on no node.
+    """The part of a job's memory that its actor asks of one node.
+
+    The shard workers of a table ask for theirs themselves, each where there is room, because all of it together would fit on
+    no node.
 
     Args:
         settings, memory_bytes: of the job's row.

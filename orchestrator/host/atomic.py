@@ -69,8 +69,10 @@ def clear_output_errors(path: str | os.PathLike[str], *, option: str = "--out") 
 
 
 def output_error(message: str, cause: Exception) -> OutputError:
-    """An OutputError that knows whether its cause may pass: a shared disk that does not answer (EIO, ESTALE) comes back,
-    while a missing right or a damaged file stays."""
+    """An OutputError that knows whether its cause may pass.
+
+    A shared disk that does not answer (EIO, ESTALE) comes back, while a missing right or a damaged file stays.
+    """
     error = OutputError(message)
     if isinstance(cause, OSError):
         error.is_disk_full = cause.errno in (errno.ENOSPC, errno.EDQUOT)

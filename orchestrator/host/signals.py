@@ -100,8 +100,9 @@ class Stopping:
 def stopping_after_checkpoint(
     ask: Callable[[], None], *, is_useful: Callable[[], bool], seconds: float = SECONDS_FOR_CHECKPOINT
 ) -> Iterator[Stopping]:
-    """Inside the block the first stop signal asks for a checkpoint instead of interrupting; the next one interrupts at once,
-    and so does the end of some seconds in which no checkpoint came.
+    """Inside the block the first stop signal asks for a checkpoint instead of interrupting.
+
+    The next one interrupts at once, and so does the end of some seconds in which no checkpoint came.
 
     Args:
         ask: has a checkpoint made; called in a thread of its own, because a signal may come in the middle of anything.

@@ -69,8 +69,10 @@ class StateFolder:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
 
     def _make_token(self) -> None:
-        """Whole or not at all, and never in the place of one that clients know: a full disk once left an empty file, which
-        locked everybody out. Raises OSError."""
+        """Write the token whole or not at all, and never in the place of one that clients know. Raises OSError.
+
+        A full disk once left an empty file, which locked everybody out.
+        """
         if self.token_file.exists() and self.token_file.read_text().strip():
             return
         temporary = self.path / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}"

@@ -19,8 +19,7 @@ PriorLoader = Callable[[str, str], PriorClient]
 
 
 def check_prior(source: str) -> None:
-    """Checks that a prior is "toybox", a path that looks like a prior, or could be a name on the hub, with options that are
-    known.
+    """Checks that a prior is "toybox", a path that looks like one, or could be a name on the hub, with known options.
 
     Raises:
         InputError: it is none of these.

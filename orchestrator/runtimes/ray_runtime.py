@@ -1,5 +1,4 @@
-"""Ray for one command: an actor holds the prior (`prior_actor`), another runs the job, and the command's own process writes
-every file.
+"""Ray for one command: one actor holds the prior, another runs the job, the command's own process writes every file.
 
 By default it is a Ray on this machine that lives as long as the command; with an address, a running cluster, of whose nodes
 none but the command's own needs to see the run folder.

@@ -1,5 +1,4 @@
-"""`dreamkiln train`: the parts of the toybox prior (`orchestrator.lab.training`), or one model of the diffusion family
-(`orchestrator.lab.family`)."""
+"""`dreamkiln train`: the parts of a toybox prior, or one model of the diffusion family; see `orchestrator.lab`."""
 
 from __future__ import annotations
 

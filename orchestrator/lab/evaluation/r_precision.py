@@ -24,8 +24,13 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Per picture: ranks (N,) long of its true caption, 1 is best; similarities (N,) cosine with it; best (N,) the index
-    of the caption that came first."""
+    """How well each of N pictures finds its caption.
+
+    Args:
+        ranks: (N,) long of the true caption; 1 is best.
+        similarities: (N,) cosine with the true caption.
+        best: (N,) index of the caption that came first.
+    """
 
     ranks: Tensor
     similarities: Tensor

@@ -155,9 +155,12 @@ class ImagesReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshesReport:
-    """precision: "coloured" and "textureless" of whole objects, the same with ", views" of single views, and the objects'
-    with ", held out" and ", taught" where there are both; `TRUE_OBJECTS` as coloured whole objects, for comparison.
-    geometry: None without a known truth.
+    """What was found of a set of meshes.
+
+    Args:
+        precision: "coloured" and "textureless" of whole objects, the same with ", views" of single views, and the objects'
+            with ", held out" and ", taught" where there are both; `TRUE_OBJECTS` as coloured whole objects, for comparison.
+        geometry: None without a known truth.
     """
 
     kind: ClassVar[str] = "meshes"
