@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from orchestrator.client.client import Client as Client
     from orchestrator.client.prepared_job import PreparedJob as PreparedJob
     from orchestrator.client.waiting_client import SubmittedJob as SubmittedJob
+    from orchestrator.exports.transform import Placement as Placement
     from orchestrator.lab.evaluation.report import ImagesReport as ImagesReport
     from orchestrator.lab.evaluation.report import MeshesReport as MeshesReport
     from orchestrator.prior.local import LocalPrior as LocalPrior
@@ -115,6 +116,7 @@ _HOMES = {
     "orchestrator.client.client": ("Client",),
     "orchestrator.client.prepared_job": ("PreparedJob",),
     "orchestrator.client.waiting_client": ("SubmittedJob",),
+    "orchestrator.exports.transform": ("Placement",),
     "orchestrator.lab.evaluation.report": ("ImagesReport", "MeshesReport"),
     "orchestrator.prior.local": ("LocalPrior",),
     "orchestrator.run.perform": ("Outcome",),
@@ -156,6 +158,7 @@ __all__ = [
     "Message",
     "Outcome",
     "OutputError",
+    "Placement",
     "PreparedJob",
     "PriorClient",
     "Progress",

@@ -19,6 +19,7 @@ from orchestrator.batch.perform import BatchOutcome
 from orchestrator.client.client import Client
 from orchestrator.client.prepared_job import PreparedJob, compose_here, prepare_images, prepare_table, prepare_text_to_3d
 from orchestrator.client.waiting_client import SubmittedJob, submit_job
+from orchestrator.exports import MESH_WRITERS, Placement
 from orchestrator.host.progress_display import SilentDisplay, make_display
 from orchestrator.host.state_folder import StateFolder
 from orchestrator.host.user import user_name
@@ -204,22 +205,21 @@ def fit(
     return _drive(recipe(spec, prior, device=resolve_device(device)), on_event)
 
 
-def write_mesh(mesh: Mesh, path: str | Path, *, prompt: str = "", size_metres: float = 1.0) -> list[Path]:
-    """Write a mesh as .glb, .obj, .ply or .stl; returns every file that was written.
+def write_mesh(mesh: Mesh, path: str | Path, placement: Placement | None = None, *, prompt: str = "") -> list[Path]:
+    """Write a mesh as .glb, .gltf, .obj, .ply, .stl, .3mf or .usdz; returns every file that was written.
 
     Args:
-        prompt: kept in the file where the format can. size_metres: the longest side.
+        placement: how large it is and where it stands; a metre long, around the origin, unless told.
+        prompt: kept in the file where the format can.
 
     Raises:
         InputError: another suffix. OutputError: the place cannot be written.
     """
-    from orchestrator.exports import MESH_WRITERS
-
     path = Path(path)
     write = MESH_WRITERS.get(path.suffix.removeprefix(".").lower())
     if write is None:
         raise InputError(f"{path} has none of the suffixes of a mesh file; give one of .{', .'.join(MESH_WRITERS)}.")
-    return write(mesh, path, prompt=prompt, size_metres=size_metres)
+    return write(mesh, path, placement or Placement(), prompt=prompt)
 
 
 def evaluate(runs: Sequence[str | Path] = (), *, out: str | Path | None = None, **settings: Any) -> ImagesReport | MeshesReport:

@@ -88,7 +88,7 @@ def test_a_mesh_in_memory_and_on_disk(tmp_path):
     overrides = [*FAST_OVERRIDES, "fit.num_steps=3"]
     result = dreamkiln.fit(dreamkiln.load_prior(), "a red ball", settings, overrides=overrides, on_event=seen.append)
     assert result.field is not None and any(isinstance(event, dreamkiln.Checkpoint) for event in seen)
-    for name in ("a.glb", "a.obj", "a.ply", "a.stl"):
+    for name in ("a.glb", "a.gltf", "a.obj", "a.ply", "a.stl", "a.3mf", "a.usdz"):
         assert tmp_path / name in dreamkiln.write_mesh(result.mesh, tmp_path / name)
     with pytest.raises(dreamkiln.InputError, match=r"a\.fbx has none of the suffixes"):
         dreamkiln.write_mesh(result.mesh, tmp_path / "a.fbx")
