@@ -294,8 +294,9 @@ def validator() -> Path:
 
 @pytest.mark.parametrize("make", [tower, painted_tower])
 @pytest.mark.parametrize("prompt", ["", 'a red mushroom 🍄 with "quotes" and a \\ and ü'], ids=["plain", "unicode"])
-def test_khronos_validator_finds_nothing(tmp_path, validator, prompt, make):
-    [path] = write_glb(make(), tmp_path / "mesh.glb", prompt=prompt)
+@pytest.mark.parametrize("name", ["glb", "gltf"])
+def test_khronos_validator_finds_nothing(tmp_path, validator, prompt, make, name):
+    path = MESH_WRITERS[name](make(), tmp_path / f"a mesh.{name}", prompt=prompt)[0]
     command = ["node", "validate.mjs", str(path)]
     run = subprocess.run(command, cwd=validator, check=True, capture_output=True, text=True, timeout=60)
     report = json.loads(run.stdout)

@@ -1,0 +1,78 @@
+"""What is measured on a textured mesh without any tool: its seams, its overlap, its empty texels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nerf3d.mesh import Mesh
+from nerf3d.mesh.raster import fragments
+from nerf3d.mesh.texture import read_bilinear
+
+NUM_SAMPLES = 20_000
+NUM_LEVELS = 5
+
+
+def seam_edges(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(faces, corners, is_seam) of each edge once: it runs from that corner of that face to the next."""
+    assert mesh.texture is not None
+    order = [0, 1, 1, 2, 2, 0]
+    ends = mesh.faces[:, order].reshape(-1, 2)
+    places = mesh.texture.uv_map.faces[:, order].reshape(-1, 2)
+    flipped = ends[:, :1] > ends[:, 1:]
+    places = np.where(flipped, places[:, ::-1], places)
+    rows = np.lexsort(np.sort(ends, 1).T)
+    first, second = rows[::2], rows[1::2]  # a closed mesh has every edge twice
+    return first // 3, first % 3, (places[first] != places[second]).any(1)
+
+
+def seam_differences(mesh: Mesh, true_colours) -> list[float]:
+    """Mean error along seams over the mean error along other edges, at the mip levels 0 to 4.
+
+    true_colours: (places (K, 3), normals (K, 3)) -> colours (K, 3) that a texture of any size would show there.
+    """
+    assert mesh.texture is not None
+    faces, corners, is_seam = seam_edges(mesh)
+    rng = np.random.default_rng(0)
+    errors = []
+    for chosen in (is_seam, ~is_seam):
+        row = rng.choice(np.flatnonzero(chosen), NUM_SAMPLES)
+        along, weights = rng.uniform(0, 1, NUM_SAMPLES), np.zeros((NUM_SAMPLES, 3))
+        index = np.arange(NUM_SAMPLES)
+        weights[index, corners[row]], weights[index, (corners[row] + 1) % 3] = 1 - along, along
+        places, normals = (
+            np.einsum("kc,kci->ki", weights, values[mesh.faces[faces[row]]]) for values in (mesh.vertices, mesh.normals)
+        )
+        true = true_colours(places, normals / np.linalg.norm(normals, axis=1, keepdims=True))
+        uv_map = mesh.texture.uv_map
+        uvs = np.einsum("kc,kci->ki", weights, uv_map.uvs[uv_map.faces[faces[row]]])
+        levels = mip_levels(mesh.texture.base_colour)
+        errors.append([float(np.abs(read_bilinear(level, uvs) - true).mean()) for level in levels])
+    return [round(seam / max(other, 1e-6), 3) for seam, other in zip(*errors, strict=True)]
+
+
+def mip_levels(picture: np.ndarray) -> list[np.ndarray]:
+    """The picture and its next four halvings, each texel the mean of four."""
+    levels = [picture.astype(np.float32)]
+    for _ in range(NUM_LEVELS - 1):
+        last = levels[-1]
+        levels.append((last[::2, ::2] + last[1::2, ::2] + last[::2, 1::2] + last[1::2, 1::2]) / 4)
+    return levels
+
+
+def texture_figures(mesh: Mesh) -> dict[str, Any]:
+    """Share of texels that two faces claim, share of the picture that is used, and whether places lie inside it."""
+    assert mesh.texture is not None
+    size, uv_map = mesh.texture.size, mesh.texture.uv_map
+    hits = np.zeros(size * size, np.int64)
+    # Shrunk by a hair, so that texels on the border of two faces count once.
+    corners = uv_map.uvs[uv_map.faces].astype(np.float64) * size
+    middle = corners.mean(1, keepdims=True)
+    for _, pixel, _ in fragments(middle + (corners - middle) * 0.999, size, size):
+        np.add.at(hits, pixel, 1)
+    return {
+        "overlap": round(float((hits > 1).sum() / max((hits > 0).sum(), 1)), 5),
+        "used": round(float((hits > 0).mean()), 3),
+        "inside": bool(uv_map.uvs.min() >= 0 and uv_map.uvs.max() <= 1),
+    }
