@@ -18,7 +18,7 @@ from jobs.specs import TextTo3DSpec
 from nerf3d.errors import StateMismatch
 from nerf3d.fields import FIELDS, Field, FieldConfig
 from nerf3d.fit import saved_field
-from nerf3d.mesh import Mesh, MeshConfig, MeshError, extract_mesh
+from nerf3d.mesh import Mesh, MeshConfig, MeshError, Quality, extract_mesh
 
 __all__ = ["TextTo3DResult", "cut", "export_mesh", "judge", "reaches_edge"]
 
@@ -31,6 +31,7 @@ class TextTo3DResult:
     """The mesh, the field it was cut from (None once it has crossed a process border), and seconds per stage.
 
     reaches_bounds: the surface comes to the edge of the field's sphere, where it may be cut off.
+    quality: what was measured on the mesh as it was cut.
     opinion: of the prior on the object as it was fitted, if it was asked.
     turned_degrees: by how much the mesh was then turned, so that it faces the front.
     """
@@ -39,6 +40,7 @@ class TextTo3DResult:
     field: Field | None
     seconds: dict[str, float]
     reaches_bounds: bool
+    quality: Quality | None = None
     opinion: Opinion | None = None
     turned_degrees: float = 0.0
 
@@ -48,9 +50,16 @@ class TextTo3DResult:
         mesh = self.mesh.turned(turned) if turned else self.mesh
         return replace(self, mesh=mesh, opinion=opinion, turned_degrees=turned)
 
-    def metrics(self) -> dict[str, float | int | bool]:
-        """Figures of the mesh for the manifest."""
-        mesh = self.mesh
+    def quality_flags(self) -> list[str]:
+        """Names of everything that makes the mesh no plain success; empty for a good one."""
+        flags = list(self.quality.flags()) if self.quality else []
+        others = {"cut off": self.reaches_bounds, "two faces": self.opinion is not None and self.opinion.has_two_faces}
+        return [*flags, *(name for name, is_so in others.items() if is_so)]
+
+    def metrics(self) -> dict[str, float | int | bool | list[str]]:
+        """Figures of the mesh for the manifest, and its quality flags."""
+        mesh, quality = self.mesh, self.quality
+        measured = ("fill", "thin_share", "num_self_intersections")
         return {
             "num_vertices": len(mesh.vertices),
             "num_faces": len(mesh.faces),
@@ -58,8 +67,10 @@ class TextTo3DResult:
             "is_watertight": mesh.is_watertight,
             "volume": round(mesh.volume, 6),
             "reaches_bounds": self.reaches_bounds,
+            **({name: getattr(quality, name) for name in measured} if quality else {}),
             "turned_degrees": self.turned_degrees,
             **(self.opinion.metrics() if self.opinion else {}),
+            "quality_flags": self.quality_flags(),
         }
 
 
@@ -79,9 +90,13 @@ def cut(
         raise CollapsedError(str(error), kind=error.kind, step=spec.fit.num_steps, job=spec.name) from error
     for remark in mesh.notes:
         yield Message(text=remark.text, level="warning" if remark.is_warning else "info")
+    quality = Quality.of(mesh)
+    for name, sentence in quality.flags().items():
+        if name != "open":  # which the mesh's own notes say
+            yield Message(text=sentence, level="warning")
     yield Progress(stage="mesh", step=1, total=1)
     seconds["mesh"] = clock() - begin
-    result = TextTo3DResult(mesh, field, seconds, reaches_edge(mesh, spec.fit.field))
+    result = TextTo3DResult(mesh, field, seconds, reaches_edge(mesh, spec.fit.field), quality)
     if result.reaches_bounds:
         text = "The object reaches the edge of the scene and may be cut off there; try another seed."
         yield Message(text=text, level="warning")

@@ -141,6 +141,8 @@ def say_outcome(outcome: Outcome, *, as_json: bool) -> None:
         print(f"Already finished: {outcome.folder}/ holds it. Choose another --seed or --out for another one.")
     else:
         print(f"Done in {total:.0f} s: {outcome.folder}")
+    if flags := outcome.metrics.get("quality_flags"):
+        print(f"Look at it before you use it: {', '.join(flags)}.")
     shown = outcome.artefacts[:8]
     for name in shown:
         print(f"  {outcome.folder / name}")

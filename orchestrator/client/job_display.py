@@ -92,7 +92,8 @@ def progress(job: Mapping[str, Any]) -> str:
     if job["state"] == "queued":
         return job.get("waits", "")
     if job["state"] == "succeeded":
-        return rows_drawn(job) or f"in {duration(job['seconds_run'])}"
+        flags = ", ".join(job["metrics"].get("quality_flags", ()))
+        return rows_drawn(job) or f"in {duration(job['seconds_run'])}" + (f"; look at it: {flags}" if flags else "")
     return job["reason"] if job["state"] == "failed" else ""
 
 
