@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.machine import describe_machine, one_line
 from benchmarks.pictures import write_small_animation, write_small_webp
 from jobs.errors import DreamKilnError, JobFailed
-from jobs.prompts import slug
+from jobs.words.prompts import slug
 
 if TYPE_CHECKING:
     from orchestrator.lab.evaluation.report import MeshesReport, MeshScore

@@ -21,7 +21,7 @@ from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
 from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
 from jobs.specs import ImagesSpec
-from jobs.vocabulary import warn_of_unknown_words
+from jobs.words.vocabulary import warn_of_unknown_words
 from nerf3d.cameras import Cameras
 
 __all__ = ["EditSource", "ImagesResult", "chunks", "draw_request", "image_seed", "images"]

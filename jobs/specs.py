@@ -13,7 +13,7 @@ from diffusion.distillation import DistillationConfig
 from diffusion.samplers import SAMPLERS, Spacing
 from jobs import codec
 from jobs.errors import InputError
-from jobs.prompts import check_prompt, slug
+from jobs.words.prompts import check_prompt, slug
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
 

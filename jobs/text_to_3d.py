@@ -26,7 +26,7 @@ from jobs.mesh_stage import TextTo3DResult, cut, judge, reaches_edge
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo
 from jobs.specs import TextTo3DSpec
-from jobs.vocabulary import warn_of_unknown_words
+from jobs.words.vocabulary import warn_of_unknown_words
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, Nerf3DError
 from nerf3d.fields import FIELDS

@@ -12,8 +12,8 @@ from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row
 from jobs.errors import InputError
 from jobs.prior_client import PriorInfo
-from jobs.prompts import check_prompt
 from jobs.specs import ImagesSpec
+from jobs.words.prompts import check_prompt
 
 __all__ = ["ALIASES", "SETTINGS", "Cause", "Failed", "Picture", "extra_columns", "extra_values", "failed", "read_row"]
 

@@ -11,8 +11,8 @@ from diffusion.samplers import Spacing
 from jobs import codec
 from jobs.batch_images.table import Table
 from jobs.errors import InputError
-from jobs.prompts import slug
 from jobs.specs import ImagesSpec
+from jobs.words.prompts import slug
 
 __all__ = ["OUTPUT_FORMATS", "BatchImagesSpec", "shard_range"]
 

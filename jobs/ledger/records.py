@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.codec import canonical_json
 from jobs.errors import DreamKilnError, InputError
-from jobs.safe_text import check_stored
 from jobs.states import TERMINAL, FailureKind, State, Wish
+from jobs.words.safe_text import check_stored
 
 if TYPE_CHECKING:
     from jobs.kinds import AnySpec

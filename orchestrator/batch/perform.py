@@ -15,7 +15,7 @@ from jobs.errors import DreamKilnError, Interrupted, OutputError
 from jobs.events import Progress
 from jobs.pace import Pace
 from jobs.prior_client import PriorClient
-from jobs.vocabulary import warn_of_unknown_words
+from jobs.words.vocabulary import warn_of_unknown_words
 from orchestrator.batch import report as reports
 from orchestrator.batch.job_folder import JobFolder, Mode
 from orchestrator.batch.shard import Committed, ShardJob, ShardTask

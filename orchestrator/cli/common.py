@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from jobs.errors import InputError
-from jobs.prompts import check_prompt
+from jobs.words.prompts import check_prompt
 from orchestrator.host.user import user_name
 
 if TYPE_CHECKING:

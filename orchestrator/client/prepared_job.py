@@ -12,7 +12,7 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.extensions import absolute_name, is_extension, load_extension
 from jobs.kinds import AnySpec
-from jobs.prompts import check_prompt
+from jobs.words.prompts import check_prompt
 from orchestrator.batch.job_folder import JobFolder, Mode
 from orchestrator.batch.perform import BatchOutcome, perform_batch
 from orchestrator.batch.storage.stores import open_store

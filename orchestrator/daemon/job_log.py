@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from jobs.events import Message, Progress
-from jobs.safe_text import shown
+from jobs.words.safe_text import shown
 from orchestrator.host.state_folder import StateFolder
 
 __all__ = ["JobLog"]

@@ -12,8 +12,8 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import Submission
-from jobs.safe_text import check_stored
 from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.words.safe_text import check_stored
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.settings.batch import SHARD_WORKER_BYTES
 from orchestrator.settings.job import JobSettings

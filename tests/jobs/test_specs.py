@@ -15,8 +15,8 @@ from diffusion.samplers import SAMPLERS
 from jobs import codec
 from jobs.errors import InputError
 from jobs.kinds import spec_from_json
-from jobs.prompts import check_prompt, slug
 from jobs.specs import MESH_FORMATS, ImagesSpec, TextTo3DSpec
+from jobs.words.prompts import check_prompt, slug
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig

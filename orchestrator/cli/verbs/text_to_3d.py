@@ -27,7 +27,7 @@ def command(
     json: common.Json = False,
 ) -> int:
     """Compose the settings, then run the job."""
-    from jobs.prompts import check_prompt
+    from jobs.words.prompts import check_prompt
 
     check_prompt(prompt)  # before anything slow is imported
     from orchestrator.client.prepared_job import compose_here, prepare_text_to_3d

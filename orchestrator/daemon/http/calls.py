@@ -15,8 +15,8 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.kinds import spec_from_json
 from jobs.ledger import JobRecord, Ledger, NewGroup, Submission
-from jobs.safe_text import check_stored
 from jobs.states import State
+from jobs.words.safe_text import check_stored
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import InputError
-from jobs.prompts import check_prompt
+from jobs.words.prompts import check_prompt
 from orchestrator.batch.storage import urls
 from orchestrator.batch.tables.readers import read_records
 from orchestrator.batch.tables.source import TableSource
