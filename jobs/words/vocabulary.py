@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 
 from jobs.events import Message
 from jobs.prior_client import PriorClient
@@ -16,9 +17,15 @@ def warn_of_unknown_words(prior: PriorClient, prompt: str) -> Iterator[Message]:
     if not unknown:
         return
     info = prior.info()
-    words = ", ".join(unknown)
+    words = ", ".join(f"{word}{_near(word, info.vocabulary or ())}" for word in unknown)
     text = f"The prior {info.name!r} was never shown: {words}. It will guess, and probably ignore them."
     if info.vocabulary:
-        text += f" It knows: {', '.join(info.vocabulary)}."
+        text += f" It knows {len(info.vocabulary)} words; its dreamkiln.json lists them."
     text += " For free text give another prior: --prior FOLDER with weights in Stable Diffusion's layout."
     yield Message(text=text, level="warning")
+
+
+def _near(word: str, vocabulary: Sequence[str]) -> str:
+    """Known words that are spelt nearly so, in brackets."""
+    found = difflib.get_close_matches(word, vocabulary, n=2, cutoff=0.7)
+    return f" (near: {', '.join(found)})" if found else ""

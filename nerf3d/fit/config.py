@@ -71,7 +71,7 @@ class FitConfig:
         begins = [begin for begin, _ in self.render_sizes]
         a_share = "a share, 0 to 1"
         checks = {
-            "num_steps": (self.num_steps >= 1, "at least 1"),
+            "num_steps": (1 <= self.num_steps <= 1_000_000, "1 to 1,000,000: a step takes tens of milliseconds at best"),
             "num_views": (1 <= self.num_views <= 1024, "1 to 1024 pictures a step"),
             "guide_parts": (
                 1 <= self.guide_parts <= self.num_views and self.num_views % self.guide_parts == 0,

@@ -77,7 +77,7 @@ class MeshConfig:
             "resolution": (8 <= self.resolution <= 1024, "8 to 1024 grid points an axis"),
             "iso": (self.iso > 0, "a density over 0"),
             "smoothing": (0 <= self.smoothing <= 10, "0 to 10 voxels"),
-            "max_faces": (self.max_faces >= 100, "at least 100 faces"),
+            "max_faces": (100 <= self.max_faces <= 100_000_000, "100 to 100,000,000 faces"),
             "keep_components": (0 <= self.keep_components <= 1, "a share between 0 and 1"),
             "taubin_iterations": (0 <= self.taubin_iterations <= 1000, "0 to 1000 steps"),
             "texture_size": (self.texture_size in _TEXTURE_SIZES, f"one of {', '.join(map(str, _TEXTURE_SIZES))} texels"),

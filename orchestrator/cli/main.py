@@ -105,6 +105,7 @@ def _run(given: list[str]) -> int:
     debug = bool(os.environ.get("DREAMKILN_DEBUG")) or "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     as_json = "--json" in given
+    given = [_at_home(argument) for argument in given]
     common.set_run_folder(None)
     signals.forget_stop_signal()
     try:
@@ -155,8 +156,30 @@ def _usage(error: Any, given: Sequence[str]) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
     if hasattr(error.__cause__, "errors"):  # pydantic's, which calls every value "Input"
         message = message.replace("Input", repr(error.__cause__.errors()[0]["input"]), 1)
+    message += _meant(error, given)
     path, _ = _verb(given)
     return f"{message}{' See' if message.endswith('?') else '; see'} '{' '.join(path)} --help'."
+
+
+def _meant(error: Any, given: Sequence[str]) -> str:
+    """What an unknown option may have been meant as: a setting of that name, or a prompt that begins with a dash."""
+    option = str(getattr(error, "option_name", "") or "")
+    if not option:
+        return ""
+    if any(argument.startswith(option) and " " in argument for argument in given):
+        return "; a prompt that begins with a dash stands behind '--'"
+    from orchestrator.settings.compose import setting_names
+
+    name = option.lstrip("-").replace("-", "_")
+    names = [setting for setting in setting_names() if setting.rpartition(".")[2] == name and "." in setting]
+    return f"; a setting has that name: {' or '.join(f'{setting}=…' for setting in names)}" if names else ""
+
+
+def _at_home(argument: str) -> str:
+    """The argument as a shell would give it were there a space instead of "=": in --out=~/x it leaves the tilde."""
+    name, equals, value = argument.partition("=")
+    is_named = equals and name.startswith("--") and " " not in name
+    return f"{name}={os.path.expanduser(value)}" if is_named and value.startswith("~") else argument
 
 
 def _verb(given: Sequence[str]) -> tuple[list[str], Any]:

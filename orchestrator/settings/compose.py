@@ -25,7 +25,7 @@ from nerf3d.fit import PRESETS, FitConfig
 from nerf3d.mesh import MeshConfig
 from orchestrator.settings.groups import ExportSettings, PriorSettings, RuntimeSettings
 
-__all__ = ["Settings", "choices", "compose"]
+__all__ = ["Settings", "choices", "compose", "setting_names"]
 
 CONFIG_FOLDER = Path(__file__).parent / "config"
 NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask")
@@ -76,6 +76,19 @@ class Settings:
             "export": (ExportSettings, codec.to_plain(self.export)),
             "runtime": (RuntimeSettings, codec.to_plain(self.runtime)),
         }
+
+
+OPTIONS = ("seed", "out", "prompts", "format", "user", "priority", "key", "state", "best_of", "metric", "json", "local")
+"""Of the verbs that make something: what nobody needs to know to be no setting."""
+
+
+def setting_names() -> list[str]:
+    """Dotted names of everything that can be set."""
+    _register()
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3", job_name="dreamkiln"):
+        return list(_leaves(_plain([])))
 
 
 def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None = None) -> Settings:
@@ -186,6 +199,8 @@ def _check_choice(group: str, value: str, reference: Mapping[str, Any]) -> None:
     if group not in groups and isinstance(reference.get(group), Mapping):
         settings = ", ".join(f"{group}.{name}" for name in reference[group])
         raise InputError(f"{group} has no variants to choose from, so {group}={value} sets nothing; it has: {settings}.")
+    if group not in groups and group in OPTIONS:
+        raise InputError(f"{group} is no setting but an option: --{group.replace('_', '-')} {value}.")
     if group not in groups:
         known = sorted({*groups, *_leaves(reference)})
         raise InputError(f"There is no setting {group!r}{codec.near_matches(group, known)}; groups: {', '.join(groups)}.")

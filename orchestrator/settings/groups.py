@@ -50,8 +50,8 @@ class RuntimeSettings:
     preview_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_threads < 0:
-            raise InputError(f"runtime.num_threads is {self.num_threads}; give 0 (all cores) or a number of threads.")
+        if not 0 <= self.num_threads <= 4096:
+            raise InputError(f"runtime.num_threads is {self.num_threads}; give 0 (all cores) or 1 to 4096 threads.")
         if self.checkpoint_every < 1:
             raise InputError(f"runtime.checkpoint_every is {self.checkpoint_every}; give at least 1 step.")
         if self.preview_every < 0:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from jobs.vocabulary import _near, warn_of_unknown_words
 
 from jobs.errors import DreamKilnError, InputError, UnexpectedError
 from orchestrator.cli import common
@@ -20,7 +21,8 @@ from orchestrator.cli.main import app, main
 from orchestrator.cli.verb_settings import as_options
 from orchestrator.host.signals import stop_signals_interrupt
 from orchestrator.host.user import user_name
-from tests.fakes import FAST_OVERRIDES
+from orchestrator.prior.local import LocalPrior
+from tests.fakes import FAST_OVERRIDES, FakePrior
 from tests.orchestrator.conftest import COMMAND, command_environment
 
 INLINE = ("--runtime", "inline", "runtime.num_threads=1")
@@ -379,3 +381,33 @@ def test_every_verb_takes_its_options_as_settings(words, options):
 def test_a_verbs_own_settings_that_are_wrong(words, sentence, capsys):
     assert main(words) == 2
     assert re.search(sentence, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["text-to-3d", "a table", "--num-views", "4"],
+            r"No such option: --num-views.*a setting has that name: fit\.num_views=…",
+        ),
+        (["text-to-3d", "-a red table"], "a prompt that begins with a dash stands behind '--'"),
+        (["text-to-3d", "a table", "seed=4"], "seed is no setting but an option: --seed 4"),
+        (["text-to-3d", "a table", "--steps", "1000000000000"], "num_steps is 1000000000000; give 1 to 1,000,000"),
+        (["text-to-3d", "a table", "mesh.max_faces=1000000000000"], "max_faces is 1000000000000; give 100 to 100,000,000"),
+        (["text-to-3d", "a table", "runtime.num_threads=1000000"], "runtime.num_threads is 1000000; give 0"),
+        (["images", "--prompts", "~/nothing.csv"], "There is no prompt table ~/nothing.csv"),
+        (["images", "--prompts=~/nothing.csv"], r"There is no prompt table /home/ada/nothing\.csv"),
+    ],
+)
+def test_what_was_meant_is_named(capsys, monkeypatch, arguments, words):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert main(arguments) == 2
+    with pytest.raises(InputError, match=words):
+        raise InputError(capsys.readouterr().err)
+
+
+def test_unknown_words_are_told_with_their_neighbours_and_not_with_all_that_is_known():
+    prior = LocalPrior(FakePrior())
+    near = warn_of_unknown_words(prior, "a zeppelin")
+    assert [message.level for message in near] == ["warning"]
+    assert _near("lighthous", ["lighthouse", "house"]) == " (near: lighthouse)" and _near("zeppelin", ["house"]) == ""
