@@ -118,6 +118,8 @@ def perform_batch(
             with contextlib.ExitStack() as stack:
                 if shared_prior is None:
                     device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
+                    if runtime.kind == "ray":
+                        display.event(Progress(stage="ray", step=0, total=1))
                     made = make_runtime(spec, runtime, device, load_prior)  # type: ignore[arg-type]
                     running = stack.enter_context(made)
                     return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from jobs.safe_text import shown
 
 from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError, UnexpectedError
 from orchestrator.cli import common
@@ -27,6 +28,7 @@ from orchestrator.cli.verbs import (
     doctor,
     down,
     evaluate,
+    examples,
     export,
     images,
     jobs,
@@ -71,7 +73,7 @@ def dreamkiln(
     """What holds for every verb."""
 
 
-for verb in (text_to_3d, images, export, train, sample, evaluate, settings, doctor, up, down, status):
+for verb in (text_to_3d, images, export, train, sample, evaluate, settings, examples, doctor, up, down, status):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
 for group in (toybox, submit, jobs, users):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)
@@ -204,7 +206,7 @@ def _refuse_empty_options(given: Sequence[str]) -> None:
 
 def _report(error: DreamKilnError, *, as_json: bool) -> int:
     sentence = " ".join(str(error).split()) or type(error).__name__
-    print(f"dreamkiln: {sentence}", file=sys.stderr)
+    print(f"dreamkiln: {shown(sentence)}", file=sys.stderr)
     if as_json:
         print(json.dumps({"ok": False, "error": sentence, "kind": type(error).__name__, "exit_code": error.exit_code}))
     return error.exit_code

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from jobs.safe_text import shown
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -74,7 +75,7 @@ def what(job: Mapping[str, Any]) -> str:
     """The prompt, or the table of prompts."""
     spec = job["spec"]
     if job["kind"] != "batch-images":
-        return spec.get("prompt", job["name"])
+        return shown(spec.get("prompt", job["name"]))
     files = spec["table"]["files"]
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
     return f"{sum(file['num_rows'] for file in files):,} rows of {files[0]['name']}{more}"
@@ -128,27 +129,27 @@ def print_table(jobs: list[dict[str, Any]], *, now: float) -> None:
 def print_job(answer: Mapping[str, Any]) -> None:
     """One job with its attempts, files and events."""
     job = answer["job"]
-    print(f"Job {job['id']}, {job['kind']}: {what(job)}")
-    print(f"  state     {job['state']}" + (f" ({job['reason']})" if job["reason"] not in ("", "done") else ""))
+    _say(f"Job {job['id']}, {job['kind']}: {what(job)}")
+    _say(f"  state     {job['state']}" + (f" ({job['reason']})" if job["reason"] not in ("", "done") else ""))
     if (now := progress(job)) and now != job["reason"]:
-        print(f"  progress  {now}")
-    print(f"  folder    {job['out']}")
-    print(f"  user      {job['user']}, priority {job['priority']}, prior {job['prior']}")
+        _say(f"  progress  {now}")
+    _say(f"  folder    {job['out']}")
+    _say(f"  user      {job['user']}, priority {job['priority']}, prior {job['prior']}")
     if job["metrics"].get("num_failed"):
         causes = ", ".join(f"{num:,} {cause}" for cause, num in job["metrics"]["failures_by_cause"].items())
-        print(f"  failed    {causes}: see {job['out']}/{FAILURES}; mend them, then 'dreamkiln jobs retry {job['id']}'")
+        _say(f"  failed    {causes}: see {job['out']}/{FAILURES}; mend them, then 'dreamkiln jobs retry {job['id']}'")
     if job["is_dead_letter"]:
-        print(f"  dead letter after {job['num_failures']} failures; 'dreamkiln jobs retry {job['id']}' tries again")
+        _say(f"  dead letter after {job['num_failures']} failures; 'dreamkiln jobs retry {job['id']}' tries again")
     if shards := answer["shards"]:
-        print(f"  shards    {shards_done(shards)}")
+        _say(f"  shards    {shards_done(shards)}")
     for attempt in answer["attempts"]:
         ended = _time(attempt["ended_at"]) if attempt["ended_at"] else "now"
         why = f" ({attempt['reason']})" if attempt["reason"] not in ("", "done") else ""
-        print(f"  attempt   {_time(attempt['started_at'])} to {ended}: {attempt['outcome']}{why}")
+        _say(f"  attempt   {_time(attempt['started_at'])} to {ended}: {attempt['outcome']}{why}")
     for artefact in answer["artefacts"]:
-        print(f"  file      {artefact['name']} ({artefact['num_bytes']:,} bytes)")
+        _say(f"  file      {artefact['name']} ({artefact['num_bytes']:,} bytes)")
     for event in answer["events"]:
-        print(f"  {_time(event['at'])}  {event['text']}")
+        _say(f"  {_time(event['at'])}  {event['text']}")
 
 
 def follow(look: Look, *, interval_seconds: float, as_json: bool, stream: TextIO) -> Sight:
@@ -181,7 +182,7 @@ def _follow_lines(look: Look, interval_seconds: float, as_json: bool, stream: Te
                 before[job["id"]] = news
                 short = {name: job[name] for name in ("id", "state", "stage", "step", "total", "seconds_left", "reason")}
                 line = f"job {job['id']} {job['state']} {progress(job)}".rstrip()
-                print(json.dumps(short) if as_json else line, file=stream, flush=True)
+                print(json.dumps(short) if as_json else shown(line), file=stream, flush=True)
         if sight.is_over:
             return sight
         time.sleep(interval_seconds)
@@ -204,6 +205,10 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _say(text: str) -> None:
+    print(shown(text))
 
 
 def _time(seconds: float) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
+
+from jobs.safe_text import shown
 
 from jobs.events import Progress
 
 __all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "make_display"]
 
 LABELS = {
+    "ray": "start Ray",
     "start": "load the prior",
     "prepare": "prepare",
     "fit": "distil",
@@ -21,6 +25,7 @@ LABELS = {
     "export": "write files",
     "render": "render shards",
 }
+WIDE, NARROW = 100, 60
 SHOWN_METRICS = ("loss", "opacity", "occupied", "denoising_steps")
 
 
@@ -39,9 +44,10 @@ class Display(Protocol):
 
 
 def make_display(*, stream: TextIO | None = None) -> Display:
-    """Bars if the stream is a terminal, plain lines otherwise."""
+    """Bars if the stream is a terminal that can move its cursor, plain lines otherwise."""
     stream = stream or sys.stderr
-    return RichDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+    is_lively = stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+    return RichDisplay(stream) if is_lively else PlainDisplay(stream)
 
 
 class SilentDisplay:
@@ -95,23 +101,28 @@ class PlainDisplay:
         self._print(f"{level}: {text}" if level != "info" else text)
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(shown(text), file=self._stream, flush=True)
 
 
 class RichDisplay:
-    """A live bar per stage."""
+    """A live bar per stage. On a narrow terminal the bar goes first, then the metrics; the count and the time left stay."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         self._console = Console(file=stream)
+        bar = 30 if self._console.width >= WIDE else 10 if self._console.width >= NARROW else 0
+        label = TextColumn("{task.description:<15}" if bar else "{task.description}")
+        middle = [BarColumn(bar_width=bar)] if bar else []
+        self._room = self._console.width - 16 - (bar + 1 if bar else 0)
         self._bars = RichProgress(
-            TextColumn("{task.description:<15}"),
-            BarColumn(bar_width=30),
+            label,
+            *middle,
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
             console=self._console,
         )
         self._tasks: dict[str, Any] = {}
@@ -131,11 +142,13 @@ class RichDisplay:
             label = LABELS.get(progress.stage, progress.stage)
             self._tasks[progress.stage] = self._bars.add_task(label, total=progress.total, figures="")
         task = self._tasks[progress.stage]
-        self._bars.update(task, completed=progress.step, total=progress.total, figures=_figures(progress, rate))
+        room = self._room - 2 * len(str(progress.total)) - 2
+        figures = _fitting(_figures(progress, rate), room)
+        self._bars.update(task, completed=progress.step, total=progress.total, figures=figures)
 
     def message(self, text: str, level: str = "info") -> None:
         """A line above the bars."""
-        self._console.print(text, style="yellow" if level == "warning" else None, markup=False, highlight=False)
+        self._console.print(shown(text), style="yellow" if level == "warning" else None, markup=False, highlight=False)
 
 
 class _Rate:
@@ -155,19 +168,29 @@ class _Rate:
 
 def _line(progress: Progress, rate: float) -> str:
     label = LABELS.get(progress.stage, progress.stage)
-    figures = _figures(progress, rate)
+    figures = "  ".join(_figures(progress, rate))
     count = f" {progress.step}/{progress.total}" if progress.total > 1 else ""
     return label + count + (f"  {figures}" if figures else "")
 
 
-def _figures(progress: Progress, rate: float) -> str:
+def _figures(progress: Progress, rate: float) -> list[str]:
+    """What there is to say beside the count, the most wanted first."""
     parts = []
-    if rate and progress.total > 1:
-        parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
     if progress.seconds_left is not None and progress.step < progress.total:
         parts.append(f"{_duration(progress.seconds_left)} left")
-    parts += [f"{name} {progress.metrics[name]:.3g}" for name in SHOWN_METRICS if name in progress.metrics]
-    return "  ".join(parts)
+    if rate and progress.total > 1:
+        parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
+    return parts + [f"{name} {progress.metrics[name]:.3g}" for name in SHOWN_METRICS if name in progress.metrics]
+
+
+def _fitting(parts: list[str], room: int) -> str:
+    """As many of them as there is room for, from the first one on; the first in any case."""
+    taken = parts[:1]
+    for part in parts[1:]:
+        if len("  ".join([*taken, part])) > room:
+            break
+        taken.append(part)
+    return "  ".join(taken)
 
 
 def _duration(seconds: float) -> str:

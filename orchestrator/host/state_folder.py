@@ -47,8 +47,12 @@ class StateFolder:
 
     @classmethod
     def find(cls, given: Path | None = None) -> StateFolder:
-        """`given`, else the environment's, else the home's."""
-        return cls(Path(given or os.environ.get("DREAMKILN_STATE") or Path.home() / ".dreamkiln").absolute())
+        """`given`, else the environment's, else the home's. Raises InputError where there is no home."""
+        named = given or os.environ.get("DREAMKILN_STATE")
+        try:
+            return cls(Path(named or Path.home() / ".dreamkiln").absolute())
+        except RuntimeError as error:  # a user without an entry among the users, as in some containers
+            raise InputError("There is no home folder for the orchestrator's state; set HOME or DREAMKILN_STATE.") from error
 
     def create(self) -> None:
         """Make it and the token. Raises OutputError."""

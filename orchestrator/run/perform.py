@@ -105,6 +105,8 @@ def perform(
             return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
         device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
         try:
+            if runtime.kind == "ray":
+                display.event(Progress(stage="ray", step=0, total=1))
             with make_runtime(spec, runtime, device, load_prior) as running:
                 return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running)
         except KeyboardInterrupt:

@@ -99,6 +99,7 @@ def has_token() -> bool:
 
 
 def _start(metrics_port: int) -> None:
+    _require_places()
     _prepare(OWN_RAY)
     import ray
 
@@ -127,6 +128,20 @@ def _start(metrics_port: int) -> None:
                     f"Ray did not start within {_START_ATTEMPTS} times 30 s; the machine may be too busy: try again when it is "
                     "not, or run the command with --runtime inline."
                 ) from error
+
+
+def _require_places() -> None:
+    """What Ray writes to and does not name when it cannot. Raises InputError with what to set."""
+    home = Path(os.path.expanduser("~"))
+    places = [(Path(os.environ.get("RAY_TMPDIR", "/tmp")), "set RAY_TMPDIR to a folder of this machine that can be written")]
+    if not has_token():
+        places.append((home / ".ray" if (home / ".ray").exists() else home, "set HOME, or RAY_AUTH_TOKEN to any long secret"))
+    if sys.platform == "linux":
+        places.append((Path("/dev/shm"), "mount it, as 'docker run --shm-size=1g' does"))
+    for folder, advice in places:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            fault = "cannot be written" if folder.exists() else "does not exist"
+            raise InputError(f"Ray needs {folder}, which {fault}: {advice}, or run the command with --runtime inline.")
 
 
 class _OwnPaths(list[str]):

@@ -16,12 +16,14 @@ import typer
 from jobs.vocabulary import _near, warn_of_unknown_words
 
 from jobs.errors import DreamKilnError, InputError, UnexpectedError
+from orchestrator.batch.tables.source import TableSource
 from orchestrator.cli import common
 from orchestrator.cli.main import app, main
 from orchestrator.cli.verb_settings import as_options
 from orchestrator.host.signals import stop_signals_interrupt
 from orchestrator.host.user import user_name
 from orchestrator.prior.local import LocalPrior
+from orchestrator.run.edit_pictures import EditPictures
 from tests.fakes import FAST_OVERRIDES, FakePrior
 from tests.orchestrator.conftest import COMMAND, command_environment
 
@@ -388,7 +390,7 @@ def test_a_verbs_own_settings_that_are_wrong(words, sentence, capsys):
     [
         (
             ["text-to-3d", "a table", "--num-views", "4"],
-            r"No such option: --num-views.*a setting has that name: fit\.num_views=…",
+            r"No such option: --num-views.*has that name: fit\.num_views=…",
         ),
         (["text-to-3d", "-a red table"], "a prompt that begins with a dash stands behind '--'"),
         (["text-to-3d", "a table", "seed=4"], "seed is no setting but an option: --seed 4"),
@@ -411,3 +413,25 @@ def test_unknown_words_are_told_with_their_neighbours_and_not_with_all_that_is_k
     near = warn_of_unknown_words(prior, "a zeppelin")
     assert [message.level for message in near] == ["warning"]
     assert _near("lighthous", ["lighthouse", "house"]) == " (near: lighthouse)" and _near("zeppelin", ["house"]) == ""
+
+
+def test_examples_are_what_the_commands_of_the_documentation_take(tmp_path, capsys):
+    folder = tmp_path / "examples"
+    assert main(["examples", str(folder)]) == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "mask.png",
+        "picture.png",
+        "prompts.csv",
+        "prompts.txt",
+        "strokes.png",
+        "table.parquet",
+    }
+    said = capsys.readouterr().out
+    assert f"--init-image {folder}/strokes.png" in said
+    for table in ("prompts.csv", "prompts.txt", "table.parquet"):
+        source = TableSource.find(str(folder / table))
+        assert source.scan().num_rows == 6 and next(source.rows()).values["prompt"] == "a red house"
+    pictures = EditPictures.read(folder / "picture.png", folder / "mask.png")
+    assert pictures.image.shape == (64, 64, 3) and pictures.image.std() > 10
+    assert main(["examples", str(folder)]) == 2
+    assert "is there already; give another folder" in capsys.readouterr().err

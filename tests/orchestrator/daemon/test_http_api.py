@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from jobs.errors import InputError, OutputError
-from jobs.ledger import ShardRecord
+from jobs.ledger import Ledger, ShardRecord
 from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.states import State
 from orchestrator.cli.main import main
@@ -491,3 +492,15 @@ def test_what_the_orchestrator_keeps_is_its_owners_alone(tmp_path: Path):
     assert {mode for name, mode in modes.items() if name != "logs"} == {0o600} and modes["logs"] == 0o700
     assert folder.job_log(7).read_text() == "1970-01-01 00:00:00 a \\u001b[31mred\\u202e word\n"
     assert StateFolder(tmp_path / "new").create() is None and (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_backup_that_is_taken_while_jobs_come_in_is_a_whole_ledger(rig: Rig, client: Client, tmp_path: Path):
+    """As docs/orchestrator.md has it; a copy of the one file would lack what still stands in the journal beside it."""
+    client.post("/v1/jobs", {"jobs": [request()]})
+    live, backup = (sqlite3.connect(path) for path in (rig.folder.path / "ledger.db", tmp_path / "backup.db"))
+    with contextlib.closing(live), contextlib.closing(backup):
+        live.backup(backup)
+    client.post("/v1/jobs", {"jobs": [request("a blue chair")]})
+    with Ledger.own(f"sqlite:///{tmp_path / 'backup.db'}", name="restored") as restored:
+        assert [job.spec["prompt"] for job in restored.jobs.recent()] == ["a red table"]
+    assert len(client.get("/v1/jobs")["jobs"]) == 2

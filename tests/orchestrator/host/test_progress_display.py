@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from jobs.events import Progress
 from orchestrator.host.progress_display import PlainDisplay, RichDisplay, SilentDisplay, make_display
 
@@ -34,7 +36,7 @@ def test_plain_lines_come_at_the_ends_and_every_few_seconds():
     lines = stream.getvalue().splitlines()
     assert lines[0] == "prepare"
     assert lines[1] == "distil 0/400  0:40 left  loss 0.5"
-    assert lines[2] == "distil 60/400  10.0/s  0:34 left  loss 0.5"
+    assert lines[2] == "distil 60/400  0:34 left  10.0/s  loss 0.5"
     assert lines[-3] == "distil 400/400  10.0/s  loss 0.5"
     assert lines[-2:] == ["warning: a word of warning", "a word"]
     assert len(lines) == 11
@@ -46,7 +48,7 @@ def test_long_times_and_slow_steps_are_readable():
     display.event(fit(0))
     clock.now = 30
     display.event(fit(10, seconds_left=7384))
-    assert stream.getvalue().splitlines()[-1] == "distil 10/400  3.0 s each  2:03:04 left"
+    assert stream.getvalue().splitlines()[-1] == "distil 10/400  2:03:04 left  3.0 s each"
 
 
 def test_bars_show_stage_step_rate_and_time_left():
@@ -67,3 +69,31 @@ def test_silence():
     with SilentDisplay() as display:
         display.event(fit(1))
         display.message("x")
+
+
+@pytest.mark.parametrize(("columns", "with_metrics"), [(40, False), (80, True), (200, True)])
+def test_on_a_narrow_terminal_the_count_and_the_time_left_stay(monkeypatch, columns, with_metrics):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = io.StringIO()
+    with RichDisplay(stream) as display:
+        metrics = {"loss": 0.5, "opacity": 0.25, "occupied": 0.125}
+        display.event(Progress(stage="start", step=0, total=30000))
+        display.event(Progress(stage="start", step=12345, total=30000, seconds_left=7384, metrics=metrics))
+    lines = stream.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= columns for line in lines)
+    assert "12345/30000" in lines[-1] and "2:03:04 left" in lines[-1] and ("loss" in lines[-1]) == with_metrics
+
+
+def test_a_dumb_terminal_gets_plain_lines_and_no_text_steers_one(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    display = make_display(stream=stream)
+    assert isinstance(display, PlainDisplay)
+    display.message("red \x1b[31m and turned \u202e", "warning")
+    assert stream.getvalue() == "warning: red \\u001b[31m and turned \\u202e\n"
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(make_display(stream=Terminal()), RichDisplay)

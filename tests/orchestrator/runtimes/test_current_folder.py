@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.runtimes.ray_start import _OwnPaths
+from jobs.errors import InputError
+from orchestrator.host.state_folder import StateFolder
+from orchestrator.runtimes.ray_start import _OwnPaths, start_ray
 from tests.orchestrator.conftest import COMMAND, command_environment
 
 PLANTED = "from pathlib import Path\nPath({path!r}).write_text(__name__)\nraise ImportError('planted')\n"
@@ -40,6 +42,29 @@ def test_neither_the_command_nor_the_orchestrator_looks_into_the_current_folder(
     options = json.dumps({"state": str(shadowed.parent / "state"), "port": -5})
     done = run(shadowed, sys.executable, "-m", "orchestrator.daemon.daemon", input=options)
     assert "--port is -5" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RAY_TMPDIR": "/nowhere/tmp"}, "Ray needs /nowhere/tmp, which does not exist: set RAY_TMPDIR to a folder"),
+        ({"HOME": "/nowhere/home"}, "Ray needs /nowhere/home, which does not exist: set HOME, or RAY_AUTH_TOKEN"),
+    ],
+)
+def test_a_place_that_ray_needs_is_named_with_what_to_set(monkeypatch, variables, words):
+    for name in ("RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        start_ray()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    monkeypatch.delenv("DREAMKILN_STATE", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(InputError, match="no home folder for the orchestrator's state; set HOME or DREAMKILN_STATE"):
+        StateFolder.find()
 
 
 def test_workers_look_where_the_command_does():
