@@ -19,7 +19,7 @@ EPILOG = (
     "loop.KEY and the model's own, such as data.kinds=car,mushroom network.num_classes=auto loop.num_steps=2000; "
     "preset=small is a problem that one CPU core learns in minutes."
 )
-PARTS = ("autoencoder", "clip", "judge", "denoiser", "views", "assemble")
+PARTS = ("autoencoder", "decoder", "clip", "judge", "denoiser", "views", "assemble")
 SHARDS, PRIOR_OUT = Path("training/shards"), Path("training/toybox")
 
 

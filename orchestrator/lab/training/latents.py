@@ -23,9 +23,9 @@ CHUNK = 256
 
 
 def source_of(data: Pictures, autoencoder: AutoencoderTiny) -> str:
-    """sha256 (hex) of what the latents are made of: every pixel, every weight, the scale; neither names nor dates of files."""
+    """sha256 (hex) of what the latents are made of: pixels, the encoder's weights, the scale; no names or dates of files."""
     digest = hashlib.sha256(f"{data.sha256} {autoencoder.config}".encode())
-    for name, weight in sorted(autoencoder.state_dict().items()):
+    for name, weight in sorted(autoencoder.encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from diffusion.networks.layout import channels_last
 from diffusion.networks.unet import UNet2DCondition
 from diffusion.text.clip import Clip
 from diffusion.text.tokenizer import empty_tokens
-from diffusion.training.autoencoder import reconstruction_loss
+from diffusion.training.autoencoder import decoder_loss, reconstruction_loss
 from diffusion.training.contrastive import clip_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss
 from diffusion.training.loop import LoopConfig, TrainProgress, TrainState, load_average, train
@@ -71,6 +71,16 @@ def autoencoder(data: Pictures, root: Path, config: LoopConfig, device: str) -> 
     module = channels_last(AutoencoderTiny(recipe.AUTOENCODER)).to(device)
     state = started(module, root / "autoencoder", config)
     loss = reconstruction_loss(module, lambda rows: data.batch(rows).to(device))
+    return Part(state, train(state, loss, config, num_rows=len(data), device=device))
+
+
+def decoder(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
+    """The autoencoder's decoder, trained on with the encoder as it is and for the object's pixels."""
+    torch.manual_seed(config.seed)
+    whole = channels_last(trained_autoencoder(root)).to(device)
+    whole.decoder.requires_grad_(True)
+    state = started(whole.decoder, root / "decoder", config)
+    loss = decoder_loss(whole, lambda rows: data.batch(rows).to(device), lambda rows: data.masks(rows).to(device))
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 
 
@@ -189,6 +199,7 @@ def views(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
 
 PARTS: dict[str, Callable[[Pictures, Path, LoopConfig, str], Part]] = {
     "autoencoder": autoencoder,
+    "decoder": decoder,
     "clip": clip,
     "judge": judge,
     "denoiser": denoiser,
@@ -197,7 +208,7 @@ PARTS: dict[str, Callable[[Pictures, Path, LoopConfig, str], Part]] = {
 
 
 def trained_autoencoder(root: Path) -> AutoencoderTiny:
-    """The autoencoder with its latents scaled to unit variance.
+    """The autoencoder with its latents scaled to unit variance, and with the decoder that was trained on, if there is one.
 
     Raises:
         InputError: it has not been trained to its end.
@@ -206,7 +217,10 @@ def trained_autoencoder(root: Path) -> AutoencoderTiny:
     if not path.exists():
         raise InputError(f"{path} does not exist; train the autoencoder first ('dreamkiln train autoencoder').")
     scaling = json.loads(path.read_text(encoding="utf-8"))["scaling_factor"]
-    return load_averaged(AutoencoderTiny(replace(recipe.AUTOENCODER, scaling_factor=scaling)), root / "autoencoder")
+    module = load_averaged(AutoencoderTiny(replace(recipe.AUTOENCODER, scaling_factor=scaling)), root / "autoencoder")
+    if (root / "decoder" / CHECKPOINT).exists():
+        load_averaged(module.decoder, root / "decoder")
+    return module
 
 
 def measure_scaling(data: Pictures, root: Path) -> float:

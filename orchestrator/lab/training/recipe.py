@@ -49,6 +49,7 @@ SCHEDULE = NoiseSchedule(
 
 LOOPS = {
     "autoencoder": LoopConfig(num_steps=3300, batch_size=16, learning_rate=2e-3, ema_decay=0.998),
+    "decoder": LoopConfig(num_steps=6000, batch_size=16, learning_rate=1e-3, ema_decay=0.998),
     "clip": LoopConfig(num_steps=480, batch_size=128, learning_rate=1e-3, warmup_steps=60, ema_decay=0.995),
     "judge": LoopConfig(num_steps=1600, batch_size=128, learning_rate=1e-3, warmup_steps=60, ema_decay=0.995, seed=7),
     "denoiser": LoopConfig(num_steps=5000, batch_size=96, learning_rate=1.2e-3, optimizer="muon"),

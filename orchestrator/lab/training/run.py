@@ -149,6 +149,11 @@ def train_parts(
                 display.message(f"The prior is in {root / 'prior'}; use it with --prior {root / 'prior'}.")
                 continue
             pictures = pictures or Pictures.load(data)
+            if name == "views" and len(parts) > 1 and pictures.num_views == 1:
+                display.message(
+                    "views: left out, because each object is shown from one side; render with --views 4 to train them."
+                )
+                continue
             display.message(f"{name}: {len(pictures)} pictures; checkpoints, log and plots in {root / name}")
             if name in ("denoiser", "views"):
                 for encoded in encode(pictures, trained_autoencoder(root), root, device=device):

@@ -13,6 +13,8 @@ from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.prior import Prior
 from diffusion.text.clip import load_clip
 from jobs.errors import InputError, OutputError
+from nerf3d.toybox.items import make_item
+from nerf3d.toybox.render import render_items
 from nerf3d.toybox.shards import write_shards
 from orchestrator.host.progress_display import SilentDisplay
 from orchestrator.lab.training import latents, recipe, run
@@ -24,7 +26,7 @@ from orchestrator.lab.training.run import loop_configs, train_parts
 
 SHORT = {
     f"{part}.{field}": value
-    for part in ("autoencoder", "clip", "judge", "denoiser", "views")
+    for part in ("autoencoder", "decoder", "clip", "judge", "denoiser", "views")
     for field, value in (("num_steps", "2"), ("batch_size", "4"))
 }
 
@@ -149,6 +151,26 @@ def test_the_denoiser_learns_its_cameras_from_groups(
     unpack(tmp_path / "prior", tmp_path / "again")
     assemble(tmp_path / "again", tmp_path / "again/prior")
     assert Prior.load(tmp_path / "again/prior").weights_hash == prior.weights_hash
+
+
+def test_a_decoder_trained_on_leaves_the_latents_as_they_are(trained: Path, shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "autoencoder", tmp_path / "autoencoder")
+    shutil.copy(trained / latents.LATENTS, tmp_path)
+    before, data = trained_autoencoder(tmp_path), Pictures.load(shards)
+    train_parts(["decoder"], shards, tmp_path, device="cpu", overrides=SHORT, display=SilentDisplay())
+    after = trained_autoencoder(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before.decoder.parameters(), after.decoder.parameters(), strict=True))
+    assert list(latents.encode(data, after, tmp_path, device="cpu")) == []
+    figures = json.loads((tmp_path / "decoder/log.jsonl").read_text().splitlines()[-1])
+    assert 0 < figures["object_psnr"] < 60
+
+
+def test_masks_show_where_the_object_is(shards: Path) -> None:
+    data, rows = Pictures.load(shards), torch.arange(8)
+    _, alpha = render_items([make_item(index) for index in rows.tolist()])
+    inside, outside = (data.masks(rows)[where].mean() for where in (alpha > 0.9, alpha == 0))
+    assert inside > 0.97 and outside < 0.01
 
 
 def test_views_are_not_trained_on_single_pictures(trained: Path, shards: Path) -> None:
