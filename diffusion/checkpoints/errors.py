@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+JSON_VALUES = (dict, list, str, int, float, type(None))
+
 
 class PriorError(ValueError):
     """A checkpoint is missing, incomplete, damaged or of another kind; the message names the file and the fix."""
@@ -12,6 +14,8 @@ class PriorError(ValueError):
 @contextmanager
 def making_sense_of(path: Path) -> Iterator[None]:
     """Turns what goes wrong with the contents of a file or a folder into a sentence that names it.
+
+    An AttributeError or TypeError that no content of a file can cause, because it is about our own code, is left as it is.
 
     Raises:
         PriorError: a file or a field is missing, or holds what is not supported.
@@ -27,4 +31,13 @@ def making_sense_of(path: Path) -> Iterator[None]:
     except ValueError as error:
         raise PriorError(f"{path}: {error}") from None
     except (AttributeError, TypeError) as error:
+        if _is_ours(error):
+            raise
         raise PriorError(f"{path} holds a value of another type than expected ({error}); copy it again") from None
+
+
+def _is_ours(error: AttributeError | TypeError) -> bool:
+    """Whether an attribute was missed on something that JSON does not hold, or a call did not fit its function."""
+    if isinstance(error, AttributeError):
+        return not isinstance(error.obj, JSON_VALUES)
+    return any(words in str(error) for words in ("positional argument", "keyword argument", "arguments, got"))
