@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from jobs.safe_text import shown
 
 from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError, UnexpectedError
+from jobs.words.safe_text import shown
 from orchestrator.cli import common
 from orchestrator.cli.verb_settings import as_options
 from orchestrator.cli.verbs import (

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from jobs.safe_text import shown
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jobs.words.safe_text import shown
 from orchestrator.client.open_jobs import Sight
 from orchestrator.settings.batch import FAILURES
 

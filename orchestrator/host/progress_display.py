@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
-from jobs.safe_text import shown
-
 from jobs.events import Progress
+from jobs.words.safe_text import shown
 
 __all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "make_display"]
 

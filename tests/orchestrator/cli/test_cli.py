@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from jobs.vocabulary import _near, warn_of_unknown_words
 
 from jobs.errors import DreamKilnError, InputError, UnexpectedError
+from jobs.words.vocabulary import _near, warn_of_unknown_words
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.cli import common
 from orchestrator.cli.main import app, main
