@@ -21,6 +21,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "ledger": ("--num-rows", "100000"),
     "versus_diffusers": ("--only", "toybox", "--repeats", "3", "--out", "runs/benchmarks/versus_diffusers.json"),
     "cross_attention": ("--repeats", "4"),
+    "prior_opinion": ("--first", "2", "--out", "runs/benchmarks/prior_opinion.json"),
     "mutations": ("--only", "analog_bits"),
     "gallery": ("--preset", "draft", "--first", "2", "--docs", "runs/benchmarks/gallery"),
 }
