@@ -70,8 +70,12 @@ def column_types(spec: BatchImagesSpec) -> dict[str, str]:
     return COLUMNS | {kept: spec.table.columns[name] for name, kept in kept_names(spec).items()}
 
 
-def encode(spec: BatchImagesSpec, drawn: Drawn, *, prior_hash: str) -> Finished:
-    """A picture that was drawn, as a PNG file with everything in its text chunks that a single prompt's has."""
+def encode(spec: BatchImagesSpec, drawn: Drawn, *, prior_hash: str, index: int | None = None) -> Finished:
+    """A picture that was drawn, as a PNG file with everything in its text chunks that a single prompt's has.
+
+    Args:
+        index: of the row, where rows are numbered; it is in the PNG too.
+    """
     picture, source = drawn.picture, drawn.source
     image = (
         picture.image
@@ -79,7 +83,7 @@ def encode(spec: BatchImagesSpec, drawn: Drawn, *, prior_hash: str) -> Finished:
         else replace(picture.image, init_image=source.hashes.get("init_image"), mask=source.hashes.get("mask"))
     )
     settings = picture_metadata(image, prior_hash=prior_hash)
-    metadata = {**settings, "seed": str(image.seed), "index": str(picture.row.index)}
+    metadata = {**settings, "seed": str(image.seed), **({} if index is None else {"index": str(index)})}
     height, width, _ = drawn.image.shape
     return keep(spec, picture, encode_png(drawn.image, metadata), (width, height), prior_hash=prior_hash)
 

@@ -161,7 +161,7 @@ class ShardWriter:
             case Finished():
                 return answer
             case Drawn():
-                return encode(self._spec, answer, prior_hash=self._info.weights_hash)
+                return encode(self._spec, answer, prior_hash=self._info.weights_hash, index=answer.row.index)
             case Failed():
                 return failed(self._spec, answer)
 
