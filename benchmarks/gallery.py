@@ -1,7 +1,7 @@
-"""The gallery: 24 prompts, 12 of them held out, through the product itself, all shown, with the judge's scores.
+"""The gallery: 24 prompts, or with --first 64 all 64, half of them held out, through the product itself, with its scores.
 
-The prompts and the seed are fixed below and nothing is picked; what fails is shown as failed. An interrupted run goes on
-when it is repeated. docs/gallery/ gets one small contact sheet a prompt, meshes.webp (one view of each), README.md and
+The prompts and the seed are fixed below and nothing is picked; all are shown, what fails as failed. An interrupted run goes
+on when it is repeated. docs/gallery/ gets one small contact sheet a prompt, meshes.webp (one view of each), README.md and
 scores.json.
 """
 
@@ -56,6 +56,55 @@ TAUGHT = (
     "a gray hammer with a brown handle",
 )
 PROMPTS = HELD_OUT + TAUGHT
+"""The 24 that stand in the README."""
+
+MORE_HELD_OUT = (
+    "a cyan cube",
+    "a yellow cake",
+    "a green apple",
+    "a green pyramid",
+    "a red penguin",
+    "a pink stool with purple legs",
+    "a blue ice cream with an orange cone",
+    "a gray cylinder",
+    "a green bed",
+    "a red donut",
+    "a gray cactus with a white pot",
+    "a white duck with a black beak",
+    "a black bottle",
+    "a cyan rocket with a red nose",
+    "a blue boat with an orange sail",
+    "a brown barrel",
+    "a yellow egg",
+    "a gray umbrella with a black handle",
+    "a gray lighthouse with a black roof",
+    "a gray vase",
+)
+MORE_TAUGHT = (
+    "a purple cone",
+    "a cyan egg",
+    "a pink tree",
+    "a pink ball",
+    "an orange present with a pink ribbon",
+    "a black mug",
+    "a black vase",
+    "a brown umbrella",
+    "a purple truck with a white trailer",
+    "an orange car",
+    "a cyan cake",
+    "a gray chair with red legs",
+    "a green lamp with a black base",
+    "a yellow robot",
+    "a white teapot with a black lid",
+    "a yellow penguin",
+    "a cyan hammer",
+    "a brown pyramid",
+    "a brown table",
+    "a blue sofa",
+)
+ALL_PROMPTS = PROMPTS + MORE_HELD_OUT + MORE_TAUGHT
+"""64 of every kind, half of them held out, the 24 first."""
+
 SEED = 0
 
 COLUMNS = (
@@ -216,7 +265,7 @@ def _table(made: Sequence[Made], scores: Mapping[str, MeshScore]) -> list[str]:
         f"|---|{'---|' * len(COLUMNS)}",
     ]
     for one in made:
-        held_out = "yes" if one.prompt in HELD_OUT else "no"
+        held_out = "yes" if one.prompt in HELD_OUT + MORE_HELD_OUT else "no"
         item = scores.get(one.folder.name)
         if item is None:
             lines.append(f"| {one.number} | {one.prompt} | {held_out} | failed {'| ' * (len(COLUMNS) - 3)}|")
@@ -243,7 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="default", help="draft, default or fine")
     parser.add_argument("--prior", default="toybox")
     parser.add_argument("--judge", default="", help="another judge's folder than the prior's")
-    parser.add_argument("--first", type=int, default=len(PROMPTS), metavar="N", help="only the first N prompts, for a trial")
+    count = f"only the first N prompts, at most {len(ALL_PROMPTS)}; {len(PROMPTS)} by default"
+    parser.add_argument("--first", type=int, default=len(PROMPTS), metavar="N", help=count)
     parser.add_argument("--runs", type=Path, help="run folders; by default runs/gallery-<preset>")
     parser.add_argument("--docs", type=Path, default=Path("docs/gallery"))
     parser.add_argument("overrides", nargs="*", metavar="GROUP.KEY=VALUE")
@@ -251,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs = options.runs or Path("runs") / f"gallery-{options.preset}"
     try:
         made = make(
-            PROMPTS[: max(1, options.first)],
+            ALL_PROMPTS[: max(1, options.first)],
             preset=options.preset,
             prior=options.prior,
             runs=runs,

@@ -21,7 +21,7 @@ from nerf3d.toybox.kinds import KINDS, Kind
 from nerf3d.toybox.words import COLOURS, vocabulary
 from nerf3d.view_words import all_view_phrases
 
-__all__ = ["NUM_CAPTIONS", "CaptionPool", "caption_pool", "held_out", "is_toybox_prompt", "taught_prompts"]
+__all__ = ["NUM_CAPTIONS", "CaptionPool", "caption_pool", "clay_pool", "held_out", "is_toybox_prompt", "taught_prompts"]
 
 NUM_CAPTIONS = 256
 HARD_SHARE = 0.75
@@ -68,6 +68,22 @@ def caption_pool(prompts: Sequence[str], *, num_captions: int = NUM_CAPTIONS, se
     _fill(found, _any_captions(seed), size)
     captions = tuple(found.values())
     return CaptionPool(captions, tuple(places[_meaning(prompt)] for prompt in prompts), tuple(map(kind_of, captions)))
+
+
+def clay_pool(prompts: Sequence[str]) -> CaptionPool:
+    """The captions that white clay is ranked among: every kind in white, since colours are no part of that question.
+
+    A sentence that names no kind stands for itself.
+    """
+    captions, kinds, truths = [plain_prompt(kind, "white") for kind in KINDS.values()], list(KINDS), []
+    for prompt in prompts:
+        if kind := kind_of(prompt):
+            truths.append(kinds.index(kind))
+            continue
+        if (text := without_view_words(prompt)) not in captions:
+            captions.append(text)
+        truths.append(captions.index(text))
+    return CaptionPool(tuple(captions), tuple(truths), tuple(map(kind_of, captions)))
 
 
 def without_view_words(prompt: str) -> str:

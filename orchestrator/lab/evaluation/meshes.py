@@ -15,7 +15,7 @@ from jobs.events import Progress
 from orchestrator.exports.contact_sheet import to_uint8
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.lab.evaluation import r_precision
-from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, held_out
+from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, clay_pool, held_out
 from orchestrator.lab.evaluation.geometry import GeometryScore, compare, true_mesh
 from orchestrator.lab.evaluation.judge import Judge, judge_of
 from orchestrator.lab.evaluation.mesh_sets import MadeMesh, read_mesh
@@ -33,10 +33,10 @@ NUM_COLUMNS = 3
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """One mesh: its views (V, 3, H, W) by shading, and where the true object is known its coloured views and the geometry."""
+    """One mesh: its views (V, 3, H, W) by shading, and where the true object is known its views and the geometry."""
 
     views: dict[str, Tensor]
-    true_views: Tensor | None
+    true_views: dict[str, Tensor] | None
     geometry: GeometryScore | None
     true_components: int | None
 
@@ -68,16 +68,19 @@ def score_meshes(
         measured.append(_measure(made, num_views=num_views, size=judge.image_size))
     display.event(Progress(stage="score", step=len(meshes), total=len(meshes)))
 
-    pool = caption_pool([made.prompt for made in meshes], num_captions=num_captions)
-    flags = [held_out(made.prompt) for made in meshes]
-    captions = judge.embed_texts(pool.captions)
+    prompts = [made.prompt for made in meshes]
+    pool = caption_pool(prompts, num_captions=num_captions)
+    pools = {"coloured": pool, "textureless": clay_pool(prompts)}
+    flags = [held_out(prompt) for prompt in prompts]
     ranked: dict[str, list[Ranked]] = {}
     precision: dict[str, RPrecision] = {}
     for shading in SHADINGS:
+        captions = judge.embed_texts(pools[shading].captions)
         views = judge.embed_images(torch.cat([m.views[shading] for m in measured]))
-        ranked[shading], figures = _rank(views.view(len(meshes), num_views, -1), captions, pool, flags, name=shading)
-        precision |= figures
-    precision |= _true_objects([m.true_views for m in measured], judge, captions, pool)
+        ranked[shading], figures = _rank(views.view(len(meshes), num_views, -1), captions, pools[shading], flags, name=shading)
+        true_views = [None if m.true_views is None else m.true_views[shading] for m in measured]
+        name = TRUE_OBJECTS if shading == "coloured" else f"{TRUE_OBJECTS}, {shading}"
+        precision |= figures | _true_objects(true_views, judge, captions, pools[shading], name=name)
     items = tuple(
         MeshScore(
             name=made.name,
@@ -106,9 +109,10 @@ def score_meshes(
 
 def _measure(made: MadeMesh, *, num_views: int, size: int) -> _Measured:
     truth = true_mesh(made.prompt)
+    true_views = {shading: photograph_truth(made.prompt, orbit(num_views), size=size, shading=shading) for shading in SHADINGS}
     return _Measured(
         {shading: photograph(made.mesh, num_views=num_views, size=size, shading=shading) for shading in SHADINGS},
-        photograph_truth(made.prompt, orbit(num_views), size=size),
+        {shading: views for shading, views in true_views.items() if views is not None} or None,
         None if truth is None else compare(made.mesh, truth, num_views=num_views),
         None if truth is None else truth.num_components,
     )
@@ -128,8 +132,10 @@ def _rank(
     return Ranked.rows(whole, pool, alone.ranks.view(num_objects, num_views).tolist()), precision
 
 
-def _true_objects(views: Sequence[Tensor | None], judge: Judge, captions: Tensor, pool: CaptionPool) -> dict[str, RPrecision]:
-    """The judge's own ceiling: the true objects, coloured, from the same sides."""
+def _true_objects(
+    views: Sequence[Tensor | None], judge: Judge, captions: Tensor, pool: CaptionPool, *, name: str
+) -> dict[str, RPrecision]:
+    """The judge's own ceiling: the true objects from the same sides."""
     rows = [number for number, view in enumerate(views) if view is not None]
     if not rows:
         return {}
@@ -137,7 +143,7 @@ def _true_objects(views: Sequence[Tensor | None], judge: Judge, captions: Tensor
     embedded = judge.embed_images(known.flatten(0, 1)).view(len(rows), known.shape[1], -1)
     truths = [pool.truths[row] for row in rows]
     found = r_precision.retrieve(r_precision.mean_embedding(embedded), captions, torch.tensor(truths))
-    return {TRUE_OBJECTS: r_precision.summarise(found, pool, truths)}
+    return {name: r_precision.summarise(found, pool, truths)}
 
 
 def _tile(item: MeshScore, measured: _Measured) -> Tile:
@@ -145,7 +151,7 @@ def _tile(item: MeshScore, measured: _Measured) -> Tile:
     coloured, textureless = measured.views["coloured"], measured.views["textureless"]
     num_views = len(coloured)
     front, back = round(num_views / 8) % num_views, round(num_views * 5 / 8) % num_views
-    truth = textureless[back] if measured.true_views is None else measured.true_views[front]
+    truth = textureless[back] if measured.true_views is None else measured.true_views["coloured"][front]
     shown = torch.stack([coloured[front], coloured[back], textureless[front], truth])
     figures = [f"clay {item.textureless.rank}"]
     if item.geometry is not None:

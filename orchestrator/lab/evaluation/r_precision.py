@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.captions import CaptionPool
 
 __all__ = ["RPrecision", "Retrieval", "by_teaching", "mean_embedding", "retrieve", "summarise"]
@@ -45,6 +46,8 @@ class Retrieval:
 class RPrecision:
     """Of num_scored pictures or objects: shares whose true caption came first or among five, and its mean rank.
 
+    r_at_1_interval: of 95 % confidence, by bootstrap over the pictures or objects.
+
     right_kind: share whose first caption names the right kind of object, whatever its colours. It is the part of the
     question that a textureless picture can answer.
     """
@@ -54,6 +57,7 @@ class RPrecision:
     r_at_5: float
     mean_rank: float
     right_kind: float
+    r_at_1_interval: tuple[float, float] | None = None
 
 
 def retrieve(images: Tensor, captions: Tensor, truths: Tensor) -> Retrieval:
@@ -86,6 +90,7 @@ def summarise(retrieval: Retrieval, pool: CaptionPool, truths: Sequence[int]) ->
         r_at_5=(ranks <= 5).sum().item() / num,
         mean_rank=ranks.sum().item() / num,
         right_kind=sum(right) / num,
+        r_at_1_interval=interval_of_mean((ranks == 1).double().tolist()),
     )
 
 

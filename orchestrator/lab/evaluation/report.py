@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jobs import codec
+from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.captions import CaptionPool
 from orchestrator.lab.evaluation.geometry import GeometryScore
 from orchestrator.lab.evaluation.judge import Judge
@@ -102,7 +103,7 @@ class ImageScore:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshScore:
-    """One object, coloured and as white clay.
+    """One object, coloured and as white clay; clay is ranked among the kinds alone (`captions.clay_pool`).
 
     Args:
         geometry: against the true object; None for a sentence that is not the toybox's.
@@ -128,6 +129,8 @@ class GeometryMeans:
     """Means over the objects with a known truth.
 
     num_sound: of all objects, how many are watertight with no more pieces than the true object (or one).
+    pose_error_degrees: None in reports that were made before it was measured.
+    intervals: name -> the mean's bounds of 95 % confidence, by bootstrap over the objects.
     """
 
     num_objects: int
@@ -136,6 +139,8 @@ class GeometryMeans:
     f_score: float
     silhouette_iou: float
     num_sound: int
+    pose_error_degrees: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +164,8 @@ class MeshesReport:
 
     Args:
         precision: "coloured" and "textureless" of whole objects, the same with ", views" of single views, and the objects'
-            with ", held out" and ", taught" where there are both; `TRUE_OBJECTS` as coloured whole objects, for comparison.
+            with ", held out" and ", taught" where there are both; for comparison `TRUE_OBJECTS` as coloured whole objects,
+            and with ", textureless" as clay.
         geometry: None without a known truth.
     """
 
@@ -187,9 +193,15 @@ def geometry_means(items: Iterable[MeshScore]) -> GeometryMeans | None:
     known = [item.geometry for item in items if item.geometry is not None]
     if not known:
         return None
-    names = ("volumetric_iou", "chamfer", "f_score", "silhouette_iou")
-    means = {name: sum(getattr(score, name) for score in known) / len(known) for name in names}
-    return GeometryMeans(num_objects=len(known), num_sound=sum(map(is_sound, items)), **means)
+    names = ("volumetric_iou", "chamfer", "f_score", "silhouette_iou", "pose_error_degrees")
+    values = {name: [getattr(score, name) for score in known] for name in names}
+    values = {name: column for name, column in values.items() if None not in column}
+    return GeometryMeans(
+        num_objects=len(known),
+        num_sound=sum(map(is_sound, items)),
+        intervals={name: interval_of_mean(column) for name, column in values.items()},
+        **{name: sum(column) / len(known) for name, column in values.items()},
+    )
 
 
 def is_sound(item: MeshScore) -> bool:

@@ -27,25 +27,39 @@ def print_report(report: ImagesReport | MeshesReport, stream: TextIO) -> None:
         return
     console.print(_mesh_table(report))
     if (means := report.geometry) is not None:
+        pose = "" if means.pose_error_degrees is None else f", pose error {means.pose_error_degrees:.0f} degrees"
+        figures = [
+            f"{word} {getattr(means, name):.3f}{_within(means.intervals.get(name))}"
+            for word, name in (("silhouette IoU", "silhouette_iou"), ("volume IoU", "volumetric_iou"), ("F-score", "f_score"))
+        ]
         console.print(
-            f"Mean of {means.num_objects} with a known truth: silhouette IoU {means.silhouette_iou:.3f}, volume IoU "
-            f"{means.volumetric_iou:.3f}, Chamfer {means.chamfer:.4f}, F-score {means.f_score:.3f} (at 0.05 of the longest "
-            f"side). {means.num_sound} of {len(report.items)} watertight and in one piece (or as many as the true object).",
+            f"Mean of {means.num_objects} with a known truth: {', '.join(figures)} (at 0.05 of the longest side), Chamfer "
+            f"{means.chamfer:.4f}{pose}. {means.num_sound} of {len(report.items)} watertight and in one piece (or as many as "
+            "the true object).",
             highlight=False,
             soft_wrap=True,
         )
 
 
+def _within(interval: tuple[float, float] | None) -> str:
+    """The interval of 95 % confidence in brackets."""
+    return "" if interval is None else " [{:.3f}, {:.3f}]".format(*interval)
+
+
 def _precision_table(precision: Mapping[str, RPrecision], num_captions: int):
     from rich.table import Table
 
-    table = Table(title=f"R-Precision among {num_captions} captions (chance {1 / num_captions:.1%})", title_justify="left")
+    table = Table(
+        title=f"R-Precision among {num_captions} captions (chance {1 / num_captions:.1%}); clay among the kinds in white",
+        title_justify="left",
+    )
     table.add_column("")
-    for name in ("scored", "R@1", "R@5", "mean rank", "right kind"):
+    for name in ("scored", "R@1", "95 %", "R@5", "mean rank", "right kind"):
         table.add_column(name, justify="right")
     for name, value in precision.items():
-        shares = (f"{share:.1%}" for share in (value.r_at_1, value.r_at_5))
-        table.add_row(name, str(value.num_scored), *shares, f"{value.mean_rank:.1f}", f"{value.right_kind:.1%}")
+        interval = "" if value.r_at_1_interval is None else "{:.0%} to {:.0%}".format(*value.r_at_1_interval)
+        figures = (f"{value.r_at_1:.1%}", interval, f"{value.r_at_5:.1%}", f"{value.mean_rank:.1f}", f"{value.right_kind:.1%}")
+        table.add_row(name, str(value.num_scored), *figures)
     return table
 
 
@@ -66,7 +80,7 @@ def _mesh_table(report: MeshesReport):
     from rich.table import Table
 
     table = Table("prompt", "held out", title="Meshes", title_justify="left")
-    for name in ("rank", "views", "clay", "sil. IoU", "vol. IoU", "Chamfer", "F", "pieces", "tight", "s"):
+    for name in ("rank", "views", "clay", "sil. IoU", "vol. IoU", "Chamfer", "F", "pose", "pieces", "tight", "s"):
         table.add_column(name, justify="right")
     for item in report.items:
         table.add_row(*_mesh_row(item), style=None if item.coloured.rank == 1 else "red")
@@ -75,9 +89,10 @@ def _mesh_table(report: MeshesReport):
 
 def _mesh_row(item: MeshScore) -> list[str]:
     score = item.geometry
-    figures = ["", "", "", ""]
+    figures = [""] * 5
     if score is not None:
         figures = [f"{score.silhouette_iou:.3f}", f"{score.volumetric_iou:.3f}", f"{score.chamfer:.4f}", f"{score.f_score:.3f}"]
+        figures.append("" if score.pose_error_degrees is None else f"{score.pose_error_degrees:.0f}")
     views = item.coloured.view_ranks
     pieces = str(item.num_components)
     if item.true_components not in (None, item.num_components):

@@ -23,6 +23,12 @@ def test_the_gallery_is_what_the_readme_says():
     assert all(held_out(prompt) is True for prompt in gallery.HELD_OUT) and len(gallery.HELD_OUT) == 12
     assert all(held_out(prompt) is False for prompt in gallery.TAUGHT)
     assert all(map(is_toybox_prompt, gallery.PROMPTS)) and len(set(map(kind_of, gallery.PROMPTS))) >= 16
+    everything = gallery.ALL_PROMPTS
+    assert everything[:24] == gallery.PROMPTS and len(set(everything)) == 64
+    assert (
+        sum(held_out(prompt) is True for prompt in everything) == sum(held_out(prompt) is False for prompt in everything) == 32
+    )
+    assert all(map(is_toybox_prompt, everything)) and set(map(kind_of, everything)) == set(KINDS)
 
 
 def test_the_gallery_from_prompt_to_page(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from nerf3d.toybox.kinds import KINDS
 from orchestrator.lab.evaluation.captions import (
     NUM_CAPTIONS,
     caption_pool,
+    clay_pool,
     held_out,
     is_toybox_prompt,
     taught_prompts,
@@ -77,3 +78,10 @@ def test_held_out_and_taught_prompts_are_told_apart():
     assert all(held_out(prompt) is False for prompt in taught)
     assert taught == taught_prompts(80) and {meaning(p)[0] for p in taught[: len(KINDS)]} == set(KINDS)
     assert held_out("a red mushroom with a white stem") is False and held_out("a red table") is True
+
+
+def test_clay_is_ranked_among_the_kinds_in_white():
+    pool = clay_pool(["a red table with blue legs", "a small cyan table", "a marble statue", "a blue duck, back view"])
+    assert len(pool.captions) == len(KINDS) + 1
+    assert [pool.captions[truth] for truth in pool.truths] == ["a white table"] * 2 + ["a marble statue", "a white duck"]
+    assert pool.kinds[pool.truths[3]] == "duck" and len(set(pool.kinds)) == len(pool.kinds)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jobs.errors import InputError
 from nerf3d.toybox.heldout import held_out_prompts
+from nerf3d.toybox.kinds import KINDS
 from orchestrator.exports import write_glb, write_png
 from orchestrator.lab.evaluation import evaluate
 from orchestrator.lab.evaluation import report as reports
@@ -67,9 +68,13 @@ def test_meshes(mesh_runs, judge, tmp_path, capsys):
     assert report.setting.num_captions == 200 and report.setting.num_views == 2
     assert {"coloured", "coloured, views", "coloured, held out", "textureless, taught"} < set(report.precision)
     for item in report.items:
-        assert len(item.coloured.view_ranks) == 2 and 1 <= item.textureless.rank <= 200
+        assert len(item.coloured.view_ranks) == 2 and 1 <= item.textureless.rank <= len(KINDS) + 1
+    assert table.geometry.pose_error_degrees == 0 and report.geometry.pose_error_degrees == 0
+    low, high = report.geometry.intervals["silhouette_iou"]
+    assert low <= report.geometry.silhouette_iou + 1e-4 and report.geometry.silhouette_iou <= high + 1e-4
     assert report.precision["coloured, views"].num_scored == 6
     assert report.precision[reports.TRUE_OBJECTS].num_scored == 2
+    assert report.precision[f"{reports.TRUE_OBJECTS}, textureless"].num_scored == 2
     with Image.open(tmp_path / "out" / "report.png") as page:
         assert page.width > 3 * 4 * 96
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.captions import CaptionPool
 from orchestrator.lab.evaluation.r_precision import by_teaching, mean_embedding, retrieve, summarise
 
@@ -85,3 +87,10 @@ def test_the_mean_of_views_is_a_unit_vector_between_them():
 def test_nothing_to_summarise():
     with pytest.raises(ValueError, match="nothing to summarise"):
         summarise(retrieve(noise(0, 4), noise(3, 4), torch.zeros(0, dtype=torch.long)), pool_of(3), ())
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = [low <= 0.7 <= high for low, high in (interval_of_mean((rng.random(60) < 0.7).tolist()) for _ in range(200))]
+    assert 0.88 < sum(covered) / len(covered) < 0.99
+    assert interval_of_mean([0.25]) == (0.25, 0.25) and interval_of_mean([1.0] * 5) == (1.0, 1.0)

@@ -17,7 +17,7 @@ from nerf3d.toybox.truth import ToyObject, object_from_prompt
 from orchestrator.exports import Placement, write_glb
 from orchestrator.exports.reading import read_glb
 from orchestrator.exports.transform import fill_frame
-from orchestrator.lab.evaluation.geometry import compare, true_mesh
+from orchestrator.lab.evaluation.geometry import compare, pose_error, true_mesh
 from orchestrator.lab.evaluation.mesh_views import BACKGROUNDS, orbit, photograph
 
 
@@ -64,6 +64,17 @@ def test_place_and_size_are_not_judged_but_direction_is():
     assert same.volumetric_iou > 0.98 and same.silhouette_iou > 0.98
     assert wrong.volumetric_iou < 0.7 and wrong.silhouette_iou < 0.9
     assert wrong.chamfer > 3 * same.chamfer
+
+
+@pytest.mark.parametrize("degrees", [0.0, 90.0, 180.0, -45.0])
+def test_the_pose_error_is_the_turn_of_what_has_a_front(degrees):
+    truth = true_mesh("an orange duck")
+    assert pose_error(truth.turned(degrees), truth) == abs(degrees)
+
+
+def test_a_round_object_has_no_pose():
+    ball = true_mesh("a red ball")
+    assert pose_error(ball.turned(70.0), ball) == 0
 
 
 def test_another_kind_scores_worse():
