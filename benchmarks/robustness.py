@@ -158,7 +158,7 @@ refused("a kind of URL that nobody knows", "Protocol not known: nope", "images",
 refused("a server that refuses", "Connect call failed", "images", "--prompts", "http://127.0.0.1:9/t.csv")
 refused("an output that is a URL, without a table", "which only --prompts writes to", "images", "a house", "--out", "s3://b/o")
 refused("a setting for an option", "seed is no setting but an option: --seed 4", "text-to-3d", "a house", "seed=4")
-refused("an option for a setting", r"a setting has that name: fit\.num_views", "text-to-3d", "a house", "--num-views", "2")
+refused("an option for a setting", r"a setting has that name: fit\.guide_parts", "text-to-3d", "a house", "--guide-parts", "2")
 refused("a prompt with a dash in front", "stands behind '--'", "text-to-3d", "-a house")
 refused("a million million steps", "give 1 to 1,000,000", "text-to-3d", "a house", "--steps", str(10**12))
 refused("a prompt of nothing but signs", "holds no letter or digit", "images", "!!!")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.sigkills --kills 20
 
-The command, and with it everything that it has started, is killed with SIGKILL as soon as the markers of a few more shards
-stand, at a moment that follows from the kill's number. It is repeated until it ends by itself; what stands then is compared
-with a run in one process that nobody disturbed.
+In each round two processes that draw shards are killed with SIGKILL, one after the other, each when another shard's marker
+stands, and then the command with everything that it has started, at a moment that follows from the round's number. The command
+is repeated until it ends by itself; what stands then is compared with a run in one process that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import math
 import os
 import random
 import signal
@@ -24,7 +25,7 @@ from pathlib import Path
 import psutil
 
 ROWS_PER_SHARD = 4
-SHARDS_BETWEEN_KILLS = 2
+KILLS_PER_ROUND = 3
 SECONDS_TO_START = 300.0
 
 
@@ -38,7 +39,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sigkills-") as name:
         folder = Path(name)
         table = folder / "prompts.csv"
-        num_shards = (given.kills + 1) * (SHARDS_BETWEEN_KILLS + 4)
+        num_shards = (given.kills + KILLS_PER_ROUND) * 3
         colours = ("red", "green", "blue", "yellow")
         rows = [f"a {colours[row % 4]} house,{row}" for row in range(num_shards * ROWS_PER_SHARD)]
         table.write_text("\n".join(["prompt,id", *rows]) + "\n")
@@ -47,7 +48,9 @@ def main() -> int:
             *("--steps", str(given.steps), "--sampler", "ddim", "--shard-size", str(ROWS_PER_SHARD), "--strict"),
             *("--output-format", "webdataset", "--num-workers", "3"),
         ]
-        standing = [_killed(command, folder / "ray", kill) for kill in range(given.kills)]
+        standing: list[int] = []
+        for number in range(math.ceil(given.kills / KILLS_PER_ROUND)):
+            standing += _round(command, folder / "ray", number)
         seconds = time.monotonic()
         subprocess.run([*command, "--out", str(folder / "ray")], check=True, stderr=subprocess.DEVNULL)
         subprocess.run(
@@ -64,26 +67,50 @@ def main() -> int:
         return int(bool(different or left) or len(ours) != num_shards)
 
 
-def _killed(command: list[str], out: Path, number: int) -> int:
-    """Start the command and kill it, and all below it, after more markers stand than before; returns how many stand then."""
-    before, moment = _num_markers(out), random.Random(number).uniform(0.0, 0.5)
+def _round(command: list[str], out: Path, number: int) -> list[int]:
+    """Start the command, kill two of its shard processes and then all of it; returns how many markers stood at each kill."""
+    moment, standing = random.Random(number).uniform(0.0, 0.5), []
     process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + SECONDS_TO_START
-    while _num_markers(out) < before + SHARDS_BETWEEN_KILLS:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"kill {number}: the command ended or stood still with {_num_markers(out)} markers")
-        time.sleep(0.02)
+    for _ in range(KILLS_PER_ROUND - 1):
+        _wait_for_marker(out, process)
+        _kill([one for one in _family(process) if "ShardActor" in _name(one)][:1])
+        standing.append(_num_markers(out))
+    _wait_for_marker(out, process)
     time.sleep(moment)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    family = [*_family(process), psutil.Process(process.pid)]
     os.kill(process.pid, signal.SIGKILL)
-    for one in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+    _kill(family)
     process.wait()
     psutil.wait_procs(family, timeout=10)
-    standing = _num_markers(out)
-    print(f"kill {number + 1}: {standing} markers stand", file=sys.stderr, flush=True)
+    standing.append(_num_markers(out))
+    print(f"round {number + 1}: {standing} markers stood at its kills", file=sys.stderr, flush=True)
     return standing
+
+
+def _wait_for_marker(out: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return when one more marker stands, and a process that draws shards is there to be killed."""
+    before, deadline = _num_markers(out), time.monotonic() + SECONDS_TO_START
+    while _num_markers(out) <= before or not any("ShardActor" in _name(one) for one in _family(process)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"the command ended or stood still with {_num_markers(out)} markers")
+        time.sleep(0.02)
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 def _num_markers(out: Path) -> int:

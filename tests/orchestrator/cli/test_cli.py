@@ -389,8 +389,8 @@ def test_a_verbs_own_settings_that_are_wrong(words, sentence, capsys):
     ("arguments", "words"),
     [
         (
-            ["text-to-3d", "a table", "--num-views", "4"],
-            r"No such option: --num-views.*has that name: fit\.num_views=…",
+            ["text-to-3d", "a table", "--guide-parts", "4"],
+            r"No such option: --guide-parts.*has that name: fit\.guide_parts=…",
         ),
         (["text-to-3d", "-a red table"], "a prompt that begins with a dash stands behind '--'"),
         (["text-to-3d", "a table", "seed=4"], "seed is no setting but an option: --seed 4"),
