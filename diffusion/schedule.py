@@ -23,19 +23,12 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 # What diffusers assumes where a scheduler_config.json is silent; it differs from class to class.
-_LINSPACE_BY_DEFAULT = ("Euler", "Heun", "DPMSolver", "LMS", "KDPM2")
-_ALPHA_ONE_BY_DEFAULT = ("DDIM",)
+_LINSPACE_BY_DEFAULT = ("Euler", "Heun", "DPMSolver", "LMS", "KDPM2", "UniPC", "DEIS", "SASolver")
+_ALPHA_ONE_BY_DEFAULT = ("DDIM", "LCM", "TCD")
+_STABLE_DIFFUSION_BY_DEFAULT = ("LCM", "TCD")
 
-# Settings that change the result and that this project does not offer.
-_UNSUPPORTED_SWITCHES = (
-    "clip_sample",
-    "thresholding",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_flow_sigmas",
-    "use_lu_lambdas",
-)
+# The beginnings of those classes of diffusers whose process is this file's, whatever their sampler.
+_THIS_PROCESS = ("DDIM", "DDPM", "PNDM", "TCD", "LCM", *_LINSPACE_BY_DEFAULT)
 
 # diffusers' stand-in for abar = 0 where a sampler or an interpolation needs a finite signal-to-noise ratio.
 _SMALLEST_ALPHAS_CUMPROD = 2.0**-24
@@ -139,34 +132,38 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "NoiseSchedule":
-        """Read the contents of a diffusers scheduler_config.json; fields that do not matter here are passed over.
+        """Read the contents of a diffusers scheduler_config.json.
 
-        Absent fields take the defaults of the diffusers class named by `_class_name`.
+        Absent fields take the defaults of the diffusers class named by `_class_name`, but for a zero-SNR table's spacing,
+        which is "trailing". What belongs to a sampler (Karras levels, clipping, solver orders) is passed over: clipping was
+        never meant for latents, and a sampler is chosen elsewhere.
 
         Raises:
-            DiffusionError: a switch is on that would change the result and is not offered (such as clip_sample).
+            DiffusionError: the class stands for another process, such as flow matching or EDM.
         """
-        for switch in _UNSUPPORTED_SWITCHES:
-            if config.get(switch):
-                raise DiffusionError.explained(
-                    f"the scheduler configuration has {switch} = {config[switch]!r}",
-                    expected="false",
-                    fix=f"set {switch} to false if the model was trained for latents, or use another prior",
-                    why="it would change the pictures and is not implemented",
-                )
         name = str(config.get("_class_name", ""))
+        if (name and not name.startswith(_THIS_PROCESS)) or config.get("use_flow_sigmas"):
+            raise DiffusionError.explained(
+                f"the scheduler is a {name or 'flow sampler'}{' with flow sigmas' * bool(config.get('use_flow_sigmas'))}",
+                expected="a scheduler of DDPM's forward process, such as DDIMScheduler or EulerDiscreteScheduler",
+                fix="use a Stable Diffusion 1.x, 2.x or SDXL model",
+                why="it stands for another process (flow matching, EDM, ...), whose networks are asked otherwise",
+            )
         betas = config.get("trained_betas")
+        line = ("scaled_linear", 0.00085, 0.012) if name.startswith(_STABLE_DIFFUSION_BY_DEFAULT) else ("linear", 1e-4, 0.02)
+        zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+        spacing = "trailing" if zero_snr else "linspace" if name.startswith(_LINSPACE_BY_DEFAULT) else "leading"
         return cls(
             num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
-            beta_schedule=config.get("beta_schedule", "linear"),
-            beta_start=float(config.get("beta_start", 0.0001)),
-            beta_end=float(config.get("beta_end", 0.02)),
+            beta_schedule=config.get("beta_schedule", line[0]),
+            beta_start=float(config.get("beta_start", line[1])),
+            beta_end=float(config.get("beta_end", line[2])),
             trained_betas=None if betas is None else tuple(float(beta) for beta in betas),
             prediction_type=config.get("prediction_type", "epsilon"),
             steps_offset=int(config.get("steps_offset", 0)),
             set_alpha_to_one=bool(config.get("set_alpha_to_one", name.startswith(_ALPHA_ONE_BY_DEFAULT))),
-            timestep_spacing=config.get("timestep_spacing", "linspace" if name.startswith(_LINSPACE_BY_DEFAULT) else "leading"),
-            rescale_betas_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
+            timestep_spacing=config.get("timestep_spacing", spacing),
+            rescale_betas_zero_snr=zero_snr,
         )
 
     def to_config(self) -> dict[str, Any]:

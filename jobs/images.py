@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.requests import Guidance
 from jobs.errors import InputError
-from jobs.events import Event, ImageReady, ImagesUnderWay, Progress
+from jobs.events import Event, ImageReady, ImagesUnderWay, Message, Progress
 from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
 from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
@@ -94,6 +94,8 @@ def images(
         raise InputError(f"The picture with the sha256 {spec.init_image} is not there; start the job with --init-image again.")
     info = prior.info()
     _check_views(spec, info)
+    for note in info.notes:
+        yield Message(text=note)
     yield from warn_of_late_start(spec, info)
     yield from warn_of_unknown_words(prior, spec.prompt)
     todo = chunks(spec, done)

@@ -32,6 +32,7 @@ class PriorInfo:
         image_size: pixels per side of the pictures it was trained on.
         schedule: the noise schedule it was trained with.
         vocabulary: the words it knows, or None where it takes any.
+        notes: sentences for whoever asks it about what was passed over or assumed when it was read.
         device: where it computes, as torch writes it ("cpu", "cuda:0").
         num_views: views of one object that it draws together, told their cameras; None for a prior that takes view words.
         elevation_jitter: degrees by which the views of a group differed in elevation in its training.
@@ -45,6 +46,7 @@ class PriorInfo:
     schedule: NoiseSchedule
     vocabulary: tuple[str, ...] | None = None
     device: str = "cpu"
+    notes: tuple[str, ...] = ()
     num_views: int | None = None
     elevation_jitter: float = 0.0
     view_words: bool = False

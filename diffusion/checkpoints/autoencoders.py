@@ -26,7 +26,7 @@ def replace_autoencoder(checkpoint: Checkpoint, path: Path) -> list[Path]:
     Raises:
         PriorError: a file is missing or damaged, or its latents have another number of channels.
     """
-    autoencoder, files = read_autoencoder(path, checkpoint)
+    autoencoder, files = read_autoencoder(path, checkpoint.autoencoder.config)
     ours, theirs = autoencoder.config.latent_channels, checkpoint.unet.config.out_channels
     if ours != theirs:
         raise PriorError(
@@ -42,8 +42,12 @@ def replace_autoencoder(checkpoint: Checkpoint, path: Path) -> list[Path]:
     return files
 
 
-def read_autoencoder(path: Path, checkpoint: Checkpoint) -> tuple[Autoencoder, list[Path]]:
-    """An autoencoder and its files; a KL file without a configuration takes the checkpoint's."""
+def read_autoencoder(path: Path, family: AutoencoderKLConfig | AutoencoderTinyConfig) -> tuple[Autoencoder, list[Path]]:
+    """An autoencoder and its files; a KL file without a configuration takes the family's.
+
+    Raises:
+        PriorError: a file is missing or damaged.
+    """
     if (path / "config.json").exists():
         return read_autoencoder_folder(path)
     if path.is_dir():
@@ -54,7 +58,11 @@ def read_autoencoder(path: Path, checkpoint: Checkpoint) -> tuple[Autoencoder, l
         channels = tensors["decoder.layers.0.weight"].shape[1]
         tiny = AutoencoderTinyConfig(latent_channels=channels)
         return fill(skeleton(lambda: AutoencoderTiny(tiny)), identity, tensors, path), [path]
-    config = _kl_config(checkpoint)
+    if not isinstance(family, AutoencoderKLConfig):
+        raise PriorError(
+            f"{path} is a KL autoencoder without a configuration, and the prior's own is a tiny one; give a folder"
+        )
+    config = family
     original = "encoder.norm_out.weight" in tensors
     return (
         fill(
@@ -65,14 +73,6 @@ def read_autoencoder(path: Path, checkpoint: Checkpoint) -> tuple[Autoencoder, l
         ),
         [path],
     )
-
-
-def _kl_config(checkpoint: Checkpoint) -> AutoencoderKLConfig:
-    """The configuration that a KL file of the checkpoint's family has."""
-    config = checkpoint.autoencoder.config
-    if isinstance(config, AutoencoderKLConfig):
-        return config
-    raise PriorError(f"{checkpoint.card.name} has no KL autoencoder to take the configuration from; give a folder")
 
 
 def _original_tiny(folder: Path) -> tuple[AutoencoderTiny, list[Path]]:

@@ -67,6 +67,7 @@ class Checkpoint:
     Attributes:
         weights_hash: sha256 of all that was read into the networks and, where it is not Stable Diffusion's, of the schedule.
         text_encoder_2, tokenizer_2: the second tower, of SDXL; None otherwise.
+        notes: sentences about what was passed over or assumed while it was read.
         zeros_for_empty_negative: whether an empty negative prompt is all zeros instead of being encoded, as SDXL has it.
     """
 
@@ -81,6 +82,7 @@ class Checkpoint:
     text_encoder_2: TextEncoder | None = None
     tokenizer_2: Tokenizer | None = None
     zeros_for_empty_negative: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @property
     def towers(self) -> list[tuple[str, TextEncoder, Tokenizer]]:

@@ -1,5 +1,6 @@
 """The folder layout that diffusers' pipelines write: `model_index.json` and one folder a part."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,7 @@ def read_folder(
     Raises:
         PriorError: a file is missing, damaged, or does not fit the others.
     """
+    refuse_other_families(folder)
     index, parts = read_json(folder / "model_index.json"), parts_of(folder)
     second = "text_encoder_2" in parts
     for part in parts:
@@ -65,11 +67,15 @@ def read_folder(
     towers, text_files = [], []
     for part in parts:
         if part.startswith("text_encoder"):
-            text_config = configured(folder / part / "config.json", TextConfig.from_published)
             files = weight_files(folder / part, *TEXT_STEMS)
-            towers.append(build_tower(text_config, folder_text, Weights(files), folder / part, dtype=dtype))
+            weights = Weights(files)
+            # SDXL's second tower has a projection, whatever its configuration says of its class.
+            projects = part == "text_encoder_2" and "text_projection.weight" in weights
+            read = functools.partial(TextConfig.from_published, with_projection=projects or None)
+            text_config = configured(folder / part / "config.json", read)
+            towers.append(build_tower(text_config, folder_text, weights, folder / part, dtype=dtype))
             text_files += files
-    schedule = configured(folder / "scheduler/scheduler_config.json", NoiseSchedule.from_config)
+    schedule = schedule_of(folder, second=second)
     if prediction_type is not None:
         with making_sense_of(folder / "scheduler/scheduler_config.json"):
             schedule = replace(schedule, prediction_type=prediction_type)
@@ -80,10 +86,10 @@ def read_folder(
         unet=unet,
         autoencoder=autoencoder,
         text_encoder=towers[0],
-        tokenizer=read_tokenizer(folder / "tokenizer"),
+        tokenizer=read_tokenizer(folder / "tokenizer", towers[0]),
         weights_hash=hash_files([*unet_files, *vae_files, *text_files]),
         text_encoder_2=towers[1] if second else None,
-        tokenizer_2=read_tokenizer(folder / "tokenizer_2") if second else None,
+        tokenizer_2=read_tokenizer(folder / "tokenizer_2", towers[1]) if second else None,
         zeros_for_empty_negative=second and index.get("force_zeros_for_empty_prompt", True),
     )
     checkpoint.check(folder)
@@ -135,14 +141,75 @@ def parts_of(folder: Path) -> tuple[str, ...]:
     return (*PARTS, *SECOND_TOWER) if second else PARTS
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def schedule_of(folder: Path, *, second: bool) -> NoiseSchedule:
+    """The schedule of `scheduler_config.json`, read as diffusers' pipelines read it.
+
+    They give published models of one text tower the offset 1 that those were trained with, whatever an old file says.
+
+    Raises:
+        PriorError: it is missing, damaged, or of another process.
+    """
+    schedule = configured(folder / "scheduler/scheduler_config.json", NoiseSchedule.from_config)
+    ours = (folder / "dreamkiln.json").exists()
+    return schedule if second or ours else replace(schedule, steps_offset=1)
+
+
+# What a folder holds, by its pipeline's class or the files in it -> what it is, for the sentence that refuses it.
+OTHER_PIPELINES = {
+    "StableDiffusion3": "Stable Diffusion 3",
+    "Flux": "FLUX",
+    "PixArt": "PixArt",
+    "QwenImage": "Qwen-Image",
+    "ZImage": "Z-Image",
+    "Kandinsky": "Kandinsky",
+    "StableCascade": "Stable Cascade",
+    "IF": "DeepFloyd IF",
+}
+OTHER_FOLDERS = {
+    "ControlNetModel": "a ControlNet",
+    "T2IAdapter": "a T2I-Adapter",
+    "UNet2DConditionModel": "a UNet alone",
+    "AutoencoderKL": "an autoencoder alone, which is given beside a model as '?vae=FOLDER'",
+}
+
+
+def refuse_other_families(folder: Path) -> None:
+    """Folders of diffusers that are no text-to-image model of the families that are read here.
+
+    Raises:
+        PriorError: it is one, named.
+    """
+    known = "use a folder of Stable Diffusion 1.x, 2.x or SDXL base"
+    if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
+        name = str(read_json(folder / "config.json").get("_class_name"))
+        what = OTHER_FOLDERS.get(name, f"one network ({name})")
+        raise PriorError(f"the folder {folder} holds {what} and no model_index.json; {known}")
+    if not (folder / "model_index.json").exists() and any(folder.glob("*lora*.safetensors")):
+        raise PriorError(f"the folder {folder} holds a LoRA, which is given beside a model as '?lora=FOLDER'; {known}")
+    index = read_json(folder / "model_index.json")
+    pipeline = str(index.get("_class_name", ""))
+    other = next((what for start, what in OTHER_PIPELINES.items() if pipeline.startswith(start)), None)
+    if other is not None:
+        raise PriorError(f"the folder {folder} is a {other} ({pipeline}), which is not supported; {known}")
+    if (index.get("transformer") or [None])[0] is not None:
+        raise PriorError(f"the folder {folder} is a {pipeline}, whose network is a transformer and not a UNet; {known}")
+    if index.get("requires_aesthetics_score") or (index.get("text_encoder") or [1])[0] is None:
+        raise PriorError(f"the folder {folder} is an SDXL refiner, which only refines; {known}")
+    if (index.get("controlnet") or [None])[0] is not None:
+        raise PriorError(f"the folder {folder} is a {pipeline}, and a ControlNet's picture cannot be given here; {known}")
+
+
+def read_tokenizer(folder: Path, tower: TextEncoder) -> Tokenizer:
     """The tokenizer of a `tokenizer/` folder.
+
+    Args:
+        tower: that reads its tokens.
 
     Raises:
         PriorError: one of its files is missing or damaged.
     """
     with making_sense_of(folder):
-        return Tokenizer.load(folder)
+        return Tokenizer.load(folder, context_length=tower.config.context_length)
 
 
 def configured(path: Path, read: Callable[[dict[str, Any]], Config]) -> Config:

@@ -6,7 +6,7 @@ that the module has (on the meta device), so no key can be forgotten, and checks
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -61,11 +61,13 @@ class KeyMap:
         pairs: every tensor of ours, once.
         ignored: names that files of this layout may hold beside them and that carry no weights, such as `position_ids`.
         renamed: (regular expression, replacement) from other spellings that files have to that of `pairs`.
+        transposed: another name that files have -> the name of `pairs` of which it holds the transpose.
     """
 
     pairs: tuple[Pair, ...]
     ignored: frozenset[str] = frozenset()
     renamed: tuple[tuple[str, str], ...] = ()
+    transposed: Mapping[str, str] = field(default_factory=dict)
 
     def to_published(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors under the published names; views, so that writing into them changes ours."""
@@ -94,6 +96,10 @@ class KeyMap:
         known = {self._spelling(name): tensor for name, tensor in tensors.items()}
         known = {name: tensor for name, tensor in known.items() if name not in self.ignored}
         expected = self.to_published(like)
+        for other, name in self.transposed.items():
+            if other in known and name in expected and name not in known:
+                known[name] = known.pop(other).T
+        known = {name: _in_form(tensor, expected.get(name)) for name, tensor in known.items()}
         check_keys(known, expected, source, prefix=prefix)
         return self.to_ours(known)
 
@@ -101,6 +107,13 @@ class KeyMap:
         for old, new in self.renamed:
             name = re.sub(old, new, name)
         return name
+
+
+def _in_form(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """A matrix as the 1x1 convolution that is expected, or the other way round; anything else as it is."""
+    if like is None or tensor.shape == like.shape or {tensor.ndim, like.ndim} != {2, 4} or tensor.shape[:2] != like.shape[:2]:
+        return tensor
+    return tensor.reshape(like.shape) if tensor.numel() == like.numel() else tensor
 
 
 def check_keys(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path, *, prefix: str = "") -> None:

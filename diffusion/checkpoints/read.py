@@ -33,7 +33,8 @@ def read(source: Source) -> Checkpoint:
             raise PriorError(f"'averaged' was asked of the folder {path}; only single files of training hold such a copy")
         checkpoint = read_folder(path, name=name, **options)
     else:
-        checkpoint = read_single_file(path, averaged=source.averaged, **options)
+        vae = None if source.vae is None else locate(source.vae, offline=source.offline)[0]
+        checkpoint = read_single_file(path, averaged=source.averaged, vae=vae, **options)
         checkpoint.card = dataclasses.replace(checkpoint.card, name=name or path.stem)
         if source.averaged:
             _changed(checkpoint, "averaged", [])

@@ -1,5 +1,6 @@
 """The original single files of CompVis and Stability: UNet, autoencoder and text towers under one roof."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from diffusion.checkpoints.architectures import ARCHITECTURES, Architecture, multi_view
 from diffusion.checkpoints.autoencoder_keys import original_autoencoder_kl
-from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard, inpainting_channels, kind_of_input
+from diffusion.checkpoints.autoencoders import read_autoencoder
+from diffusion.checkpoints.checkpoint import Autoencoder, Checkpoint, PriorCard, inpainting_channels, kind_of_input
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import build_tower
 from diffusion.checkpoints.keymap import KeyMap
@@ -30,8 +32,18 @@ IGNORED = re.compile(
     r"(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_.*|log_one_minus_.*|posterior_.*|logvar|lvlb_weights|scale_factor"
     r"|denoiser\.sigmas|v_pred|ztsnr|model_ema\..*|first_stage_model\.loss\..*"
     # The last layer and the projection of SD 2's tower, which it does not read.
-    r"|cond_stage_model\.model\.(transformer\.resblocks\.23\..*|text_projection))"
+    r"|cond_stage_model\.model\.(transformer\.resblocks\.23\..*|text_projection(\.weight)?))"
 )
+# The same, where it is worth a word: other programs and trainings leave it, and nothing that is drawn here reads it.
+UNREAD = re.compile(
+    r"(safety_checker\..*|model\.betas|.*\.(logit_scale|position_ids|attn_mask)|model_ema\.(decay|num_updates)"
+    r"|(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(text_model\.)?text_projection(\.weight)?)"
+)
+# Keys that files of another process are marked with.
+OTHER_PROCESSES = {
+    "edm_vpred.sigma_max": "an EDM model with v-prediction, as CosXL is",
+    "edm_mean": "an EDM model, as Playground 2.5 is",
+}
 # What the merging tools write beside a model whose configuration differs from the published one.
 V_PREDICTION_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 
@@ -42,6 +54,7 @@ def read_single_file(
     prediction_type: PredictionType | None = None,
     averaged: bool = False,
     architecture: Architecture | None = None,
+    vae: Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Checkpoint:
     """Reads a `.safetensors` or, without running what is in it, a `.ckpt` file of SD 1.x, 2.x or SDXL base.
@@ -52,12 +65,14 @@ def read_single_file(
             from the family where only one type was ever published. SD 2.x has two.
         averaged: take the averaged copy of the UNet (`model_ema`) that training files hold beside the last one.
         architecture: instead of the one that the file's names tell.
+        vae: of a file that holds no autoencoder; see `replace_autoencoder` for what it may be.
         dtype: of UNet and text towers.
 
     Raises:
         PriorError: the file is missing, damaged, of another family, or its prediction type is unknown.
     """
     weights = Weights([path])
+    refuse_other_processes(weights, path)
     architecture = architecture or family(weights, path)
     prediction_type = prediction_type or known_prediction_type(weights, path, architecture)
     schedule = schedule_of(weights, path, prediction_type)
@@ -75,13 +90,7 @@ def read_single_file(
         prefix=UNET,
         dtype=dtype,
     )
-    autoencoder = fill(
-        skeleton(lambda: AutoencoderKL(architecture.autoencoder)),
-        lambda keys: original_autoencoder_kl(architecture.autoencoder, keys),
-        part(weights, AUTOENCODER),
-        path,
-        prefix=AUTOENCODER,
-    )
+    autoencoder, vae_files = autoencoder_of(weights, architecture, path, vae)
     towers = [
         build_tower(tower.config, tower.layout, part(weights, tower.prefix), path, prefix=tower.prefix, dtype=dtype)
         for tower in architecture.towers
@@ -96,13 +105,56 @@ def read_single_file(
         autoencoder=autoencoder,
         text_encoder=towers[0],
         tokenizer=tokenizers[0],
-        weights_hash=hash_files([path]),
+        weights_hash=hash_files([path, *vae_files]),
         text_encoder_2=towers[1] if second else None,
         tokenizer_2=tokenizers[1] if second else None,
         zeros_for_empty_negative=second,
+        notes=notes_on(weights, path),
     )
     checkpoint.check(path)
     return checkpoint
+
+
+def autoencoder_of(
+    weights: Weights, architecture: Architecture, path: Path, vae: Path | None
+) -> tuple[Autoencoder, list[Path]]:
+    """The file's autoencoder, or the one at `vae` where it has none, with the other files that it came from.
+
+    Raises:
+        PriorError: there is neither, or it does not fit.
+    """
+    tensors = part(weights, AUTOENCODER)
+    if tensors:
+        network = skeleton(lambda: AutoencoderKL(architecture.autoencoder))
+        layout = functools.partial(original_autoencoder_kl, architecture.autoencoder)
+        return fill(network, layout, tensors, path, prefix=AUTOENCODER), []
+    if vae is None:
+        raise PriorError(
+            f"{path} holds no autoencoder, as files for programs with one of their own do; add the family's with '?vae=PATH', "
+            "a .safetensors file or a folder"
+        )
+    return read_autoencoder(vae, architecture.autoencoder)
+
+
+def notes_on(names: Iterable[str], path: Path) -> list[str]:
+    """What was passed over, in one sentence, or nothing."""
+    unread = [name for name in names if UNREAD.fullmatch(name)]
+    if not unread:
+        return []
+    some = f"{unread[0]}{f' and {len(unread) - 1} more' if len(unread) > 1 else ''}"
+    return [f"{path.name} holds tensors that change no picture, which were passed over: {some}."]
+
+
+def refuse_other_processes(names: Iterable[str], path: Path) -> None:
+    """Files that are marked as made for another process than the forward process of `NoiseSchedule`.
+
+    Raises:
+        PriorError: it is one.
+    """
+    for mark in OTHER_PROCESSES.keys() & set(names):
+        raise PriorError(
+            f"{path} is {OTHER_PROCESSES[mark]}, which is another process; use a model of one of the families here"
+        )
 
 
 def write_single_file(checkpoint: Checkpoint, architecture: Architecture, path: Path) -> None:
@@ -139,6 +191,13 @@ def family(names: Iterable[str], path: Path) -> Architecture:
     kinds = {
         "conditioner.embedders.0.model.": "an SDXL refiner",
         "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3",
+        "model.diffusion_model.double_blocks.": "a FLUX model",
+        "double_blocks.": "a FLUX model",
+        "encoder.down.": "an autoencoder alone, which is given beside a model as '?vae=FILE'",
+        "input_hint_block.": "a ControlNet",
+        "controlnet_": "a ControlNet",
+        "image_proj.": "an IP-Adapter",
+        "string_to_param": "a textual inversion, which is given beside a model as '?embedding=FILE'",
         "lora_unet_": "a LoRA, which is given beside a model as '?lora=FILE'",
         "control_model.": "a ControlNet",
         UNET: "a UNet without text towers",
@@ -229,8 +288,13 @@ def input_channels(weights: Weights, architecture: Architecture, path: Path) -> 
 
 
 def part(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix that are not ignored."""
-    return {name: tensor for name, tensor in weights.under(prefix).items() if not IGNORED.fullmatch(prefix + name)}
+    """The tensors under a prefix that are read."""
+    return {name: tensor for name, tensor in weights.under(prefix).items() if not is_unread(prefix + name)}
+
+
+def is_unread(name: str) -> bool:
+    """Whether a tensor of that name changes no picture."""
+    return bool(IGNORED.fullmatch(name) or UNREAD.fullmatch(name))
 
 
 def refuse_unknown(names: Iterable[str], architecture: Architecture, path: Path) -> None:
@@ -240,7 +304,7 @@ def refuse_unknown(names: Iterable[str], architecture: Architecture, path: Path)
         PriorError: naming those that do not.
     """
     prefixes = (UNET, AUTOENCODER, *(tower.prefix for tower in architecture.towers))
-    unknown = [name for name in names if not name.startswith(prefixes) and not IGNORED.fullmatch(name)]
+    unknown = [name for name in names if not name.startswith(prefixes) and not is_unread(name)]
     if unknown:
         raise PriorError(
             f"{path} holds {len(unknown)} tensors that a {architecture.name} does not have, such as {unknown[0]}; "

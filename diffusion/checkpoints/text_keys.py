@@ -1,6 +1,7 @@
 """The text towers' keys in the folders (transformers' CLIPTextModel) and the original files <-> ours, open_clip's."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from diffusion.checkpoints.keymap import KeyMap, Pair, identity, module_pairs
 
@@ -17,6 +18,10 @@ LAYER = {
     "attn.out_proj": "self_attn.out_proj",
 }
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+# What files have beside a tower's weights and no prompt meets.
+UNREAD = frozenset(
+    {"logit_scale", "attn_mask", "text_model.embeddings.position_ids", "transformer.text_model.embeddings.position_ids"}
+)
 # transformers 5.6 flattened the class: some files have no "text_model." in front.
 FLATTENED = (r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1.")
 
@@ -32,12 +37,13 @@ def folder_text(keys: Iterable[str]) -> KeyMap:
             name = f"{ours}.attn.in_proj_{kind}"
             special[name] = Pair(name, tuple(f"{theirs}.self_attn.{projection}.{kind}" for projection in PROJECTIONS))
     pairs = [special[key] if key in special else module_pairs(table, [key])[0] for key in keys]
-    return KeyMap(tuple(pairs), ignored=frozenset(["text_model.embeddings.position_ids"]), renamed=(FLATTENED,))
+    unread = frozenset() if "text_projection" in keys else frozenset(["text_projection.weight"])
+    return KeyMap(tuple(pairs), ignored=UNREAD | unread, renamed=(FLATTENED,))
 
 
 def original_text(keys: Iterable[str]) -> KeyMap:
     """The map of a tower in a single file of SD 2.x or SDXL: open_clip's names, which are ours."""
-    return identity(keys, ignored=frozenset(["logit_scale", "attn_mask"]))
+    return replace(identity(keys, ignored=UNREAD), transposed={"text_projection.weight": "text_projection"})
 
 
 def num_layers(keys: Iterable[str]) -> int:

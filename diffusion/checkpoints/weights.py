@@ -28,6 +28,8 @@ _STEM_ENDINGS = (
     ".bin.index.json",
     ".bin",
     ".fp16.bin",
+    ".non_ema.safetensors",
+    ".non_ema.bin",
 )
 
 
@@ -127,11 +129,21 @@ class Weights(Mapping[str, Tensor]):
             file = safe_open(path, framework="pt")
             names = list(file.keys())
         except (SafetensorError, OSError, ValueError) as error:
+            if _is_pointer(path):
+                raise PriorError(
+                    f"{path} is a pointer of git-lfs and not the weights themselves; run 'git lfs pull' in its repository, or "
+                    "download the file"
+                ) from None
             raise PriorError(
                 f"{path} ({path.stat().st_size} bytes) is truncated or not a safetensors file ({error}); copy it again"
             ) from None
         self.metadata |= file.metadata() or {}
         self._readers |= {name: (lambda name=name: file.get_tensor(name)) for name in names}  # type: ignore[misc]
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -193,10 +205,16 @@ def fill(
         dtype: of all parameters; the tensors are always copied, so the file may change afterwards.
 
     Raises:
-        PriorError: missing, unexpected or mis-shaped keys.
+        PriorError: missing, unexpected or mis-shaped keys, or numbers that are not finite.
     """
     like = network.state_dict()
     ours = layout(like).read(tensors, like, source, prefix=prefix)
+    for name, tensor in ours.items():
+        if not bool(tensor.float().isfinite().all()):
+            raise PriorError(
+                f"the weights in {source} hold numbers that are not finite, first in {prefix}{name}, as a failed merge leaves "
+                "them; copy the file again, or take the models that it was merged from"
+            )
     network.load_state_dict({name: tensor.to(dtype, copy=True).contiguous() for name, tensor in ours.items()}, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -36,8 +36,11 @@ class TextConfig:
             raise ValueError(f"the text tower's hidden_act is {self.hidden_act!r}; expected 'gelu' or 'quick_gelu'")
 
     @classmethod
-    def from_published(cls, config: dict[str, Any]) -> "TextConfig":
+    def from_published(cls, config: dict[str, Any], *, with_projection: bool | None = None) -> "TextConfig":
         """From the configuration of a CLIPTextModel or, with a projection, of a CLIPTextModelWithProjection.
+
+        Args:
+            with_projection: whether it has one; None for what the configuration says of its class.
 
         Raises:
             ValueError: a setting that would change the result and is not offered.
@@ -45,7 +48,8 @@ class TextConfig:
         width = config["hidden_size"]
         if config.get("intermediate_size", 4 * width) != 4 * width:
             raise ValueError(f"the text tower's intermediate_size is {config['intermediate_size']}; expected {4 * width}")
-        with_projection = "CLIPTextModelWithProjection" in config.get("architectures", [])
+        if with_projection is None:
+            with_projection = "CLIPTextModelWithProjection" in (config.get("architectures") or [])
         return cls(
             vocab_size=config["vocab_size"],
             context_length=config["max_position_embeddings"],

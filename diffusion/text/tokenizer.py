@@ -86,19 +86,23 @@ class Tokenizer:
         return cls([merge for merge in full.merges if merge in used], context_length)
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
-        """Reads `merges.txt`, `tokenizer_config.json` and, where it is there, `special_tokens_map.json`.
+    def load(cls, folder: Path, *, context_length: int | None = None) -> "Tokenizer":
+        """Reads `merges.txt` or the `tokenizer.json` that newer programs write in its place, and the configurations.
+
+        Args:
+            context_length: of the text tower, for folders whose tokenizer knows no length of its own.
 
         Raises:
-            FileNotFoundError: one of the two is missing. ValueError: one is damaged, or names no length.
+            FileNotFoundError: a file is missing. ValueError: one is damaged, or nothing names a length.
         """
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))]
+        merges = _read_merges(folder)
         config = _read_json(folder / "tokenizer_config.json")
         special = folder / "special_tokens_map.json"
         if special.exists():
             config |= _read_json(special)
         length = config.get("model_max_length")
+        if context_length is not None and (not isinstance(length, int) or length > context_length):
+            length = context_length  # 1e30 stands for "unknown"
         if not isinstance(length, int):
             raise ValueError(
                 f"the tokenizer's model_max_length is {length!r}; expected a whole number; copy tokenizer_config.json again"
@@ -129,6 +133,18 @@ class Tokenizer:
         }
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def _read_merges(folder: Path) -> list[tuple[str, str]]:
+    """The merges of `merges.txt`, one a line, or of `tokenizer.json`, where they are lines or pairs."""
+    new = folder / "tokenizer.json"
+    if (folder / "merges.txt").exists() or not new.exists():
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        return [(a, b) for a, _, b in (line.partition(" ") for line in lines if line and not line.startswith("#version"))]
+    merges = _read_json(new).get("model", {}).get("merges")
+    if not isinstance(merges, list):
+        raise ValueError("tokenizer.json holds no merges, as CLIP's does; copy the folder again")
+    return [(a, b) for a, b in (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class LocalPrior:
             schedule=prior.schedule,
             vocabulary=getattr(card, "vocabulary", None),
             device=str(prior.device),
+            notes=tuple(getattr(prior, "notes", ())),
             num_views=getattr(prior, "num_views", None),
             elevation_jitter=getattr(prior, "elevation_jitter", 0.0),
             view_words=getattr(card, "view_words", False),

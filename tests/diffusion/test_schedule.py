@@ -156,10 +156,32 @@ def test_refuses_impossible_schedules(settings: dict[str, Any], message: str) ->
         NoiseSchedule(**settings)
 
 
-@pytest.mark.parametrize("switch", ["clip_sample", "thresholding", "use_karras_sigmas"])
-def test_refuses_switches_it_does_not_offer(switch: str) -> None:
-    with pytest.raises(DiffusionError, match=f"has {switch} = True; expected false"):
-        NoiseSchedule.from_config({**STABLE_DIFFUSION, switch: True})
+@pytest.mark.parametrize("switch", ["clip_sample", "thresholding", "use_karras_sigmas", "use_exponential_sigmas"])
+def test_switches_of_a_sampler_never_block_a_schedule(switch: str) -> None:
+    assert NoiseSchedule.from_config({**STABLE_DIFFUSION, switch: True}) == NoiseSchedule.from_config(STABLE_DIFFUSION)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0},
+        {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True},
+        {"_class_name": "CMStochasticIterativeScheduler"},
+    ],
+)
+def test_another_process_never_passes_as_betas(config: dict[str, Any]) -> None:
+    with pytest.raises(DiffusionError, match=f"the scheduler is a {config['_class_name']}.*stands for another process"):
+        NoiseSchedule.from_config(config)
+
+
+def test_absent_fields_are_those_of_the_class_and_zero_snr_begins_at_the_end() -> None:
+    lcm = NoiseSchedule.from_config({"_class_name": "LCMScheduler"})
+    assert (lcm.beta_schedule, lcm.beta_end, lcm.set_alpha_to_one) == ("scaled_linear", 0.012, True)
+    assert NoiseSchedule.from_config({"_class_name": "UniPCMultistepScheduler"}).timestep_spacing == "linspace"
+    zero = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    assert NoiseSchedule.from_config(zero).timesteps(28)[0] == 999
+    assert NoiseSchedule.from_config({**zero, "timestep_spacing": "leading"}).timestep_spacing == "leading"
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
