@@ -1,11 +1,10 @@
-"""LoRA files (2106.09685), added to the weights of a checkpoint: W + scale (alpha / rank) up down.
+"""LoRA files (2106.09685) and their relatives, added to the weights of a checkpoint: W + scale (alpha / rank) up down.
 
-Two layouts are in use. kohya's writes module names with underscores, those of the folders or, for SDXL, of the single
-files; diffusers and PEFT write them with dots, in several spellings over the years.
+Three layouts are in use. kohya's writes module names with underscores, those of the folders or, for SDXL, of the single
+files; diffusers and PEFT write them with dots, in several spellings over the years; ComfyUI writes those of the single files.
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,47 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.checkpoints.adapter_methods import OTHER_METHODS, ROLES, Adapter
 from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.text_keys import folder_text
+from diffusion.checkpoints.textual_inversion import check_words, teach
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, read_json
 
-# How names end -> what the tensor is. What is before the ending is the module.
-ENDINGS = (
-    (re.compile(r"\.lora_down\.weight$|\.lora_A(\.default)?\.weight$|\.lora(_linear_layer)?\.down\.weight$"), "down"),
-    (re.compile(r"\.lora_up\.weight$|\.lora_B(\.default)?\.weight$|\.lora(_linear_layer)?\.up\.weight$"), "up"),
-    (re.compile(r"\.alpha$"), "alpha"),
-)
 # Spellings of module names in files of diffusers' early years -> today's.
 SPELLINGS = (
     (re.compile(r"^base_model\.model\."), ""),
+    # ComfyUI's: the original names of the UNet, transformers' of the towers.
+    (re.compile(r"^(model\.)?diffusion_model\."), "unet."),
+    (re.compile(r"^text_encoders\.clip_l\.(transformer\.)?"), "text_encoder."),
+    (re.compile(r"^text_encoders\.clip_g\.(transformer\.)?"), "text_encoder_2."),
     (re.compile(r"\.processor\.(to_[qkv])_lora\.(down|up)\."), r".\1.lora.\2."),
     (re.compile(r"\.processor\.to_out_lora\.(down|up)\."), r".to_out.0.lora.\1."),
     (re.compile(r"\.self_attn\.to_([qkv])_lora\.(down|up)\."), r".self_attn.\1_proj.lora.\2."),
     (re.compile(r"\.self_attn\.to_out_lora\.(down|up)\."), r".self_attn.out_proj.lora.\1."),
 )
 KOHYA = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
-# Other methods that share the file format.
-OTHER_METHODS = {
-    "hada_w1_a": "LoHa",
-    "lokr_w1": "LoKr",
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lora_mid": "a Tucker LoCon",
-    "diff": "full differences",
-    "oft_diag": "OFT",
-    "oft_blocks": "OFT",
-}
-
-
-@dataclass
-class Factors:
-    """One module's two factors: down (r, I, ...), up (O, r, ...), and alpha, r where the file gives none."""
-
-    down: Tensor | None = None
-    up: Tensor | None = None
-    alpha: float | None = None
+# The files of a folder that holds a LoRA, as PEFT and diffusers call them.
+FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+# Words that some trainers bundle with an adapter: `bundle_emb.WORD.string_to_param.*`, or `.clip_l` and `.clip_g`.
+BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+?)\.(?P<tower>string_to_param\.\*|clip_l|clip_g)")
+BUNDLED_TOWERS = {"string_to_param.*": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
@@ -74,80 +58,131 @@ class Settings:
         return next(matching, self.alpha)
 
 
-def merge_lora(checkpoint: Checkpoint, path: Path, scale: float = 1.0) -> None:
-    """Adds a LoRA to the UNet and the text towers, in place.
+@dataclass(frozen=True)
+class Module:
+    """A module's weight and bias, views into the checkpoint; None where it has none."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def merge_lora(checkpoint: Checkpoint, path: Path, scale: float = 1.0) -> list[str]:
+    """Adds a LoRA, or another adapter of `adapter_methods`, to the UNet and the text towers, in place.
 
     Args:
-        path: a `.safetensors` file or an old pickle, or the folder that PEFT writes.
+        path: a `.safetensors` file or an old pickle, or a folder that PEFT or diffusers wrote.
         scale: 1 as it was trained, 0 nothing.
+
+    Returns:
+        The words that the file bundles, which prompts may use from now on.
 
     Raises:
         PriorError: it is damaged, of another method, or was trained for another base; nothing is changed then.
     """
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    file = lora_file(path)
     weights = Weights([file])
     targets = modules(checkpoint)
     settings = peft_settings(weights, file)
-    merges = []
-    for name, factors in factors_by_module(weights, file).items():
-        target = targets.get(name)
-        if target is None:
+    adapters = adapters_by_module(weights, file)
+    words = bundled_words(weights)
+    if not adapters and not words:
+        raise PriorError(f"{file} holds no LoRA: its first names are {sorted(weights)[:3]}; give a LoRA file")
+    check_words(checkpoint, words, file)
+    for name in adapters:
+        if name not in targets:
             raise PriorError(
                 f"the LoRA {file} changes {name}, which {checkpoint.card.name} does not have; use one that was trained for "
                 "the same base model"
             )
-        if factors.down is None or factors.up is None:
-            raise PriorError(f"the LoRA {file} has only one of the two factors of {name}; copy it again")
-        up, down = factors.up.float().flatten(1), factors.down.float().flatten(1)
-        if (up.shape[0], down.shape[1], down.shape[0]) != (target.shape[0], target[0].numel(), up.shape[1]):
-            raise PriorError(
-                f"the LoRA {file} changes {name} as {up.shape[0]} x {down.shape[1]}, and {checkpoint.card.name} has it as "
-                f"{target.shape[0]} x {target[0].numel()}; use one that was trained for the same base model"
-            )
-        component = name.partition(".")[0]
-        merges.append((target, up, down, scale * strength(factors, settings.get(component, Settings()), name)))
-    if not merges:
-        raise PriorError(f"{file} holds no LoRA: its first names are {sorted(weights)[:3]}; give a LoRA file")
-    with torch.no_grad():
-        for target, up, down, factor in merges:
-            delta = (factor * (up @ down)).reshape(target.shape).to(target.device)
-            # The sum is rounded once where the weights are in half precision.
-            target.copy_(target.to(torch.promote_types(target.dtype, delta.dtype)) + delta)
+    # All are tried before the first is applied.
+    for apply in (False, True):
+        for name, adapter in adapters.items():
+            _merge(adapter, targets[name], settings.get(name.partition(".")[0], Settings()), name, scale, file, apply=apply)
+    teach(checkpoint, words)
+    return list(words)
 
 
-def strength(factors: Factors, settings: Settings, name: str) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA (2312.03732)."""
-    assert factors.down is not None
-    rank = len(factors.down)
-    module = name.partition(".")[2]
-    alpha = factors.alpha if factors.alpha is not None else settings.alpha_of(module)
-    divisor = math.sqrt(rank) if settings.rank_stabilised else rank
-    return 1.0 if alpha is None else alpha / divisor
+@torch.no_grad()
+def _merge(adapter: Adapter, module: Module, settings: Settings, name: str, scale: float, file: Path, *, apply: bool) -> None:
+    """One module's change, made where `apply` says so; raises PriorError where it does not fit."""
+    options: dict[str, Any] = {
+        "alpha": settings.alpha_of(name.partition(".")[2]),
+        "rank_stabilised": settings.rank_stabilised,
+    }
+    misfit = f"the LoRA {file} changes {name}"
+    try:
+        changed = None if module.weight is None else adapter.change(module.weight, scale, **options)
+        bias = adapter.bias_change(**options)
+    except KeyError as error:
+        raise PriorError(
+            f"the LoRA {file} has only a part of the factors of {name}: {error} is missing; copy it again"
+        ) from None
+    except (ValueError, RuntimeError) as error:
+        shape = "nothing" if module.weight is None else f"{module.weight.shape[0]} x {module.weight[0].numel()}"
+        raise PriorError(
+            f"{misfit} as {error}, and the model has it as {shape}; use one that was trained for the same base model"
+        ) from None
+    if bias is not None and (module.bias is None or bias.shape != module.bias.shape):
+        raise PriorError(f"{misfit}'s bias, which the model has otherwise; use one that was trained for the same base model")
+    if apply and changed is not None and module.weight is not None:
+        # The sum is rounded once where the weights are in half precision.
+        module.weight.copy_(changed)
+    if apply and bias is not None and module.bias is not None:
+        module.bias.copy_(module.bias.float() + scale * bias.to(module.bias.device))
 
 
-def factors_by_module(weights: Weights, path: Path) -> dict[str, Factors]:
-    """The file's factors by module, in whatever spelling `modules` knows.
+def lora_file(path: Path) -> Path:
+    """The weights of a LoRA that is given as a file or as a folder.
+
+    Raises:
+        PriorError: the folder holds none, or several under names of their own.
+    """
+    if not path.is_dir():
+        return path
+    named = [path / name for name in FOLDER_FILES if (path / name).exists()]
+    found = named[:1] or sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        raise PriorError(
+            f"the folder {path} holds {len(found)} files that may be a LoRA; give the file itself, or a folder with one of "
+            f"{', '.join(FOLDER_FILES)}"
+        )
+    return found[0]
+
+
+def bundled_words(weights: Weights) -> dict[str, dict[str, Tensor]]:
+    """Word -> tower -> vectors (n, width) of the words that a file bundles."""
+    words: dict[str, dict[str, Tensor]] = {}
+    for name in weights:
+        if match := BUNDLED.fullmatch(name):
+            words.setdefault(match["word"], {})[BUNDLED_TOWERS[match["tower"]]] = torch.atleast_2d(weights[name])
+    return words
+
+
+def adapters_by_module(weights: Weights, path: Path) -> dict[str, Adapter]:
+    """The file's adapters by module, in whatever spelling `modules` knows.
 
     Raises:
         PriorError: a tensor is of another method or unknown.
     """
-    found: dict[str, Factors] = {}
+    found: dict[str, Adapter] = {}
     for name in weights:
+        if BUNDLED.fullmatch(name):
+            continue
         spelling = name
         for old, new in SPELLINGS:
             spelling = old.sub(new, spelling)
-        for ending, role in ENDINGS:
-            match = ending.search(spelling)
-            if match:
-                factors = found.setdefault(spelling[: match.start()], Factors())
-                setattr(factors, role, float(weights[name]) if role == "alpha" else weights[name])
-                break
-        else:
+        match, role = next(((m, role) for ending, role in ROLES if (m := ending.search(spelling))), (None, ""))
+        if match is None:
             last = next((method for part, method in OTHER_METHODS.items() if part in name.split(".")), None)
             reason = f"it is {last}, which is not supported" if last else "it belongs to no LoRA"
             raise PriorError(f"the LoRA {path} holds {name}: {reason}; use a plain LoRA of the same style")
+        adapter = found.setdefault(spelling[: match.start()], Adapter())
+        if role == "alpha":
+            adapter.alpha = float(weights[name])
+        else:
+            adapter.tensors[role] = weights[name]
     # An adapter that PEFT saved names no component.
-    return {_with_component(module): factors for module, factors in found.items()}
+    return {_with_component(module): adapter for module, adapter in found.items()}
 
 
 def _with_component(module: str) -> str:
@@ -156,22 +191,22 @@ def _with_component(module: str) -> str:
     return f"text_encoder.{module}" if module.startswith("text_model.") else f"unet.{module}"
 
 
-def modules(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Weights that a LoRA may change by the names that files use for their modules; views into the checkpoint."""
+def modules(checkpoint: Checkpoint) -> dict[str, Module]:
+    """What a LoRA may change by the names that files use for the modules; views into the checkpoint."""
     unet = checkpoint.unet.state_dict()
     named = {"unet": [unet, original_unet(checkpoint.unet.config, unet).to_published(unet)]}
     for component, encoder, _ in checkpoint.towers:
         tower = encoder.tower.state_dict()
         published = folder_text(tower).to_published(tower)
         named[component] = [published, {name.removeprefix("text_model."): tensor for name, tensor in published.items()}]
-    targets = {}
+    targets: dict[str, Module] = {}
     for component, layouts in named.items():
         prefixes = [kohya for kohya, ours in KOHYA.items() if ours == component]
-        for name, tensor in (item for layout in layouts for item in layout.items()):
-            if name.endswith(".weight") and tensor.ndim > 1:
-                module = name.removesuffix(".weight")
-                targets[f"{component}.{module}"] = tensor
-                targets |= {f"{prefix}_{module.replace('.', '_')}": tensor for prefix in prefixes}
+        for layout in layouts:
+            for name in dict.fromkeys(name.rpartition(".")[0] for name in layout if name.endswith((".weight", ".bias"))):
+                module = Module(layout.get(f"{name}.weight"), layout.get(f"{name}.bias"))
+                targets[f"{component}.{name}"] = module
+                targets |= {f"{prefix}_{name.replace('.', '_')}": module for prefix in prefixes}
     return targets
 
 

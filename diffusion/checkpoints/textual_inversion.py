@@ -1,5 +1,6 @@
 """Textual inversion (2208.01618): new words for the text tower, each a few learned embeddings."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None) -> list[str]:
     """Teaches the text towers the words of a file; a word of several vectors takes as many tokens of the prompt.
 
-    The layouts: `{word: vectors}` (diffusers), `string_to_param` (the original code and AUTOMATIC1111, where the word is
-    the file's "name"), `emb_params` (kohya, where it is the file's name), `clip_l` and `clip_g` (SDXL).
+    The layouts: `{word: vectors}` (diffusers), `string_to_param` (the original code and AUTOMATIC1111, with the file's field
+    "name"), `emb_params` (kohya), `clip_l` and `clip_g` (SDXL). A file of one word answers to its own name too, as in
+    AUTOMATIC1111 and ComfyUI. Prompts may write the word in any case, as a whole word.
 
     Args:
         word: what to call it in prompts, instead of the file's own word; for files with one.
@@ -34,10 +36,28 @@ def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None) -> li
         if len(words) != 1:
             raise PriorError(f"{path} holds {len(words)} words and one name was given, {word!r}; leave the name out")
         words = {word: next(iter(words.values()))}
+    check_words(checkpoint, words, path)
+    teach(checkpoint, words)
+    if word is None and len(words) == 1 and not _taken(checkpoint, path.stem):
+        for _, _, tokenizer in checkpoint.towers:
+            tokenizer.add(path.stem, tokenizer.encode(next(iter(words))))
+    return list(words)
+
+
+def _taken(checkpoint: Checkpoint, word: str) -> bool:
+    return any(tokenizer.knows(word) for _, _, tokenizer in checkpoint.towers)
+
+
+def check_words(checkpoint: Checkpoint, words: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """Checks that words fit a checkpoint's towers.
+
+    Raises:
+        PriorError: a word is taken or empty, or its vectors are for another base.
+    """
     towers = {name: (tower, tokenizer) for name, tower, tokenizer in checkpoint.towers}
     for name, vectors in words.items():
         for component, (tower, tokenizer) in towers.items():
-            if name in tokenizer.added or not name.strip():
+            if tokenizer.knows(name) or not name.strip():
                 raise PriorError(f"the word {name!r} of {path} is taken or empty; give it another one, '?embedding=FILE:WORD'")
             width = tower.config.width
             if component not in vectors or vectors[component].shape[1] != width:
@@ -52,13 +72,16 @@ def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None) -> li
                 f"{path} has embeddings for {sorted(extra)}, which {checkpoint.card.name} lacks; use some that were trained "
                 "for the same base model"
             )
+
+
+def teach(checkpoint: Checkpoint, words: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Adds words that `check_words` has let pass to the towers and their tokenizers."""
     for name, vectors in words.items():
-        for component, (tower, tokenizer) in towers.items():
+        for component, tower, tokenizer in checkpoint.towers:
             table = tower.tower.token_embedding.weight
             rows = vectors[component].to(table)
-            tokenizer.added[name] = list(range(len(table), len(table) + len(rows)))
+            tokenizer.add(name, range(len(table), len(table) + len(rows)))
             tower.tower.token_embedding = nn.Embedding.from_pretrained(torch.cat([table, rows]))
-    return list(words)
 
 
 def read_words(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -76,6 +99,8 @@ def read_words(path: Path) -> dict[str, dict[str, Tensor]]:
         return {name: {"text_encoder": _rows(tensor, path)} for name, tensor in zip(names, vectors.values(), strict=True)}
     if "emb_params" in content:
         return {path.stem: {"text_encoder": _rows(content["emb_params"], path)}}
+    if any("lora_" in name or name.startswith("lora") for name in content):
+        raise PriorError(f"{path} is a LoRA and no textual inversion; give it as '?lora=FILE'")
     words = {name: {"text_encoder": _rows(tensor, path)} for name, tensor in content.items()}
     if not words:
         raise PriorError(f"{path} holds no embeddings; give a textual inversion file")

@@ -41,8 +41,8 @@ class Tokenizer:
         self.context_length = context_length
         self.bpe = SimpleTokenizer(bpe_path=io.BytesIO(gzip.compress(text.encode())), context_length=context_length)
         self.pad_id = self.bpe.eot_token_id if pad_with_end else 0
-        # Words of textual inversion -> their ids, past the end of the vocabulary.
-        self.added: dict[str, list[int]] = {}
+        # Words of textual inversion in lower case -> their ids, past the end of the vocabulary.
+        self._added: dict[str, list[int]] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -63,13 +63,21 @@ class Tokenizer:
         return ids
 
     def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt's words, however many."""
-        if not self.added:
+        """The ids of a prompt's words, however many; added words are found as whole words, in any case."""
+        if not self._added:
             return self.bpe.encode(prompt)
         # Longest first, so that of <cat> and <cat>2 the longer one is found.
-        names = "|".join(re.escape(name) for name in sorted(self.added, key=len, reverse=True))
-        pieces = re.split(f"({names})", prompt)
-        return [id for piece in pieces for id in (self.added.get(piece) or self.bpe.encode(piece))]
+        names = "|".join(_as_whole_word(name) for name in sorted(self._added, key=len, reverse=True))
+        pieces = re.split(f"({names})", prompt, flags=re.IGNORECASE)
+        return [id for piece in pieces for id in (self._added.get(piece.lower()) or self.bpe.encode(piece))]
+
+    def add(self, word: str, ids: Iterable[int]) -> None:
+        """A word of textual inversion and its ids, past the end of the vocabulary."""
+        self._added[word.lower()] = list(ids)
+
+    def knows(self, word: str) -> bool:
+        """Whether the word was added already, in any case."""
+        return word.lower() in self._added
 
     def num_tokens(self, prompt: str) -> int:
         """Tokens that a prompt takes, start and end counted: more than `context_length` means that it will be cut."""
@@ -101,7 +109,7 @@ class Tokenizer:
         if special.exists():
             config |= _read_json(special)
         length = config.get("model_max_length")
-        if context_length is not None and (not isinstance(length, int) or length > context_length):
+        if context_length is not None and isinstance(length, int) and length > context_length:
             length = context_length  # 1e30 stands for "unknown"
         if not isinstance(length, int):
             raise ValueError(
@@ -133,6 +141,12 @@ class Tokenizer:
         }
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
+
+
+def _as_whole_word(word: str) -> str:
+    """A pattern that finds the word, but not inside a longer one: "art" is in "the art of", not in "heart"."""
+    before, after = (r"(?<!\w)" if re.match(r"\w", word) else ""), (r"(?!\w)" if re.search(r"\w$", word) else "")
+    return f"{before}{re.escape(word)}{after}"
 
 
 def _read_merges(folder: Path) -> list[tuple[str, str]]:

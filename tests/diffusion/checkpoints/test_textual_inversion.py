@@ -122,3 +122,22 @@ def test_what_does_not_fit_is_refused(saved: Saved, tmp_path: Path) -> None:
         add_words(checkpoint, path)
     add_words(checkpoint, path, "<dog>")
     assert checkpoint.tokenizer.encode("<dog>")[0] == 49408 + 3
+
+
+def test_words_are_whole_and_of_any_case_and_a_file_s_name_counts(saved: Saved, tmp_path: Path) -> None:
+    checkpoint = read_folder(saved("sd15")[1])
+    content = {"string_to_param": {"*": torch.randn(2, 32)}, "string_to_token": {"*": 265}, "name": "art"}
+    torch.save(content, tmp_path / "EasyNegative.pt")
+    add_words(checkpoint, tmp_path / "EasyNegative.pt")
+    encode = checkpoint.tokenizer.encode
+    new = [49408, 49409]
+    assert encode("art") == encode("ART") == encode("EasyNegative") == encode("easynegative") == new
+    assert encode("heart of a cartoon party") == checkpoint.tokenizer.bpe.encode("heart of a cartoon party")
+    assert encode("the art, (art)")[1:3] == new and encode("art's")[:2] == new
+    assert len(checkpoint.text_encoder.tower.token_embedding.weight) == 49410
+
+
+def test_a_lora_is_no_textual_inversion(saved: Saved, tmp_path: Path) -> None:
+    save_file({"lora_unet_x.lora_down.weight": torch.randn(2, 32)}, tmp_path / "lora.safetensors")
+    with pytest.raises(PriorError, match=r"is a LoRA and no textual inversion; give it as '\?lora=FILE'"):
+        add_words(read_folder(saved("sd15")[1]), tmp_path / "lora.safetensors")
