@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Picture, Row, extra_columns, extra_values
+from orchestrator.exports.marks import marked
 from orchestrator.exports.png_metadata import encode_png
 from orchestrator.run.picture_metadata import picture_metadata
 
@@ -85,7 +86,8 @@ def encode(spec: BatchImagesSpec, drawn: Drawn, *, prior_hash: str, index: int |
     settings = picture_metadata(image, prior_hash=prior_hash)
     metadata = {**settings, "seed": str(image.seed), **({} if index is None else {"index": str(index)})}
     height, width, _ = drawn.image.shape
-    return keep(spec, picture, encode_png(drawn.image, metadata), (width, height), prior_hash=prior_hash)
+    png = encode_png(drawn.image, marked(metadata, size=(width, height)))
+    return keep(spec, picture, png, (width, height), prior_hash=prior_hash)
 
 
 def keep(

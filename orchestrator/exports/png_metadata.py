@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.exports.marks import XMP_KEY
 from orchestrator.host.atomic import write_bytes
 
 KEYS = ("prompt", "seed", "sampler", "steps", "guidance_scale", "prior_hash")
@@ -26,7 +27,7 @@ def write_png(image: np.ndarray, path: str | os.PathLike[str], metadata: Mapping
 def encode_png(image: np.ndarray, metadata: Mapping[str, str] | None = None) -> bytes:
     """An (H, W, 3) uint8 sRGB image as a PNG file's bytes, with one text chunk per entry of `metadata`.
 
-    Plain Latin text is stored as tEXt, everything else as iTXt (UTF-8). NUL, which PNG text cannot hold, is dropped.
+    Plain ASCII text is stored as tEXt, everything else, and XMP, as iTXt (UTF-8). NUL, which PNG text cannot hold, is dropped.
     Raises ValueError for another kind of image or a key that PNG does not allow.
     """
     from PIL import Image
@@ -40,7 +41,7 @@ def encode_png(image: np.ndarray, metadata: Mapping[str, str] | None = None) -> 
         if not (key.isascii() and key.isprintable() and 1 <= len(key) <= 79 and key == key.strip()):
             raise ValueError(f"the metadata key {key!r} is not 1 to 79 printable ASCII characters, as PNG asks.")
         text = str(value).replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-        if text.isascii():
+        if text.isascii() and key != XMP_KEY:
             chunks.add_text(key, text)
         else:
             chunks.add_itxt(key, text)

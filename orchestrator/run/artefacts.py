@@ -92,12 +92,14 @@ def write_mesh_files(
 def write_image(event: ImageReady, folder: Path, spec: ImagesSpec, *, prior_hash: str) -> Path:
     """One picture with the settings that drew it in its text chunks."""
     from orchestrator.exports import write_png
+    from orchestrator.exports.marks import marked
 
     metadata = {**picture_metadata(spec, prior_hash=prior_hash), "seed": str(event.seed), "index": str(event.index)}
     if spec.num_views:
         metadata["azimuth_degrees"] = f"{spec.azimuth_of(event.index):g}"
         metadata["elevation_degrees"] = f"{spec.elevation_degrees:g}"
-    return write_png(event.image, folder / image_name(event.index), metadata)
+    height, width, _ = event.image.shape
+    return write_png(event.image, folder / image_name(event.index), marked(metadata, size=(width, height)))
 
 
 def write_preview(images: Mapping[int, np.ndarray], folder: Path) -> Path:
