@@ -35,7 +35,11 @@ from diffusion.requests import (
     Guidance,
     Request,
 )
+from diffusion.text.chunks import chunks_of, joined, most_chunks, weighted
+from diffusion.text.clip import TextEncoder
+from diffusion.text.prompt_syntax import not_read
 from diffusion.text.row_cache import RowCache, side_by_side
+from diffusion.text.tokenizer import Tokenizer
 
 __all__ = ["TOYBOX", "Prior", "PriorCard", "PriorError", "hash_files"]
 
@@ -125,21 +129,67 @@ class Prior(Checkpoint):
         return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())) if word not in known]
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str], *, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor | None]:
+    def encode_text(
+        self, prompts: Sequence[str], *, size: tuple[int, int] | None = None, num_chunks: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """What the towers make of prompts: states (B, S, D) and, of SDXL, pooled text and sizes (B, A).
+
+        S is the towers' length times the number of chunks; see `diffusion.text.chunks`.
 
         Args:
             size: (height, width) of the pictures in pixels, which SDXL is told; the prior's own by default.
+            num_chunks: at least as many as the longest prompt has, which is the default.
         """
+        if not self.reads_syntax:
+            read = [
+                self._read(tower, tokenizer, tokenizer(list(prompts)).to(self.device)) for _, tower, tokenizer in self.towers
+            ]
+            states = torch.cat([at_least_float32(one) for one, _ in read], dim=-1)
+            pooled = read[-1][1]
+        else:
+            num_chunks = num_chunks or self.num_chunks(prompts)
+            texts = [self._read_in_chunks(prompt, num_chunks) for prompt in prompts]
+            states = torch.cat([text for text, _ in texts])
+            pooled = None if texts[0][1] is None else torch.cat([cast(Tensor, one) for _, one in texts])
         if self.text_encoder_2 is None:
-            return at_least_float32(self.text_encoder(self.tokenizer(list(prompts)).to(self.device))), None
-        read = [
-            tower.penultimate_and_pooled(tokenizer(list(prompts)).to(self.device), end_id=tokenizer.end_id)
-            for _, tower, tokenizer in self.towers
-        ]
-        (first, _), (second, pooled) = read
-        states = at_least_float32(torch.cat([first, second], dim=-1))
+            return states, None
         return states, self._added(at_least_float32(cast(Tensor, pooled)), size or self._own_size)
+
+    def _read(self, tower: TextEncoder, tokenizer: Tokenizer, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, S, width) states of the layer that this family reads, and pooled text."""
+        if self.text_encoder_2 is None:
+            return tower(ids, skip=self.clip_skip - 1), None
+        return tower.penultimate_and_pooled(ids, end_id=tokenizer.end_id, skip=self.clip_skip - 1)
+
+    def _read_in_chunks(self, prompt: str, num_chunks: int) -> tuple[Tensor, Tensor | None]:
+        """(1, N S, D) of one prompt, each tower's states weighted on their own, and the first chunk's pooled text."""
+        states, pooled = [], None
+        for _, tower, tokenizer in self.towers:
+            chunks = chunks_of(tokenizer, prompt, num_chunks=num_chunks)
+            read, pooled = self._read(tower, tokenizer, chunks.ids.to(self.device))
+            states.append(joined(weighted(at_least_float32(read), chunks.weights)))
+        return torch.cat(states, dim=-1), None if pooled is None else pooled[:1]
+
+    @property
+    def reads_syntax(self) -> bool:
+        """Whether prompts may be long and weighted; priors of few words read words alone, as they were trained."""
+        return not self.plain_prompts and self.card.vocabulary is None
+
+    def num_chunks(self, prompts: Sequence[str]) -> int:
+        """How often the towers' length the longest of some prompts takes."""
+        if not self.reads_syntax:
+            return 1
+        return most_chunks([tokenizer for _, _, tokenizer in self.towers], list(dict.fromkeys(prompts)) or [""])
+
+    def prompt_warning(self, prompt: str) -> str | None:
+        """What of a prompt is cut or taken as plain words, in one sentence; None for nothing."""
+        clauses = []
+        if not self.reads_syntax:
+            tokens, length = self.tokenizer.num_tokens(prompt), self.tokenizer.context_length
+            if tokens > length:
+                clauses.append(f"it has {tokens - 2} tokens, of which the first {length - 2} are read")
+        clauses += not_read(prompt)
+        return f"Of the prompt {prompt!r}: {'; '.join(clauses)}." if clauses else None
 
     @property
     def _own_size(self) -> tuple[int, int]:
@@ -155,34 +205,37 @@ class Prior(Checkpoint):
         negative_prompts: Sequence[str] | None = None,
         *,
         size: tuple[int, int] | None = None,
+        num_chunks: int | None = None,
     ) -> Condition:
         """Texts as `predict` takes them: all that the towers and the UNet make of the words alone.
 
         Each distinct prompt is computed once, alone, so that neighbours never matter, and kept for the next call.
 
         Args:
-            prompts, negative_prompts: as many of each; "" by default. size: see `encode_text`.
+            prompts, negative_prompts: as many of each; "" by default. size, num_chunks: see `encode_text`.
         """
         negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
-        size = size or self._own_size
-        tokens = [self._row(prompt, size) for prompt in prompts]
-        negative = [self._row(self._negative(prompt), size) for prompt in negative_prompts]
+        size, num_chunks = size or self._own_size, num_chunks or self.num_chunks([*prompts, *negative_prompts])
+        tokens = [self._row(prompt, size, num_chunks) for prompt in prompts]
+        negative = [self._row(self._negative(prompt), size, num_chunks) for prompt in negative_prompts]
         return Condition(side_by_side(tokens), side_by_side(negative))
 
-    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool:
+    def has_condition(self, prompt: str, negative_prompt: str = "", *, num_chunks: int | None = None) -> bool:
         """Whether `condition` has this pair ready."""
-        return all((text, self._own_size) in self.text_cache for text in (prompt, self._negative(negative_prompt)))
+        chunks = num_chunks or self.num_chunks([prompt, negative_prompt])
+        texts = (prompt, self._negative(negative_prompt))
+        return all((text, self._own_size, chunks) in self.text_cache for text in texts)
 
     def _negative(self, prompt: str) -> str | None:
         """None stands for no text at all, which is not the same as the empty text."""
         return None if self.zeros_for_empty_negative and not prompt else prompt
 
-    def _row(self, prompt: str | None, size: tuple[int, int]) -> Tensor:
-        return self.text_cache.get((prompt, size), lambda: self._project(prompt, size))
+    def _row(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:
+        return self.text_cache.get((prompt, size, num_chunks), lambda: self._project(prompt, size, num_chunks))
 
     @torch.no_grad()
-    def _project(self, prompt: str | None, size: tuple[int, int]) -> Tensor:
-        states, added = self.encode_text([prompt or ""], size=size)
+    def _project(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:
+        states, added = self.encode_text([prompt or ""], size=size, num_chunks=num_chunks)
         if prompt is None:
             # SDXL's condition for no text: zeros, but for the sizes.
             states = torch.zeros_like(states)

@@ -21,7 +21,7 @@ from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
 from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
 from jobs.specs import ImagesSpec
-from jobs.words.vocabulary import warn_of_unknown_words
+from jobs.words.vocabulary import warn_of_prompts, warn_of_unknown_words
 from nerf3d.cameras import Cameras
 
 __all__ = ["EditSource", "ImagesResult", "chunks", "draw_request", "image_seed", "images"]
@@ -98,6 +98,7 @@ def images(
         yield Message(text=note)
     yield from warn_of_late_start(spec, info)
     yield from warn_of_unknown_words(prior, spec.prompt)
+    yield from warn_of_prompts(prior, spec.prompt, spec.negative_prompt)
     todo = chunks(spec, done)
     total = spec.num_images
     num_done = total - sum(map(len, todo))

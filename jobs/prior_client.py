@@ -162,6 +162,10 @@ class PriorClient(Protocol):
         """Name, weights and sizes."""
         ...
 
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        """A sentence for each prompt of which something is cut or not understood."""
+        ...
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Words of the prompts that the prior was never trained on, in order, without repeats."""
         ...

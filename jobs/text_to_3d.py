@@ -26,7 +26,7 @@ from jobs.mesh_stage import TextTo3DResult, cut, judge, reaches_edge
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo
 from jobs.specs import TextTo3DSpec
-from jobs.words.vocabulary import warn_of_unknown_words
+from jobs.words.vocabulary import warn_of_prompts, warn_of_unknown_words
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, Nerf3DError
 from nerf3d.fields import FIELDS
@@ -141,6 +141,7 @@ def text_to_3d(
     yield Progress(stage="prepare", step=0, total=1)
     info = prior.info()
     yield from warn_of_unknown_words(prior, spec.prompt)
+    yield from warn_of_prompts(prior, spec.prompt, spec.distillation.negative_prompt)
     if is_extension(kind := spec.fit.field.kind):
         FIELDS[kind] = own_field(kind)
     fit_config, note = _shown_at_the_priors_size(spec.fit, info)

@@ -13,7 +13,7 @@ from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
 from diffusion.checkpoints.hub import fetch
-from diffusion.checkpoints.lora import merge_lora
+from diffusion.checkpoints.lora import lora_file, merge_lora
 from diffusion.checkpoints.single_file import read_single_file
 from diffusion.checkpoints.source import Source, resolve
 from diffusion.checkpoints.textual_inversion import add_words
@@ -42,10 +42,14 @@ def read(source: Source) -> Checkpoint:
         _changed(checkpoint, f"schedule {json.dumps(differences, sort_keys=True)}", [])
     if source.dtype != "float32":
         _changed(checkpoint, source.dtype, [])
+    checkpoint.plain_prompts, checkpoint.clip_skip = source.plain_prompts, source.clip_skip
+    if source.clip_skip > 1:
+        check_clip_skip(checkpoint, source.clip_skip)
+        _changed(checkpoint, f"clip_skip {source.clip_skip}", [])
     for location, scale in source.loras:
         file, _ = locate(location, offline=source.offline)
         merge_lora(checkpoint, file, scale)
-        _changed(checkpoint, f"lora {scale:g}", sorted(file.glob("*.safetensors")) if file.is_dir() else [file])
+        _changed(checkpoint, f"lora {scale:g}", [lora_file(file)])
     for location, word in source.embeddings:
         file, _ = locate(location, offline=source.offline)
         words = add_words(checkpoint, file, word)
@@ -53,6 +57,19 @@ def read(source: Source) -> Checkpoint:
     if source.vae is not None:
         _changed(checkpoint, "vae", replace_autoencoder(checkpoint, locate(source.vae, offline=source.offline)[0]))
     return checkpoint
+
+
+def check_clip_skip(checkpoint: Checkpoint, clip_skip: int) -> None:
+    """Checks that every text tower has so many layers.
+
+    Raises:
+        PriorError: one has not.
+    """
+    fewest = min(tower.config.layers for _, tower, _ in checkpoint.towers) - (checkpoint.text_encoder_2 is not None)
+    if clip_skip > fewest:
+        raise PriorError(
+            f"clip_skip is {clip_skip}, and {checkpoint.card.name}'s text tower has {fewest} layers to read; use 1 or 2"
+        )
 
 
 def locate(location: str, *, offline: bool) -> tuple[Path, str | None]:

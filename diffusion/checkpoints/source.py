@@ -60,6 +60,9 @@ class Source:
         loras: (location, scale), merged in this order.
         embeddings: (location, word or None), textual inversion.
         vae: location of another autoencoder.
+        plain_prompts: prompts are words alone, cut at the towers' length; otherwise they may be of any length, with
+            (word:1.2), [word] and BREAK.
+        clip_skip: 1 for the text towers' own layer, 2 for the one before.
         offline: use no network.
     """
 
@@ -70,6 +73,8 @@ class Source:
     loras: tuple[tuple[str, float], ...] = ()
     embeddings: tuple[tuple[str, str | None], ...] = ()
     vae: str | None = None
+    plain_prompts: bool = False
+    clip_skip: int = 1
     offline: bool = False
 
     @classmethod
@@ -98,8 +103,12 @@ class Source:
                     options["embeddings"] += ((file, word) if file else (value, None),)
                 case "vae":
                     options[name] = value
+                case "prompt":
+                    options["plain_prompts"] = _one_of(name, value, ("plain", "weighted")) == "plain"
+                case "clip_skip":
+                    options[name] = int(_one_of(name, value, tuple(map(str, range(1, 13)))))
                 case _:
-                    known = "prediction_type, dtype, averaged, lora, embedding, vae, offline"
+                    known = "prediction_type, dtype, averaged, lora, embedding, vae, prompt, clip_skip, offline"
                     raise PriorError(f"the prior {text!r} has the option {name!r}; expected one of {known}")
         return cls(location, **options)
 

@@ -29,14 +29,16 @@ class TextStage:
     def condition(self, ticket: Ticket) -> Condition | None:
         """The ticket's encoded prompts, or None while some are still to be encoded in a later step."""
         pairs = list(zip(ticket.prompts, ticket.negative_prompts, strict=True))
+        count = getattr(self._model, "num_chunks", None)
+        more = {} if count is None else {"num_chunks": count([*ticket.prompts, *ticket.negative_prompts])}
         for pair in dict.fromkeys(pairs):
             if pair in ticket.texts:
                 continue
-            if not self._model.has_condition(*pair):
+            if not self._model.has_condition(*pair, **more):
                 if self._left == 0:
                     return None
                 self._left -= 1
-            ticket.texts[pair] = self._model.condition([pair[0]], [pair[1]])
+            ticket.texts[pair] = self._model.condition([pair[0]], [pair[1]], **more)
         rows = [ticket.texts[pair] for pair in pairs]
         ticket.texts = {}
         negatives = [row.negative[0] for row in rows if row.negative is not None]

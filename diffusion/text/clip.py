@@ -115,15 +115,14 @@ class TextEncoder(nn.Module):
         if not config.projection_dim:
             self.tower.text_projection = None
 
-    def forward(self, ids_BS: Tensor) -> Tensor:
-        """(B, S) int64 -> (B, S, width): the last layer through the final LayerNorm.
+    def forward(self, ids_BS: Tensor, *, skip: int = 0) -> Tensor:
+        """(B, S) int64 -> (B, S, width): the last layer but `skip` through the final LayerNorm.
 
         Stable Diffusion 2.x reads the last but one through it; its towers are published and built a layer shorter.
         """
-        *_, last = self.layers(ids_BS)
-        return self.tower.ln_final(last)
+        return self.tower.ln_final(list(self.layers(ids_BS))[-1 - skip])
 
-    def penultimate_and_pooled(self, ids_BS: Tensor, *, end_id: int) -> tuple[Tensor, Tensor | None]:
+    def penultimate_and_pooled(self, ids_BS: Tensor, *, end_id: int, skip: int = 0) -> tuple[Tensor, Tensor | None]:
         """What SDXL reads (2307.01952 section 2.1): the last but one layer without norm, (B, S, width), and pooled text.
 
         The pooled text, (B, projection_dim), is the last layer at the first end token, through the norm and the projection;
@@ -132,8 +131,10 @@ class TextEncoder(nn.Module):
         Args:
             end_id: the tokenizer's end token. The tower does not know it: a vocabulary that textual inversion has extended,
                 in memory or in the folder, has larger ids.
+            skip: layers to go back from the last but one.
         """
-        *_, penultimate, last = self.layers(ids_BS)
+        states = list(self.layers(ids_BS))
+        penultimate, last = states[-2 - skip], states[-1]
         if self.tower.text_projection is None:
             return penultimate, None
         ends = (ids_BS == end_id).int().argmax(dim=-1)

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 from jobs.events import Message
 from jobs.prior_client import PriorClient
 
-__all__ = ["warn_of_unknown_words"]
+__all__ = ["warn_of_prompts", "warn_of_unknown_words"]
+
+
+def warn_of_prompts(prior: PriorClient, *prompts: str) -> Iterator[Message]:
+    """A warning for each prompt of which the prior cuts something off or takes another program's syntax for words."""
+    for sentence in prior.prompt_warnings([prompt for prompt in prompts if prompt]):
+        yield Message(text=sentence, level="warning")
 
 
 def warn_of_unknown_words(prior: PriorClient, prompt: str) -> Iterator[Message]:

@@ -45,6 +45,10 @@ class RayPrior:
         """Name, weights and sizes."""
         return self._call("info")
 
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        """A sentence for each prompt of which something is cut or not understood."""
+        return self._call("prompt_warnings", list(prompts))
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Words of the prompts that the prior was never trained on."""
         return self._call("unknown_words", list(prompts))

@@ -162,6 +162,11 @@ class LocalPrior:
             picture_suffix=getattr(card, "picture_suffix", ""),
         )
 
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        """A sentence for each prompt of which something is cut or not understood."""
+        warning = getattr(self._prior, "prompt_warning", lambda prompt: None)
+        return [sentence for prompt in dict.fromkeys(prompts) if (sentence := warning(prompt)) is not None]
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Words of the prompts that the prior was never trained on, in order, without repeats."""
         return list(dict.fromkeys(word for prompt in prompts for word in self._prior.unknown_words(prompt)))

@@ -112,6 +112,10 @@ class ResidentPrior:
         """Name, weights and sizes."""
         return self._info
 
+    def prompt_warnings(self, prompts: list[str]) -> list[str]:
+        """A sentence for each prompt of which something is cut or not understood."""
+        return self._prior.prompt_warnings(prompts)
+
     def unknown_words(self, prompts: list[str]) -> list[str]:
         """Words of the prompts that the prior was never trained on."""
         return self._prior.unknown_words(prompts)

@@ -28,7 +28,7 @@ SCHEDULERS = {
 def pair(request: pytest.FixtureRequest, saved: Saved) -> tuple[str, Any, Prior]:
     """The name, diffusers' pipeline and our prior, from one folder."""
     pipeline, folder = saved(request.param)
-    return request.param, pipeline, Prior.load(folder)
+    return request.param, pipeline, Prior.load(f"{folder}?prompt=plain")
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:

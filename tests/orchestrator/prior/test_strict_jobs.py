@@ -30,6 +30,9 @@ class AskedFor:
     def info(self) -> PriorInfo:
         return self._prior.info()
 
+    def prompt_warnings(self, prompts: list[str]) -> list[str]:
+        return self._prior.prompt_warnings(prompts)
+
     def unknown_words(self, prompts: list[str]) -> list[str]:
         return self._prior.unknown_words(prompts)
 
