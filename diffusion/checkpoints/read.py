@@ -10,6 +10,7 @@ import torch
 
 from diffusion.checkpoints.autoencoders import replace_autoencoder
 from diffusion.checkpoints.checkpoint import Checkpoint
+from diffusion.checkpoints.defaults import defaults_of
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
 from diffusion.checkpoints.hub import fetch
@@ -43,6 +44,8 @@ def read(source: Source) -> Checkpoint:
     if source.dtype != "float32":
         _changed(checkpoint, source.dtype, [])
     checkpoint.plain_prompts, checkpoint.clip_skip = source.plain_prompts, source.clip_skip
+    if note := defaults_of(source).note:
+        checkpoint.notes.append(note)
     if source.clip_skip > 1:
         check_clip_skip(checkpoint, source.clip_skip)
         _changed(checkpoint, f"clip_skip {source.clip_skip}", [])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusion.schedule import PredictionType
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+DISTILLED = ("none", "turbo", "lightning", "hyper", "lcm", "lcm-lora")
 DTYPES = ("float32", "float16", "bfloat16")
 TOYBOX = Path(__file__).parents[1] / "toybox_prior"
 
@@ -63,6 +64,7 @@ class Source:
         plain_prompts: prompts are words alone, cut at the towers' length; otherwise they may be of any length, with
             (word:1.2), [word] and BREAK.
         clip_skip: 1 for the text towers' own layer, 2 for the one before.
+        distilled: a kind of DISTILLED, "none" for a model whose name only looks like one; None follows the name.
         offline: use no network.
     """
 
@@ -75,6 +77,7 @@ class Source:
     vae: str | None = None
     plain_prompts: bool = False
     clip_skip: int = 1
+    distilled: str | None = None
     offline: bool = False
 
     @classmethod
@@ -105,10 +108,12 @@ class Source:
                     options[name] = value
                 case "prompt":
                     options["plain_prompts"] = _one_of(name, value, ("plain", "weighted")) == "plain"
+                case "distilled":
+                    options[name] = _one_of(name, value, DISTILLED)
                 case "clip_skip":
                     options[name] = int(_one_of(name, value, tuple(map(str, range(1, 13)))))
                 case _:
-                    known = "prediction_type, dtype, averaged, lora, embedding, vae, prompt, clip_skip, offline"
+                    known = "prediction_type, dtype, averaged, lora, embedding, vae, prompt, clip_skip, distilled, offline"
                     raise PriorError(f"the prior {text!r} has the option {name!r}; expected one of {known}")
         return cls(location, **options)
 

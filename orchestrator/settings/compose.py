@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion.checkpoints.defaults import defaults_of
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.source import Source
 from diffusion.distillation import DistillationConfig
 from jobs import codec
 from jobs.errors import InputError
@@ -34,7 +37,7 @@ _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything a verb was configured with."""
+    """Everything a verb was configured with. origins: dotted key -> where a value that the prior brought comes from."""
 
     prior: PriorSettings
     fit: FitConfig
@@ -43,6 +46,7 @@ class Settings:
     images: Mapping[str, Any]
     export: ExportSettings
     runtime: RuntimeSettings
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def text_to_3d(self, prompt: str, *, seed: int) -> TextTo3DSpec:
         """The spec of one 3D job."""
@@ -105,11 +109,36 @@ def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None 
     given = {key: value for key, value in (options or {}).items() if value is not None}
     choices = [f"{key}={value}" for key, value in given.items() if "." not in key]
     tree = _compose_tree([*choices, *overrides], checked=[*choices, *overrides])
+    told = {*given, *(override.partition("=")[0] for override in overrides)}
+    origins = _take_defaults_of_prior(tree, str(given.get("prior.source", tree["prior"]["source"])), told)
     for key, value in given.items():
         if "." in key:
             group, name = key.split(".", 1)
             tree[group][name] = value
-    return _typed(tree)
+    return _typed(tree, origins)
+
+
+def _take_defaults_of_prior(tree: dict[str, Any], source: str, told: Set[str]) -> dict[str, str]:
+    """Put the values that a prior's owners expect where nobody chose another: none of the toybox's reaches another prior.
+
+    Args:
+        told: the dotted keys that the user has set.
+
+    Returns:
+        Dotted key -> where its value comes from.
+    """
+    if source == "toybox":
+        return {}
+    try:
+        defaults = defaults_of(Source.parse(source))
+    except PriorError:
+        return {}  # the prior is refused with a sentence of its own
+    ours = codec.to_plain(ImagesSpec(prompt="any"))
+    origins = {}
+    for name, value in defaults.values.items():
+        if f"images.{name}" not in told and tree["images"][name] == ours[name]:
+            tree["images"][name], origins[f"images.{name}"] = value, defaults.origins[name]
+    return origins
 
 
 def choices() -> dict[str, list[str]]:
@@ -158,7 +187,7 @@ def _register() -> None:
         store.store(group="fit", name=name, node=node)
 
 
-def _typed(tree: Mapping[str, Any]) -> Settings:
+def _typed(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     field = codec.from_plain(FieldConfig, tree["field"], path="field")
     fit = codec.from_plain(FitConfig, {**tree["fit"], "field": field}, path="fit")
     images = dict(tree["images"])
@@ -171,6 +200,7 @@ def _typed(tree: Mapping[str, Any]) -> Settings:
         images=images,
         export=codec.from_plain(ExportSettings, tree["export"], path="export"),
         runtime=codec.from_plain(RuntimeSettings, tree["runtime"], path="runtime"),
+        origins=origins,
     )
 
 

@@ -295,6 +295,9 @@ class SeesCameras:
     def info(self):
         return self._info
 
+    def prompt_warnings(self, prompts):
+        return []
+
     def unknown_words(self, prompts):
         return []
 

@@ -22,6 +22,7 @@ def command(
         typer.Argument(metavar="GROUP|GROUP.KEY=VALUE", help="Groups to show; settings to apply first.", show_default=False),
     ] = None,
     preset: common.Preset = None,
+    prior: common.PriorName = None,
     json: common.Json = False,
 ) -> None:
     """A line for each setting, ready to be copied into a command."""
@@ -31,18 +32,21 @@ def command(
     from orchestrator.settings.compose import choices, compose
 
     given = arguments or []
-    tables = compose([item for item in given if "=" in item], options={"preset": preset}).tables()
+    settings = compose([item for item in given if "=" in item], options={"preset": preset, "prior.source": prior})
+    tables = settings.tables()
     chosen = [item for item in given if "=" not in item]
     for group in chosen:
         if group not in tables:
             raise InputError(f"There is no group {group!r}{near_matches(group, tables)}; groups: {', '.join(tables)}.")
     shown = {group: tables[group] for group in chosen or tables}
     if json:
-        print(json_module.dumps({"ok": True, "settings": {group: values for group, (_, values) in shown.items()}}))
+        values_by_group = {group: values for group, (_, values) in shown.items()}
+        print(json_module.dumps({"ok": True, "settings": values_by_group, "origins": dict(settings.origins)}))
         return
     for group, (explained_by, values) in shown.items():
         for name, value in values.items():
-            print(f"{group}.{name}={_as_setting(value)}")
+            origin = settings.origins.get(f"{group}.{name}")
+            print(f"{group}.{name}={_as_setting(value)}" + (f"  # {origin}" if origin else ""))
         if chosen:
             print(f"\n{inspect.getdoc(explained_by)}\n")
     if not chosen:

@@ -1,0 +1,164 @@
+"""How a prior's owners draw with it: a table by family, overruled by what its folder or file says of itself.
+
+Only configurations, names and the header of a safetensors file are read, so that a command can ask before anything is
+loaded; nothing here imports torch.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusion.checkpoints.source import Source
+
+SETTINGS = ("num_steps", "guidance_scale", "guidance_rescale", "sampler", "timestep_spacing")
+
+_FAMILY = "the family's usual value"
+# Steps, guidance, rescale, sampler and spacing as the owners of each family expect them; None is the schedule's own spacing.
+_STABLE_DIFFUSION = (25, 7.5, 0.0, "dpmpp_2m", "karras")
+FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
+    "Stable Diffusion 1.x": _STABLE_DIFFUSION,
+    "Stable Diffusion 2.x": _STABLE_DIFFUSION,
+    "Stable Diffusion XL": (50, 5.0, 0.0, "euler", "leading"),
+    "Stable Diffusion": _STABLE_DIFFUSION,
+}
+# Distilled models: no classifier-free guidance (1), and runs that begin at the last timestep.
+DISTILLED: dict[str, tuple[int, float, float, str, str | None]] = {
+    "turbo": (4, 1.0, 0.0, "euler_ancestral", "trailing"),
+    "lightning": (4, 1.0, 0.0, "euler", "trailing"),
+    "hyper": (8, 1.0, 0.0, "ddim", "trailing"),
+    "lcm": (4, 8.5, 0.0, "lcm", None),
+    "lcm-lora": (4, 1.5, 0.0, "lcm", None),
+}
+_MARKS = (
+    ("lightning", re.compile(r"lightning", re.IGNORECASE)),
+    ("turbo", re.compile(r"turbo", re.IGNORECASE)),
+    ("hyper", re.compile(r"hyper[-_ ]?sd", re.IGNORECASE)),
+    ("lcm-lora", re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE)),
+)
+_STEPS_IN_NAME = re.compile(r"(?<!\d)([1-9]\d?)[-_ ]?steps?(?![a-z])", re.IGNORECASE)
+# diffusers' scheduler classes -> our samplers, the longer names first.
+_SAMPLERS = {
+    "DPMSolverMultistep": "dpmpp_2m",
+    "EulerAncestral": "euler_ancestral",
+    "UniPC": "unipc",
+    "Euler": "euler",
+    "Heun": "heun",
+    "PNDM": "pndm",
+    "DDIM": "ddim",
+    "LCM": "lcm",
+}
+_PIPELINE_STEPS = 50
+"""What diffusers' pipelines take unless told otherwise; multistep solvers need half of it."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How to draw with a prior unless told otherwise.
+
+    Args:
+        family: a name of FAMILIES, or "" for priors of this project, whose values are those of `jobs.specs.ImagesSpec`.
+        values: by the names in SETTINGS. origins: where each value comes from, in a few words.
+        note: a sentence about what was assumed; "" for nothing.
+    """
+
+    family: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    def changed(self, origin: str, **values: Any) -> "Defaults":
+        """The same with other values, and where they come from."""
+        return Defaults(self.family, self.values | values, self.origins | dict.fromkeys(values, origin), self.note)
+
+
+def defaults_of(source: Source) -> Defaults:
+    """The defaults of a prior that need not be loaded, and not even be here."""
+    path = Path(source.location).expanduser()
+    if source.location == "toybox" or (path / "dreamkiln.json").exists():
+        return Defaults()
+    if path.is_dir():
+        found = _of_folder(path)
+    else:
+        found = _usual(_family_of_file(path))
+    return _distilled(source, path, found)
+
+
+def _usual(family: str) -> Defaults:
+    values = dict(zip(SETTINGS, FAMILIES[family], strict=True))
+    return Defaults(family, values, dict.fromkeys(SETTINGS, f"{_FAMILY}, {family}"))
+
+
+def _of_folder(folder: Path) -> Defaults:
+    unet, scheduler = _json(folder / "unet/config.json"), _json(folder / "scheduler/scheduler_config.json")
+    if (folder / "text_encoder_2").is_dir():
+        family = "Stable Diffusion XL"
+    else:
+        family = "Stable Diffusion 2.x" if unet.get("cross_attention_dim") == 1024 else "Stable Diffusion 1.x"
+    found = _usual(family)
+    name = str(scheduler.get("_class_name", ""))
+    sampler = next((ours for theirs, ours in _SAMPLERS.items() if name.startswith(theirs)), None)
+    if sampler is not None:
+        steps = 25 if sampler in ("dpmpp_2m", "unipc") else _PIPELINE_STEPS
+        spacing = next((kind for kind in ("karras", "exponential", "beta") if scheduler.get(f"use_{kind}_sigmas")), None)
+        found = found.changed(f"scheduler_config.json, {name}", sampler=sampler, num_steps=steps, timestep_spacing=spacing)
+    if scheduler.get("rescale_betas_zero_snr"):
+        found = found.changed("scheduler_config.json, zero terminal SNR", guidance_rescale=0.7)
+    if unet.get("time_cond_proj_dim"):
+        values = dict(zip(SETTINGS, DISTILLED["lcm"], strict=True))
+        found = found.changed("unet/config.json, time_cond_proj_dim: a latent consistency model", **values)
+    return found
+
+
+def _family_of_file(path: Path) -> str:
+    """By the names in a safetensors header; other files and names on the hub tell nothing before they are read."""
+    names = _header(path)
+    if any(name.startswith("conditioner.embedders.1.") for name in names):
+        return "Stable Diffusion XL"
+    if any(name.startswith("cond_stage_model.model.") for name in names):
+        return "Stable Diffusion 2.x"
+    if any(name.startswith("cond_stage_model.") for name in names):
+        return "Stable Diffusion 1.x"
+    return "Stable Diffusion XL" if re.search(r"xl(?![a-z])", str(path), re.IGNORECASE) else "Stable Diffusion"
+
+
+def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
+    """What the option, or else a mark in a name, says of distillation."""
+    kind, where = source.distilled, "?distilled="
+    names = [source.location if not path.exists() else path.name, *(Path(location).name for location, _ in source.loras)]
+    if kind is None and "time_cond_proj_dim" not in found.origins["sampler"]:
+        marked = ((kind, name) for name in names for kind, mark in _MARKS if mark.search(name))
+        kind, where = next(marked, (None, ""))
+    if kind is None or kind == "none":
+        return found
+    values = dict(zip(SETTINGS, DISTILLED[kind], strict=True))
+    if steps := _STEPS_IN_NAME.search(where):
+        values["num_steps"] = int(steps[1])
+    note = ""
+    if source.distilled is None:
+        note = (
+            f"{where} is taken for a model distilled to few steps ({kind}) by its name: {values['num_steps']} steps, guidance "
+            f"{values['guidance_scale']:g}; add '?distilled=none' if it is not."
+        )
+    changed = found.changed(f"distilled ({kind}), by {where}", **values)
+    return Defaults(changed.family, changed.values, changed.origins, note)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A configuration file; a missing or damaged one says nothing here and is reported when the prior is read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _header(path: Path) -> list[str]:
+    """The names of a safetensors file's tensors, from its first bytes."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return list(json.loads(file.read(length))) if length < 2**28 else []
+    except (OSError, ValueError, MemoryError):
+        return []

@@ -1,0 +1,36 @@
+"""A command's image settings under another prior than the toybox."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.specs import ImagesSpec
+from orchestrator.settings.compose import compose
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": "PNDMScheduler"}))
+    return str(tmp_path)
+
+
+def test_no_value_of_the_toybox_reaches_another_prior(folder: str) -> None:
+    settings = compose(options={"prior.source": folder})
+    job = settings.image_job("a cat", seed=0)
+    assert (job.sampler, job.num_steps, job.guidance_scale, job.guidance_rescale) == ("pndm", 50, 7.5, 0.0)
+    assert settings.origins["images.sampler"] == "scheduler_config.json, PNDMScheduler"
+
+
+def test_what_the_user_says_counts_even_where_it_is_the_toybox_s_value(folder: str) -> None:
+    usual = ImagesSpec(prompt="any")
+    settings = compose([f"images.num_steps={usual.num_steps}"], options={"prior.source": folder, "images.guidance_scale": 3.0})
+    job = settings.image_job("a cat", seed=0)
+    assert (job.num_steps, job.guidance_scale, job.sampler) == (usual.num_steps, 3.0, "pndm")
+    assert "images.num_steps" not in settings.origins
+
+
+def test_the_toybox_keeps_its_own() -> None:
+    settings = compose()
+    assert settings.image_job("a cat", seed=0) == ImagesSpec(prompt="a cat") and not settings.origins
