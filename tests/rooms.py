@@ -33,6 +33,19 @@ def _imported(file: Path, known: dict[str, Path]) -> Iterator[str]:
                 yield from (name for name in (inner if inner in known else node.module,) if name in known)
 
 
+def missing_imports() -> set[tuple[str, str]]:
+    """(module, what it imports) for modules of ours that do not exist; a type checker takes them for packages without types."""
+    known = {name for package in PACKAGES for name in modules(package)}
+    found = set()
+    for package in PACKAGES:
+        for name, file in modules(package).items():
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                wanted = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                wanted += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+                found |= {(name, other) for other in wanted if other.partition(".")[0] in PACKAGES and other not in known}
+    return found
+
+
 def room(module: str) -> str:
     """The folder directly inside `orchestrator/` that holds a module, or "" for the package itself."""
     return module.partition(".")[2].partition(".")[0]

@@ -21,3 +21,7 @@ def test_no_folder_is_crowded(package):
 @pytest.mark.parametrize("package", rooms.PACKAGES)
 def test_no_module_imports_itself_through_others(package):
     assert set(rooms.order(package)) == set(rooms.modules(package))
+
+
+def test_every_module_of_ours_that_is_imported_exists():
+    assert rooms.missing_imports() == set()

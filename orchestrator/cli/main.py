@@ -26,22 +26,17 @@ from orchestrator.cli import common
 from orchestrator.cli.verb_settings import as_options
 from orchestrator.cli.verbs import (
     doctor,
-    down,
     evaluate,
     examples,
     export,
     images,
-    jobs,
     sample,
     settings,
-    status,
-    submit,
     text_to_3d,
     toybox,
     train,
-    up,
-    users,
 )
+from orchestrator.cli.verbs.queue import down, jobs, status, submit, up, users
 from orchestrator.host import signals
 
 __all__ = ["app", "main"]

@@ -15,6 +15,8 @@ from diffusion.seeding import normal, stream
 from diffusion.training.multi_view import with_views
 from nerf3d.cameras import Cameras
 
+pytestmark = pytest.mark.oracle
+
 CAMERAS = Cameras.orbit([10.0, 100.0, 190.0, 280.0, 55.0, 145.0, 235.0, 325.0], [15.0] * 4 + [-5.0] * 4).pose_vectors()
 # Stable Diffusion 2.1's structure, narrow: heads of 16 where the published ones have 64.
 NARROW = UNetConfig(

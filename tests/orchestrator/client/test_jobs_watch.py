@@ -8,7 +8,7 @@ import pytest
 
 from jobs.states import FailureKind, State
 from orchestrator.cli.main import main
-from orchestrator.cli.verbs import submit
+from orchestrator.cli.verbs.queue import submit
 from orchestrator.client.client import Client, NotRunningError
 from orchestrator.daemon.reports import Failed, Succeeded
 from tests.jobs.ledger.conftest import submission

@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from orchestrator.cli.verbs import up
+from orchestrator.cli.verbs.queue import up
 
 DOCS = Path(__file__).parents[3] / "docs"
 TEXTS = [DOCS / "cluster.md", DOCS / "cluster" / "ray_up_aws.yaml", DOCS / "cluster" / "kuberay.yaml"]
