@@ -18,6 +18,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "service_latency": ("--rounds", "30", "--out", "runs/benchmarks/service_latency.json"),
     "queue": ("--jobs", "100", "--wishes", "2", "--out", "runs/benchmarks/queue.json"),
     "faults": ("--moments", "1", "--faults", "job", "--out", "runs/benchmarks/faults.json"),
+    "sigkills": ("--kills", "3"),
     "ledger": ("--num-rows", "100000"),
     "versus_diffusers": ("--only", "toybox", "--repeats", "3", "--out", "runs/benchmarks/versus_diffusers.json"),
     "cross_attention": ("--repeats", "4"),

@@ -29,13 +29,13 @@ KILLS_PER_ROUND = 3
 SECONDS_TO_START = 300.0
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Kill, repeat, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--prior", default="toybox")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sigkills-") as name:
         folder = Path(name)
         table = folder / "prompts.csv"

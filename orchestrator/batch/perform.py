@@ -25,7 +25,7 @@ from orchestrator.batch.tables.source import TableSource
 from orchestrator.batch.workers import Report, Tasks, actor_options, run_here, run_in_actors
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.prior.source import PriorLoader
-from orchestrator.run.perform import make_runtime
+from orchestrator.run.perform import make_runtime, started
 from orchestrator.runtimes.base import resolve_device
 from orchestrator.settings.batch import FAILURES, SHARD_WORKER_BYTES
 from orchestrator.settings.groups import RuntimeSettings
@@ -118,10 +118,8 @@ def perform_batch(
             with contextlib.ExitStack() as stack:
                 if shared_prior is None:
                     device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
-                    if runtime.kind == "ray":
-                        display.event(Progress(stage="ray", step=0, total=1))
                     made = make_runtime(spec, runtime, device, load_prior)  # type: ignore[arg-type]
-                    running = stack.enter_context(made)
+                    running = stack.enter_context(started(made, runtime, display))
                     return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)
                 return attempt.run(lambda: shared_prior, num_workers=num_workers)
         except KeyboardInterrupt:

@@ -5,9 +5,10 @@ It is the same for both runtimes, which is why they leave the same files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from orchestrator.settings.groups import ExportSettings, RuntimeSettings
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Outcome", "artefact_order", "make_runtime", "perform", "shaping"]
+__all__ = ["Outcome", "artefact_order", "make_runtime", "perform", "shaping", "started"]
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,7 @@ def perform(
             return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
         device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
         try:
-            if runtime.kind == "ray":
-                display.event(Progress(stage="ray", step=0, total=1))
-            with make_runtime(spec, runtime, device, load_prior) as running:
+            with started(make_runtime(spec, runtime, device, load_prior), runtime, display) as running:
                 return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running)
         except KeyboardInterrupt:
             message = _stopped(folder)
@@ -143,6 +142,17 @@ def make_runtime(spec: JobSpec, settings: RuntimeSettings, device: str, load_pri
         address=settings.address,
         runs_jobs=isinstance(spec, (TextTo3DSpec, ImagesSpec)),  # a table's shards have actors of their own
     )
+
+
+@contextlib.contextmanager
+def started(runtime: Runtime, settings: RuntimeSettings, display: Display) -> Iterator[Runtime]:
+    """The runtime, entered; that Ray is being started is shown, which may take half a minute."""
+    if settings.kind == "ray":
+        display.event(Progress(stage="ray", step=0, total=1))
+    with runtime as running:
+        if settings.kind == "ray":
+            display.event(Progress(stage="ray", step=1, total=1))
+        yield running
 
 
 class _Attempt:
