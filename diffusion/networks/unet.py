@@ -219,9 +219,13 @@ class Resampler(nn.Module):
         self.up = up
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, stride=1 if up else 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W) or (B, C, H/2, W/2)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else x)
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W), or (B, C, *size) where the doubled picture would not fit, or (B, C, H/2, W/2)."""
+        if not self.up:
+            return self.conv(x)
+        if size is None or size == (2 * x.shape[2], 2 * x.shape[3]):
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class UNetBlock(nn.Module):
@@ -382,7 +386,7 @@ class UNet2DCondition(nn.Module):
         """Predicts for noisy latents.
 
         Args:
-            x_BCHW: noisy latents x_t (B, in_channels, H, W); H and W divisible by 2^(levels - 1).
+            x_BCHW: noisy latents x_t (B, in_channels, H, W), of any H and W: an upsampler goes to its skip's size.
             t: timesteps (B,), each row its own, in the units of the training schedule (0..999).
             context: text states (B, S, cross_attention_dim), or what `project_context` made of them.
             added_BA: (B, added_dim), pooled text and sizes in pixels, where the configuration has "text_time"; unused with
@@ -430,5 +434,5 @@ class UNet2DCondition(nn.Module):
             for index in range(len(block.resnets)):
                 x = block.step(index, torch.cat([x, skips.pop()], dim=1), temb, text, views)
             if hasattr(block, "upsamplers"):
-                x = block.upsamplers[0](x)
+                x = block.upsamplers[0](x, skips[-1].shape[2:])
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -163,3 +163,23 @@ def test_zero_snr_files_begin_at_the_last_timestep() -> None:
     for name in SAMPLERS:
         assert int(timesteps_for(name, schedule, 28)[0]) == 999, name
     assert dataclasses.replace(schedule, rescale_betas_zero_snr=False).timesteps(28)[0] == 999
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 7), (12, 8), (5, 11)])
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+@torch.no_grad()
+def test_networks_at_sizes_that_do_not_halve(model: str, height: int, width: int, saved: Saved) -> None:
+    """Latents of multiples of one pixel, that is pictures of multiples of 8: upsamplers go to the skip's size."""
+    pipeline, folder = saved(model)
+    prior = Prior.load(folder)
+    prior.unet.double(), pipeline.unet.double()
+    x = torch.randn(1, 4, height, width, generator=torch.manual_seed(1)).double()
+    states = torch.randn(1, 77, prior.unet.config.cross_attention_dim, generator=torch.manual_seed(2)).double()
+    added, conditions = None, None
+    if model == "sdxl":
+        added = torch.cat([torch.randn(1, 48), torch.tensor([[64.0, 96, 0, 16, 64, 96]])], dim=1).double()
+        conditions = {"text_embeds": added[:, :-6], "time_ids": added[:, -6:]}
+    theirs = pipeline.unet(x, torch.tensor([500]), states, added_cond_kwargs=conditions).sample
+    ours = prior.unet(x, torch.tensor([500]), states, added)
+    pipeline.unet.float()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
