@@ -383,7 +383,7 @@ MUTATIONS: list[Mutation] = [
         ("step.weighted(step.images", "(step.images"),
         ("step.weighted(step.prediction", "(step.prediction"),
         ("low + place.double() * (high - low)", "low + place.double() * high"),
-        ("(order + uniform((num_views,), generator)) / num_views", "uniform((num_views,), generator)"),
+        ("(order + uniform((num,), generator)) / num", "uniform((num,), generator)"),
     ),
     *_rows(
         "diffusion/variational_bound.py",
