@@ -115,7 +115,23 @@ def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None 
         if "." in key:
             group, name = key.split(".", 1)
             tree[group][name] = value
-    return _typed(tree, origins)
+    return _typed(tree, {**origins, **_take_rates_of_field(tree, told)})
+
+
+def _take_rates_of_field(tree: dict[str, Any], told: Set[str]) -> dict[str, str]:
+    """Put the learning rates that `FitConfig.preset` gives the field where nobody chose others; see there why.
+
+    Returns:
+        Dotted key -> where its value comes from.
+    """
+    if tree["field"]["kind"] != "hash_grid":
+        return {}
+    usual, own = FitConfig(), FitConfig.preset("default", field=FieldConfig(kind="hash_grid"))
+    origins = {}
+    for name in ("density_rate", "colour_rate"):
+        if f"fit.{name}" not in told and tree["fit"][name] == getattr(usual, name):
+            tree["fit"][name], origins[f"fit.{name}"] = getattr(own, name), "the hash grid's own rate"
+    return origins
 
 
 def _take_defaults_of_prior(tree: dict[str, Any], source: str, told: Set[str]) -> dict[str, str]:

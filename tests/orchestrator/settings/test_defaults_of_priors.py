@@ -31,6 +31,16 @@ def test_what_the_user_says_counts_even_where_it_is_the_toybox_s_value(folder: s
     assert "images.num_steps" not in settings.origins
 
 
+def test_a_hash_grid_takes_its_own_rates_unless_told() -> None:
+    """Those of `FitConfig.preset`; its network would break at a plain grid's."""
+    settings = compose(["field=hash_grid"])
+    assert (settings.fit.density_rate, settings.fit.colour_rate) == (0.01, 0.01)
+    assert settings.origins["fit.density_rate"] == "the hash grid's own rate"
+    told = compose(["field=hash_grid", "fit.density_rate=0.12"])
+    assert (told.fit.density_rate, told.fit.colour_rate) == (0.12, 0.01)
+    assert compose(["fit=draft"]).fit.density_rate == 0.12
+
+
 def test_the_toybox_keeps_its_own() -> None:
     settings = compose()
     assert settings.image_job("a cat", seed=0) == ImagesSpec(prompt="a cat") and not settings.origins
