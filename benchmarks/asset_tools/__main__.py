@@ -125,8 +125,9 @@ def _examine(field, folder: Path, node: Path, *, without: list[str], pictures: P
         views = tools.three_views([files[kind] for kind in ("glb", "obj")], poses, folder, node, size=SIZE)
         drawn |= {f"three.js {name}": view for name, view in views.items()}
     found["difference_to_preview"] = {name: _difference(view, ours) for name, view in drawn.items()}
-    found["decimation"] = _decimation(field)
+    found["decimation"], decimated = _decimation(field)
     if pictures is not None:
+        write_small_webp(decimated, pictures / "decimated.webp", max_bytes=90_000, max_width=1200)
         rows = [ours, *drawn.values()]
         write_small_webp(
             np.concatenate([np.concatenate(list(row), 1) for row in rows]), pictures / "tools.webp", max_bytes=90_000
@@ -161,11 +162,15 @@ def _true_colours(field):
     return colours
 
 
-def _decimation(field) -> dict[str, float]:
-    """Mean difference, of 255, between unlit views at 512 pixels of the mesh with 20k faces and with fewer."""
+def _decimation(field) -> tuple[dict[str, float], np.ndarray]:
+    """Mean difference, of 255, between unlit views at 512 pixels of the mesh with 20k faces and with fewer, and the views: a
+    row a budget, and last the fewest faces with vertex colours in the texture's place."""
     heavy, *light = (extract_mesh(field, MeshConfig(max_faces=budget, normal_map=False)) for budget in BUDGETS)
-    expected = _draw(heavy, 512)
-    return {f"{budget} faces": _difference(_draw(mesh, 512), expected) for budget, mesh in zip(BUDGETS[1:], light, strict=True)}
+    bare = extract_mesh(field, MeshConfig(max_faces=BUDGETS[-1], texture_size=0))
+    expected, *views, without = (_draw(mesh, 512) for mesh in (heavy, *light, bare))
+    figures = {f"{budget} faces": _difference(view, expected) for budget, view in zip(BUDGETS[1:], views, strict=True)}
+    rows = [np.concatenate(list(view), 1) for view in (expected, *views, without)]
+    return figures, np.concatenate([np.concatenate(rows[:2], 1), np.concatenate(rows[2:], 1)])
 
 
 if __name__ == "__main__":
