@@ -8,13 +8,13 @@ from typing import Any
 from jobs import codec
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
-from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.specs import ExportSpec, ImagesSpec, TextTo3DSpec
 
 __all__ = ["KINDS", "AnySpec", "spec_from_json"]
 
-AnySpec = TextTo3DSpec | ImagesSpec | BatchImagesSpec
-KINDS: dict[str, type[TextTo3DSpec] | type[ImagesSpec] | type[BatchImagesSpec]] = {
-    spec.kind: spec for spec in (TextTo3DSpec, ImagesSpec, BatchImagesSpec)
+AnySpec = TextTo3DSpec | ImagesSpec | BatchImagesSpec | ExportSpec
+KINDS: dict[str, type[TextTo3DSpec] | type[ImagesSpec] | type[BatchImagesSpec] | type[ExportSpec]] = {
+    spec.kind: spec for spec in (TextTo3DSpec, ImagesSpec, BatchImagesSpec, ExportSpec)
 }
 
 

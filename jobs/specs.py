@@ -6,7 +6,9 @@ with one fingerprint give the same pictures and the same mesh (on one machine, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from diffusion.distillation import DistillationConfig
@@ -17,7 +19,7 @@ from jobs.words.prompts import check_prompt, slug
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
 
-__all__ = ["BEST_METRIC", "MESH_FORMATS", "MESH_METRICS", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
+__all__ = ["BEST_METRIC", "MESH_FORMATS", "MESH_METRICS", "ExportSpec", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
 
 MESH_FORMATS = ("glb", "gltf", "obj", "ply", "stl", "3mf", "usdz")
 MESH_METRICS = (
@@ -197,6 +199,42 @@ class ImagesSpec(_Spec):
     def azimuth_of(self, index: int) -> float:
         """Degrees from the front of the camera that picture `index` is drawn from; of a job with `num_views`."""
         return (self.azimuth_degrees + index % self.num_views * 360 / self.num_views) % 360
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """A finished 3D job cut and written again; it needs no prior.
+
+    Args:
+        run: full path of the finished job's run folder.
+        settings: `mesh.…`, `export.…` and `runtime.…` that change, as they stand on a command line.
+
+    Raises:
+        InputError: a folder that is no full path.
+    """
+
+    kind: ClassVar[str] = "export"
+    prior: ClassVar[str] = ""
+
+    run: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not Path(self.run).is_absolute():
+            raise InputError(f"The run folder {self.run!r} is not a full path; give one that begins with /.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the kind of job beside the fields."""
+        return {"kind": self.kind, **codec.to_plain(self)}
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the folder and the settings."""
+        return codec.fingerprint(self)
+
+    @property
+    def name(self) -> str:
+        """A safe, readable name: of the run folder and eight digits of the fingerprint."""
+        return f"export-{slug(Path(self.run).name)}-{self.fingerprint()[:8]}"
 
 
 JobSpec = TextTo3DSpec | ImagesSpec

@@ -11,7 +11,7 @@ from jobs import codec
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.extensions import absolute_name, is_extension, load_extension
-from jobs.kinds import AnySpec
+from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.words.prompts import check_prompt
 from orchestrator.batch.job_folder import JobFolder, Mode
 from orchestrator.batch.perform import BatchOutcome, perform_batch
@@ -41,7 +41,7 @@ class PreparedJob:
         source, mode: of a table of prompts: where it lies, and what to do with what is in `out` already.
     """
 
-    spec: AnySpec
+    spec: TextTo3DSpec | ImagesSpec | BatchImagesSpec
     settings: JobSettings
     out: str
     pictures: EditPictures | None = None

@@ -249,6 +249,7 @@ class Controller:
         self.longest_wait_seconds = max([0.0, *(now - ready_at(job) for job in queued)])
         priors, at_work = self._workers.priors(), self._running.values()
         needed = {job.prior for job in queued} | {prior.source for prior in priors} | {running.job.prior for running in at_work}
+        needed.discard("")  # jobs without a prior
         view = view_of(
             self._ledger,
             queued,

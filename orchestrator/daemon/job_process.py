@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError, Interrupted
@@ -18,13 +18,16 @@ from jobs.events import Message, Progress
 from jobs.kinds import spec_from_json
 from jobs.ledger import ShardRecord
 from jobs.prior_client import PriorClient
-from jobs.specs import JobSpec
+from jobs.specs import ExportSpec, JobSpec
 from orchestrator.batch.shard import Committed
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.host.shared_disk import require_witness
 from orchestrator.prior.source import PriorLoader
 from orchestrator.scheduling.failures import failure_kind, sentence
 from orchestrator.settings.job import JobSettings
+
+if TYPE_CHECKING:
+    from orchestrator.run.perform import Outcome
 
 __all__ = ["JobProcess"]
 
@@ -34,7 +37,7 @@ class JobProcess:
 
     Args:
         spec: JSON of the job's spec. settings: of its row. out: its run folder, or of a batch job its folder or URL.
-        prior: the shared prior, wherever it is.
+        prior: the shared prior, wherever it is; None for a job that needs none.
         is_rows_retry: of a batch job that was finished before: draw the rows that have no picture.
         witness: see `orchestrator.host.shared_disk`; it is looked for before `poll` can be answered.
         shard_worker_bytes: that each shard worker of a batch job asks of Ray; 0: none.
@@ -45,7 +48,7 @@ class JobProcess:
         spec: Mapping[str, Any],
         settings: Mapping[str, Any],
         out: str,
-        prior: PriorClient,
+        prior: PriorClient | None,
         is_rows_retry: bool = False,
         witness: str = "",
         shard_worker_bytes: int = 0,
@@ -107,7 +110,9 @@ class JobProcess:
             if self._refusal is not None:
                 raise self._refusal
             spec, settings = spec_from_json(dict(self._spec)), JobSettings.read(self._settings)
-            if isinstance(spec, BatchImagesSpec):
+            if isinstance(spec, ExportSpec):
+                self.report(self._export(spec))
+            elif isinstance(spec, BatchImagesSpec):
                 self.report(self._draw_table(spec, settings))
             else:
                 self.report(self._make(spec, settings))
@@ -119,10 +124,18 @@ class JobProcess:
             else:
                 self.report(Failed(failure_kind(error), sentence(error), "".join(traceback.format_exception(error))))
 
+    def _export(self, spec: ExportSpec) -> Succeeded:
+        from orchestrator.run.export import export_run
+
+        display = _ReportDisplay(self, self._stop, lambda progress: True)
+        outcome = export_run(Path(spec.run), spec.settings, out=Path(self._out), display=display)
+        return _succeeded(outcome)
+
     def _make(self, spec: JobSpec, settings: JobSettings) -> Succeeded:
         from orchestrator.run.edit_pictures import EditPictures
         from orchestrator.run.perform import perform
 
+        assert self._prior is not None
         every = settings.runtime.checkpoint_every
         outcome = perform(
             spec,
@@ -133,9 +146,7 @@ class JobProcess:
             load_prior=_always(self._prior),
             pictures=None if settings.pictures is None else EditPictures.read_from(_seen(Path(settings.pictures))),
         )
-        seconds = {stage: round(value, 3) for stage, value in outcome.seconds.items()}
-        metrics = {**outcome.metrics, "did": outcome.did, "seconds": seconds}
-        return Succeeded(metrics=metrics, artefacts=_artefacts(outcome.folder))
+        return _succeeded(outcome)
 
     def _draw_table(self, spec: BatchImagesSpec, settings: JobSettings) -> Succeeded:
         """Rows without a picture do not make the job fail: they are counted in its metrics."""
@@ -230,6 +241,12 @@ def _seen(pictures: Path) -> Path:
 
 def _always(prior: PriorClient) -> PriorLoader:
     return lambda source, device: prior
+
+
+def _succeeded(outcome: Outcome) -> Succeeded:
+    seconds = {stage: round(value, 3) for stage, value in outcome.seconds.items()}
+    metrics = {**outcome.metrics, "did": outcome.did, "seconds": seconds}
+    return Succeeded(metrics=metrics, artefacts=_artefacts(outcome.folder))
 
 
 def _artefacts(folder: Path) -> dict[str, tuple[int, str]]:

@@ -12,7 +12,7 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import Submission
-from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.specs import ExportSpec, ImagesSpec, TextTo3DSpec
 from jobs.words.safe_text import check_stored
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.settings.batch import SHARD_WORKER_BYTES
@@ -71,11 +71,13 @@ class JobRequest:
             raise InputError("A batch job's settings must say where its table lies: batch.prompts.")
         if batch is not None and not (Path(batch.prompts).is_absolute() or is_url(batch.prompts)):
             raise InputError(f"The table {batch.prompts!r} is not a full path, and the orchestrator runs in another folder.")
+        if isinstance(spec, ExportSpec):
+            check_stored("run folder", spec.run)
         if isinstance(spec, ImagesSpec) and spec.init_image is not None and self.settings.pictures is None:
             raise InputError("The job starts from a picture, so its settings must say in which folder that lies: pictures.")
 
     def _estimate(self, spec: AnySpec) -> int:
-        if isinstance(spec, TextTo3DSpec):
+        if isinstance(spec, (TextTo3DSpec, ExportSpec)):
             return TEXT_TO_3D_BYTES
         if self.settings.batch is None or self.settings.batch.num_workers == 1:
             return IMAGES_BYTES

@@ -87,15 +87,13 @@ class RayWorkers:
         """A new actor in a process of its own."""
         import ray
 
-        self._last_used[job.prior] = self._clock()
         memory_bytes = bytes_of_its_own_process(job.settings, job.memory_bytes)
         options = {
             **self._placement.job_options(memory_bytes),
             "max_concurrency": 4,  # `poll` and `stop` must be answered at any time
             "max_restarts": 0,  # a new attempt is the ledger's decision
         }
-        replicas = self._prior(job.prior)
-        prior = RayPrior(replicas, job=f"job {job.id}", first=job.id % len(replicas), attempts=PRIOR_ATTEMPTS * len(replicas))
+        prior = self._client(job) if job.prior else None
         is_rows_retry = bool(job.metrics.get("num_failed"))  # said only by a batch job's end
         settings = self._placement.settings_there(job.settings)
         witness = lay_witness(job.out) if self._options.address and not is_url(job.out) else ""
@@ -104,6 +102,13 @@ class RayWorkers:
         actor = ray.remote(JobProcess).options(**options).remote(*arguments)
         place = f"{options['num_cpus']:g} cores, {options['num_gpus']:g} GPUs, {memory_bytes / 1e9:.1f} GB"
         return RayWorker(actor, prior, witness=witness, place=place if self._options.address else "")
+
+    def _client(self, job: JobRecord) -> RayPrior:
+        """The job's way to its prior."""
+        self._last_used[job.prior] = self._clock()
+        replicas = self._prior(job.prior)
+        attempts = PRIOR_ATTEMPTS * len(replicas)
+        return RayPrior(replicas, job=f"job {job.id}", first=job.id % len(replicas), attempts=attempts)
 
     def priors(self) -> Sequence[PriorView]:
         """Those that have actors."""
@@ -143,7 +148,7 @@ class RayWorker:
             to start a node first; "" where its place is certain.
     """
 
-    def __init__(self, actor: Any, prior: RayPrior, *, witness: str = "", place: str = "") -> None:
+    def __init__(self, actor: Any, prior: RayPrior | None, *, witness: str = "", place: str = "") -> None:
         self._actor, self._prior, self._witness, self._meter = actor, prior, witness, FitMeter()
         self._place, self._begin = place, time.monotonic()
         self._is_waiting_said = False
@@ -176,14 +181,16 @@ class RayWorker:
 
     def set_weight(self, weight: float) -> None:
         """See `Worker.set_weight`."""
-        self._prior.set_weight(weight)
+        if self._prior is not None:
+            self._prior.set_weight(weight)
 
     def kill(self) -> None:
         """End the process; may be called twice."""
         import ray
 
         ray.kill(self._actor)
-        self._prior.end()
+        if self._prior is not None:
+            self._prior.end()
         self._lift_witness()
 
     def _while_waiting(self) -> list[Report] | None:

@@ -40,8 +40,8 @@ class Room:
         self.bytes_free += job.memory_bytes
 
     def is_resident(self, source: str) -> bool:
-        """Loaded, or loading."""
-        return source in self.priors
+        """Loaded, or loading; a job without a prior, whose source is "", lacks none."""
+        return not source or source in self.priors
 
     def never_fits(self, job: QueuedJob) -> str | None:
         """Why the job cannot run on this machine, however long it waits; None if it can."""
@@ -84,7 +84,7 @@ class Room:
     def _hold(self, source: str) -> None:
         """The prior is needed from now on; one that is not resident is loaded."""
         self.in_use.add(source)
-        if source not in self.priors:
+        if not self.is_resident(source):
             size = self._prior_bytes(source)
             self.priors[source] = PriorView(source=source, memory_bytes=size, last_used_at=self.view.now)
             self.bytes_free -= size
@@ -98,4 +98,6 @@ class Room:
 
     def _prior_bytes(self, source: str) -> int:
         resident = self.priors.get(source)
+        if not source:
+            return 0
         return resident.memory_bytes if resident else self.view.prior_bytes.get(source, self.view.default_prior_bytes)

@@ -19,31 +19,26 @@ HELP = "Cut finished 3D runs again: other mesh.* and export.* settings, formats,
 EPILOG = "Without settings every file is made again as it was. The run's own folder takes the files unless --out names another."
 
 
-def command(
-    runs: Annotated[
-        list[str],
-        typer.Argument(help="Run folders of text-to-3d, then mesh.*, export.* and runtime.* settings.", show_default=False),
-    ],
-    out: Annotated[Path | None, typer.Option(help="Another folder; for several runs the folder of their folders.")] = None,
-    formats: common.Formats = None,
-    json: common.Json = False,
-) -> int:
+Runs = Annotated[
+    list[str],
+    typer.Argument(help="Run folders of text-to-3d, then mesh.*, export.* and runtime.* settings.", show_default=False),
+]
+Out = Annotated[Path | None, typer.Option(help="Another folder; for several runs the folder of their folders.")]
+
+
+def command(runs: Runs, out: Out = None, formats: common.Formats = None, json: common.Json = False) -> int:
     """One run after the other; one that cannot be exported does not keep the others from it."""
-    folders, settings = _split(runs)
+    folders, settings = split(runs, formats)
     from orchestrator.host.progress_display import make_display
     from orchestrator.host.signals import stop_signals_interrupt
     from orchestrator.run.export import export_run
 
-    if (chosen := common.chosen_formats(formats)) is not None:
-        import json as json_module
-
-        settings["export.formats"] = json_module.dumps(chosen)
     outcomes: list[Outcome] = []
     failures: list[DreamKilnError] = []
     with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
         for folder in folders:
             common.set_run_folder(folder)
-            target = out if out is None or len(folders) == 1 else out / folder.resolve().name
+            target = target_of(folder, out, num=len(folders))
             try:
                 outcomes.append(export_run(folder, settings, out=target, display=display))
             except DreamKilnError as error:
@@ -57,13 +52,23 @@ def command(
     return 0
 
 
-def _split(words: list[str]) -> tuple[list[Path], dict[str, str]]:
-    """Folders from settings: a setting has a = and is no folder. Raises UsageProblem without a folder."""
+def split(words: list[str], formats: str | None) -> tuple[list[Path], dict[str, str]]:
+    """Folders from settings: a setting has a = and is no folder. formats: of --format. Raises UsageProblem without a folder."""
     settings = [word for word in words if "=" in word and not Path(word).exists()]
     folders = [Path(word) for word in words if word not in settings]
     if not folders:
         raise common.UsageProblem("There is no run to export; give run folders of 'dreamkiln text-to-3d' before the settings.")
-    return folders, common.split_overrides(settings)
+    pairs = common.split_overrides(settings)
+    if (chosen := common.chosen_formats(formats)) is not None:
+        import json
+
+        pairs["export.formats"] = json.dumps(chosen)
+    return folders, pairs
+
+
+def target_of(folder: Path, out: Path | None, *, num: int) -> Path | None:
+    """Where one of `num` runs is written; None for the run's own folder."""
+    return out if out is None or num == 1 else out / folder.resolve().name
 
 
 def _say(outcomes: list[Outcome], *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from dataclasses import replace
@@ -10,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.errors import InputError
 from jobs.events import Progress
+from jobs.kinds import spec_from_json
 from jobs.ledger import ShardRecord
-from jobs.specs import ImagesSpec
+from jobs.specs import ExportSpec, ImagesSpec, TextTo3DSpec
 from jobs.states import FailureKind
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.prior.local import LocalPrior
 from orchestrator.run.edit_pictures import EditPictures
-from tests.fakes import FakePrior
+from orchestrator.run.perform import perform
+from orchestrator.settings.groups import ExportSettings, RuntimeSettings
+from tests.fakes import FAST_FIT, FAST_MESH, FakePrior, load_fake_prior
 from tests.orchestrator.batch.batch_fakes import contents, load_slow_prior, run, spec_of, write_table
 
 
@@ -127,3 +132,22 @@ def test_a_table_that_is_not_there_is_bad_input(tmp_path, settings):
     spec, _ = spec_of(write_table(tmp_path / "t.jsonl", 2))
     done = last_of(JobProcess(spec.to_json(), settings, str(tmp_path / "out"), LocalPrior(FakePrior())))
     assert isinstance(done, Failed) and done.kind == FailureKind.BAD_INPUT
+
+
+def test_an_export_needs_no_prior(tmp_path):
+    spec = TextTo3DSpec(prompt="a red ball", fit=FAST_FIT, mesh=FAST_MESH)
+    settings = {"export": ExportSettings(turntable_frames=0, preview_size=32), "load_prior": load_fake_prior}
+    perform(spec, out=tmp_path / "run", runtime=RuntimeSettings(kind="inline", device="cpu"), **settings)
+    wanted = ExportSpec(run=str(tmp_path / "run"), settings={"mesh.max_faces": "300", "export.formats": '["glb","ply"]'})
+    assert spec_from_json(wanted.to_json()) == wanted and wanted.name.startswith("export-run-")
+    last = last_of(JobProcess(wanted.to_json(), {}, str(tmp_path / "cut"), None))
+    assert isinstance(last, Succeeded) and last.metrics["num_faces"] <= 300 and last.metrics["did"] == "start"
+    assert set(last.artefacts) == {"mesh.glb", "mesh.ply", "preview.png"}
+    refused = dataclasses.replace(wanted, settings={"fit.num_steps": "3"})
+    last = last_of(JobProcess(refused.to_json(), {}, str(tmp_path / "no"), None))
+    assert isinstance(last, Failed) and last.kind == FailureKind.BAD_INPUT and "cannot be changed by an export" in last.reason
+
+
+def test_an_export_names_its_run_by_a_full_path():
+    with pytest.raises(InputError, match="'runs/house' is not a full path"):
+        ExportSpec(run="runs/house")

@@ -72,6 +72,13 @@ def test_memory_is_shared_by_workers_and_priors():
     assert list(decided.start) == [1, 2] and decided.wait == {3: "2.0 GB of memory are missing"}
 
 
+def test_a_job_without_a_prior_takes_no_room_for_one_and_waits_for_none():
+    """Two gigabytes hold two workers, and no prior of one beside them."""
+    assert set(plan(queued(1, prior=""), queued(2, prior=""), workers=2, memory=2).start) == {1, 2}
+    assert set(plan(queued(1), queued(2, prior=""), workers=2, memory=2).start) == {2}  # nothing has to be loaded for it
+    assert not plan(queued(1, prior=""), memory=1, priors=[]).refuse
+
+
 def test_a_job_that_can_never_fit_is_refused_with_a_sentence():
     decided = plan(queued(1, memory_bytes=9 * GB), queued(2), memory=9.5)
     assert list(decided.refuse) == [1] and list(decided.start) == [2]

@@ -12,6 +12,7 @@ import typer
 
 from jobs.errors import DreamKilnError, InputError
 from orchestrator.cli import common, image_options
+from orchestrator.cli.verbs import export as export_verb
 
 if TYPE_CHECKING:
     from orchestrator.client.prepared_job import PreparedJob
@@ -110,6 +111,36 @@ def images(
         raise InputError("--overwrite and --key exclude each other: the files would go, and the same key makes no new job.")
     fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
     _send(client, [job.request(state=client.folder.path, **fields)], None, as_json=json)
+
+
+@app.command(name="export", help="Queue finished 3D runs to be cut and written again; see 'dreamkiln export'.")
+def export(
+    runs: export_verb.Runs,
+    out: export_verb.Out = None,
+    formats: common.Formats = None,
+    user: User = None,
+    priority: Priority = 0,
+    key: Key = None,
+    paused: Paused = False,
+    state: common.State = None,
+    json: common.Json = False,
+) -> None:
+    """A job a run; what cannot be exported is said here, before anything is queued."""
+    client = _client(state)
+    folders, settings = export_verb.split(runs, formats)
+    from jobs.specs import ExportSpec
+    from orchestrator.run.export import FinishedRun
+
+    if key is not None and len(folders) > 1:
+        raise InputError(f"--key stands for one job, and there are {len(folders)} runs.")
+    fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
+    requests = []
+    for folder in folders:
+        FinishedRun.read(folder).changed(settings)
+        spec = ExportSpec(run=str(folder.resolve()), settings=settings)
+        target = export_verb.target_of(folder, out, num=len(folders)) or folder
+        requests.append({"spec": spec.to_json(), "out": str(target.resolve()), **fields})
+    _send(client, requests, None, as_json=json)
 
 
 def _client(state: Path | None) -> Any:
