@@ -56,13 +56,19 @@ class Texture:
 def read_bilinear(picture: np.ndarray, uvs: np.ndarray) -> np.ndarray:
     """(K, 3) float32 in [0, 1]: a picture (H, W, 3) uint8 at uvs (K, 2), its border repeated beyond the outermost centres."""
     height, width, _ = picture.shape
-    x, y = (np.clip(uvs * (width, height) - 0.5, 0, (width - 1, height - 1)).astype(np.float32)).T
-    left, top = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    u, v = uvs[:, 0].astype(np.float32), uvs[:, 1].astype(np.float32)
+    x, y = np.clip(u * width - 0.5, 0, width - 1), np.clip(v * height - 0.5, 0, height - 1)
+    left, top = x.astype(np.int32), y.astype(np.int32)
     right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
     along_x, along_y = (x - left)[:, None], (y - top)[:, None]
-    upper = picture[top, left] * (1 - along_x) + picture[top, right] * along_x
-    lower = picture[bottom, left] * (1 - along_x) + picture[bottom, right] * along_x
-    return (upper * (1 - along_y) + lower * along_y) / np.float32(255)
+    texels = picture.reshape(-1, 3)  # one index a texel: half the time of two
+
+    def row(number: np.ndarray) -> np.ndarray:
+        first, second = (texels.take(number * width + column, axis=0).astype(np.float32) for column in (left, right))
+        return first + (second - first) * along_x
+
+    upper, lower = row(top), row(bottom)
+    return (upper + (lower - upper) * along_y) / np.float32(255)
 
 
 def corner_tangents(vertices: np.ndarray, normals: np.ndarray, uv_map: UvMap) -> np.ndarray:
