@@ -22,6 +22,7 @@ from nerf3d.mesh import Mesh, draw_mesh
 from nerf3d.mesh.mesh import vertex_normals
 from orchestrator.exports import MESH_WRITERS, Placement, write_glb, write_obj, write_ply, write_stl
 from orchestrator.exports.check import check_file
+from orchestrator.exports.marks import DIGITAL_SOURCE_TYPE
 from orchestrator.exports.reading import read_file, read_glb
 from orchestrator.exports.transform import place, srgb_to_linear
 from tests.orchestrator.exports.sample_meshes import painted_tower, tower
@@ -45,7 +46,8 @@ def test_glb_fields(tmp_path):
     [path] = write_glb(mesh, tmp_path / "mesh.glb", Placement(size_metres=2.0), prompt=prompt)
     document = pygltflib.GLTF2().load(str(path))
     assert document.asset.version == "2.0" and document.asset.generator.startswith("DreamKiln")
-    assert document.asset.extras == document.nodes[0].extras == {"prompt": prompt}
+    assert document.nodes[0].extras == {"prompt": prompt}
+    assert document.asset.extras == {"prompt": prompt, "digitalSourceType": DIGITAL_SOURCE_TYPE}
     assert not document.extensionsRequired
     [material] = document.materials
     assert material.pbrMetallicRoughness.metallicFactor == 0
@@ -75,9 +77,9 @@ def test_srgb_to_linear_at_known_points():
     np.testing.assert_allclose(srgb_to_linear(np.array([0, 0.04045, 0.5, 1])), [0, 0.0031308, 0.2140411, 1], atol=1e-6)
 
 
-def test_glb_without_a_prompt_has_no_extras(tmp_path):
+def test_glb_without_a_prompt_still_says_that_a_model_made_it(tmp_path):
     [path] = write_glb(tower(), tmp_path / "mesh.glb")
-    assert pygltflib.GLTF2().load(str(path)).asset.extras == {}
+    assert pygltflib.GLTF2().load(str(path)).asset.extras == {"digitalSourceType": DIGITAL_SOURCE_TYPE}
 
 
 @pytest.mark.parametrize(
