@@ -10,7 +10,7 @@ import torch
 
 from diffusion.distillation import Distilled
 from jobs.events import Checkpoint
-from jobs.prior_client import DistillationQuery, PriorInfo
+from jobs.prior_client import DistillationQuery, LossQuery, PriorInfo
 from jobs.specs import TextTo3DSpec
 from jobs.text_to_3d import text_to_3d
 from orchestrator.prior.local import load_prior
@@ -38,6 +38,9 @@ class AskedFor:
 
     def distill(self, query: DistillationQuery) -> Distilled:
         return self._prior.distill(query, job=self._job)
+
+    def losses(self, query: LossQuery) -> torch.Tensor:
+        return self._prior.losses(query, job=self._job)
 
 
 def fitted(spec: TextTo3DSpec, prior: ResidentPrior) -> dict[str, np.ndarray]:
