@@ -24,7 +24,8 @@ MAX_BYTES = 60_000
 TILE_SIZE = 96
 MUSHROOM = "a red mushroom with a white stem"
 CHAIR = "a blue chair"
-SAMPLERS = ("ddim", "dpmpp_2m", "heun", "euler", "pndm", "euler_ancestral", "ddpm")
+FOLLOW_THE_FLOW = ("ddim", "dpmpp_2m", "unipc", "heun", "euler", "pndm", "pndm_prk")
+SAMPLERS = (*FOLLOW_THE_FLOW, "euler_ancestral", "ddpm", "dpmpp_2m_sde", "lcm")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def test_every_model_and_sampler_of_the_commands_exists():
     objectives = {word.partition("=")[2] for word in words if word.startswith("objective=")}
     samplers = {word.partition("=")[2] for word in words if word.startswith("sampler=")}
     assert len(objectives) >= 7 and objectives <= set(MODELS)
-    assert samplers <= set(SAMPLERS) and set(model_pictures.SAMPLERS) <= set(SAMPLERS)
+    assert samplers <= set(SAMPLERS) and set(model_pictures.SAMPLERS) == set(SAMPLERS)
 
 
 def test_every_model_has_a_proof_of_the_oracle_part():
