@@ -258,7 +258,7 @@ def test_presets_are_named_and_unknown_ones_refused():
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ({"num_steps": 0}, "num_steps is 0; give at least 1"),
+        ({"num_steps": 0}, "num_steps is 0; give 1 to 1,000,000"),
         ({"num_views": 0}, "num_views is 0; give 1 to 1024"),
         ({"num_samples": 0}, "num_samples is 0; give 1 to 4096"),
         ({"elevations": (40.0, -10.0, 65.0)}, "three ascending angles"),

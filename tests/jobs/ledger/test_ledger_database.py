@@ -194,7 +194,8 @@ def test_migrations_run_once_and_whole(url: str):
     assert submitted.is_new
 
 
-SHARDS_OF_VERSION_1 = (
+TABLES_OF_VERSION_1 = (
+    "DROP TABLE prior_sizes",
     "DROP TABLE shards",
     'CREATE TABLE shards (job_id BIGINT NOT NULL REFERENCES jobs (id), "index" BIGINT NOT NULL, first_row BIGINT NOT NULL, '
     "num_rows BIGINT NOT NULL, state VARCHAR(16) NOT NULL, fence BIGINT NOT NULL, lease_holder TEXT, lease_expires_at DOUBLE "
@@ -210,7 +211,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_its_jobs(url: 
     with Ledger.own(url) as ledger:
         (submitted,) = ledger.jobs.submit([submission()])
         with ledger._database.connect() as connection:
-            for sentence in SHARDS_OF_VERSION_1:
+            for sentence in TABLES_OF_VERSION_1:
                 connection.execute(text(sentence))
     with pytest.raises(InputError, match="has version 1, older than this program's 3; start the orchestrator once"):
         Ledger.read(url)
