@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -308,7 +309,8 @@ def test_what_settings_prints_can_be_given_back(capsys):
     assert main(arguments) == 0
     lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert "mesh.resolution=96" in lines and "images.guidance_interval=[0,1000]" in lines
-    assert main(["settings", *lines, "--json"]) == 0
+    copied = [word for line in lines for word in shlex.split(line, comments=True)]  # as a shell reads them
+    assert len(copied) == len(lines) and main(["settings", *copied, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"] == values
 
 
