@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion.errors import DiffusionError
+from diffusion.distillation import encode_beside
 from diffusion.parameterisation import per_row
-from diffusion.requests import Condition, DenoiseRequest, EncodeRequest, Guidance, Request
+from diffusion.requests import Condition, DenoiseRequest, Guidance, Request
 from diffusion.schedule import NoiseSchedule
 
 
@@ -33,14 +33,7 @@ def denoising_losses(
     Raises:
         DiffusionError: noise of another shape than the latents.
     """
-    latents = (yield EncodeRequest(images)).detach()
-    if noise.shape != latents.shape:
-        raise DiffusionError.explained(
-            f"the noise has shape {tuple(noise.shape)}",
-            expected=f"the latents' {tuple(latents.shape)}",
-            fix="draw it in the prior's latent_shape",
-        )
-    t, noise = t.to(latents.device), noise.to(latents)
+    latents, t, noise = yield from encode_beside(images, t, noise)
     prediction = yield DenoiseRequest(schedule.add_noise(latents, noise, t), t, condition, Guidance(scale=1.0))
     alpha, sigma = per_row(schedule.alpha(t), latents), per_row(schedule.sigma(t), latents)
     error = alpha * (prediction.eps - noise) - sigma * (prediction.x0 - latents)

@@ -260,14 +260,7 @@ def score_distillation(
             f"{len(t)} timesteps for {len(images)} views", expected="one a view", fix="draw num_views timesteps"
         )
     images = images.detach()
-    latents = (yield EncodeRequest(images)).detach()
-    if noise.shape != latents.shape:
-        raise DiffusionError.explained(
-            f"the noise has shape {tuple(noise.shape)}",
-            expected=f"the latents' {tuple(latents.shape)}",
-            fix="draw it in the prior's latent_shape",
-        )
-    t, noise = t.to(latents.device), noise.to(latents)
+    latents, t, noise = yield from encode_beside(images, t, noise)
     x_t = schedule.add_noise(latents, noise, t)
     prediction = yield DenoiseRequest(x_t, t, condition, guidance)
     weight = _weight(schedule, t, weighting)
@@ -280,6 +273,22 @@ def score_distillation(
             fix="pull a residual of the latents back with EncodeGradientRequest",
         )
     return answer
+
+
+def encode_beside(images: Tensor, t: Tensor, noise: Tensor) -> Generator[Request, Any, tuple[Tensor, Tensor, Tensor]]:
+    """The latents of images (B, 3, H, W) without gradient, and t (B,) and noise (B, C, h, w) beside them.
+
+    Raises:
+        DiffusionError: noise of another shape than the latents.
+    """
+    latents = (yield EncodeRequest(images)).detach()
+    if noise.shape != latents.shape:
+        raise DiffusionError.explained(
+            f"the noise has shape {tuple(noise.shape)}",
+            expected=f"the latents' {tuple(latents.shape)}",
+            fix="draw it in the prior's latent_shape",
+        )
+    return latents, t.to(latents.device), noise.to(latents)
 
 
 def _weight(schedule: NoiseSchedule, t: Tensor, weighting: Weighting) -> Tensor:
