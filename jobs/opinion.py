@@ -62,7 +62,7 @@ class Opinion:
         return cls(metrics["prior_score"], metrics.get("facing_degrees", 0.0), metrics.get("has_two_faces", False))
 
 
-FACING_MARGIN = 0.01
+FACING_MARGIN = 0.02
 """Share of the loss by which another side must be ahead before an object is turned to it."""
 
 TWO_FACES_MARGIN = 0.02
