@@ -50,7 +50,7 @@ class NetworkRows:
 
     @property
     def num_todo(self) -> int:
-        """Rows of the groups that are not computed yet."""
+        """How many network rows are not computed yet; fair shares and limits count these."""
         return len(self._todo) * self.num_views
 
     def places(self, size: int) -> dict[int, int]:

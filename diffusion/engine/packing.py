@@ -21,7 +21,7 @@ class Part:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the groups."""
+        """How many network rows these groups have."""
         return len(self.places)
 
     @property
