@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from jobs.errors import OutputError
+from orchestrator.daemon.http.connections import BoundedConnection
 
 __all__ = ["ApiServer"]
 
@@ -35,7 +36,9 @@ class ApiServer:
             raise OutputError(f"Nothing can listen at {host}:{port} ({reason}); choose another --port or --host.") from error
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            app, http=BoundedConnection, ws="none", log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
 

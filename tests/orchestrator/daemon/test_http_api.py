@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.states import State
 from orchestrator.cli.main import main
 from orchestrator.client.client import Client, NotRunningError
+from orchestrator.daemon.http import connections
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
 from orchestrator.daemon.job_log import JobLog
@@ -448,6 +450,40 @@ def test_a_body_is_not_read_without_the_token_and_bounded_with_it(rig: Rig):
             assert connection.recv(200).split()[1] == status
     status, answer = raw(rig, "POST", "/v1/jobs", b"", **{"Content-Length": str(10**10)})
     assert status == 413 and "longer than 67,108,864 bytes" in answer["error"]
+
+
+def test_half_a_request_is_waited_for_so_long_and_one_that_goes_on_slowly_is_answered(rig: Rig, monkeypatch):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.6)
+    address = urlsplit(rig.folder.endpoint().url)
+    for sent in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"):
+        with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+            client.sendall(sent)
+            begin, answer = time.monotonic(), b""
+            with contextlib.suppress(ConnectionResetError):
+                while data := client.recv(1000):
+                    answer += data
+            assert 0.4 < time.monotonic() - begin < 4 and answer.count(b"200 OK") == sent.count(b"\r\n\r\n")
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {rig.folder.token()}\r\nContent-Length: 2\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+        client.sendall(head.encode() + b"{")
+        time.sleep(1)
+        client.sendall(b"}")
+        assert client.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+def test_connections_beyond_a_bound_are_refused_and_the_others_answered(rig: Rig, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
+    address = urlsplit(rig.folder.endpoint().url)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=5)) for _ in range(40)]
+        num_refused = 0
+        for client in held:
+            try:
+                client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                num_refused += not client.recv(100)
+            except ConnectionError:
+                num_refused += 1
+        assert num_refused == 20
 
 
 def test_a_token_that_a_full_disk_left_empty_lets_nobody_in_and_is_replaced_at_the_next_start(tmp_path: Path):

@@ -1,0 +1,61 @@
+"""A client's connection: what a request costs before anybody has read it is bounded in time and in number."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = ["BoundedConnection"]
+
+HEADER_SECONDS = 10.0
+MAX_CONNECTIONS = 1000
+
+
+class BoundedConnection(H11Protocol):
+    """Ends where a request's headers are not whole after `HEADER_SECONDS`, or where there are `MAX_CONNECTIONS` others.
+
+    Without the first, who sends half a line keeps a file descriptor for ever; without the second, who opens thousands of
+    connections takes those that the ledger needs. At most half of this process's descriptors are given to clients.
+    """
+
+    def __init__(self, *args: Any, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse it, or begin to wait for its first request."""
+        super().connection_made(transport)
+        soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self.connections) > min(MAX_CONNECTIONS, soft_limit // 2):
+            transport.abort()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, and see whether the headers are whole by now."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._stop_watching()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def _stop_watching(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
