@@ -7,16 +7,16 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import case, func, or_, select
+from sqlalchemy import ColumnElement, case, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
 from jobs.ledger.records import EventRecord, JobRecord, NewGroup, Submission, check_name
 from jobs.ledger.rows import find_job, job_record, move_job
-from jobs.ledger.submitting import LIVE, Submitted, take_in
-from jobs.ledger.tables import Attempt, Event, Job, User
-from jobs.states import IllegalTransition, State, Wish
+from jobs.ledger.submitting import LIVE, VALUES_PER_QUERY, Submitted, take_in
+from jobs.ledger.tables import Artefact, Attempt, Event, Group, Job, JobKey, Shard, User
+from jobs.states import TERMINAL, IllegalTransition, State, Wish
 
 __all__ = ["JobTable", "WaitingJob"]
 
@@ -33,6 +33,19 @@ class WaitingJob:
     not_before: float
     created_at: float
     reason: str
+
+
+def _forgettable(before: float) -> tuple[ColumnElement[bool], ...]:
+    """Ended before that time, not the newest of all, not the one that the newest event tells of, in no undecided group."""
+    undecided = select(Group.id).where(Group.decided_at.is_(None))
+    newest_event = func.coalesce(select(Event.job_id).order_by(Event.id.desc()).limit(1).scalar_subquery(), 0)
+    return (
+        Job.state.in_(sorted(TERMINAL)),
+        Job.ended_at < before,
+        Job.id < select(func.max(Job.id)).scalar_subquery(),
+        Job.id != newest_event,
+        or_(Job.group_id.is_(None), Job.group_id.not_in(undecided)),
+    )
 
 
 _WAITING_COLUMNS = tuple(getattr(Job, field.name) for field in dataclasses.fields(WaitingJob))
@@ -204,6 +217,43 @@ class JobTable:
             row.num_failures, row.not_before, row.ended_at = 0, 0.0, None
             row.is_dead_letter, row.failure_kind = False, None
             return State.QUEUED
+
+    def ended_before(self, before: float, *, user: str | None = None, limit: int | None = None) -> list[int]:
+        """Jobs that `forget` would forget, oldest first."""
+        query = select(Job.id).where(*_forgettable(before)).order_by(Job.id).limit(limit)
+        with self._database.read() as session:
+            return list(session.scalars(query if user is None else query.where(Job.user == user)))
+
+    def forget(self, job_ids: Iterable[int], *, before: float) -> int:
+        """Remove the rows of jobs that ended before that time, with all that belongs to them, and groups that are empty then.
+
+        The newest job stays, because some databases would give its number again, and so do the jobs of a group that is not
+        decided. An idempotency key is forgotten with its job. Returns how many jobs were forgotten.
+        """
+        rest, num = sorted(job_ids), 0
+        while some := rest[:VALUES_PER_QUERY]:
+            del rest[:VALUES_PER_QUERY]
+            with self._submitting, self._database.write() as session:
+                gone = set(session.scalars(select(Job.id).where(Job.id.in_(some), *_forgettable(before))))
+                groups = set(session.scalars(select(Job.group_id).where(Job.id.in_(gone)))) - {None}
+                for table in (Event, Artefact, Shard, Attempt, JobKey):
+                    session.execute(delete(table).where(table.job_id.in_(gone)))
+                session.execute(delete(Job).where(Job.id.in_(gone)))
+                used = select(Job.group_id).where(Job.group_id.in_(groups))
+                session.execute(delete(Group).where(Group.id.in_(groups), Group.id.not_in(used)))
+                num += len(gone)
+        return num
+
+    def pictures_of_none_but(self, job_ids: Iterable[int]) -> set[str]:
+        """The folders of pictures from which these jobs started, and no other."""
+        query = select(Job.id, Job.settings["pictures"].as_string()).where(Job.kind == "images")
+        mine: set[str] = set()
+        others: set[str] = set()
+        these = set(job_ids)
+        with self._database.read() as session:
+            for job_id, folder in session.execute(query) if these else ():
+                (mine if job_id in these else others).add(folder or "")
+        return mine - others - {""}
 
     def _ask(self, job_id: int, state: State, wish: Wish, reason: str) -> State:
         with self._database.write() as session:

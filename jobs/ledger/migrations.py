@@ -47,7 +47,19 @@ def _priors_have_sizes(connection: Connection) -> None:
     )
 
 
-STEPS: tuple[Step, ...] = (_shards_are_records, _priors_have_sizes)
+def _jobs_have_further_keys(connection: Connection) -> None:
+    """4: `job_keys`. Before, a key given for a job that was there already was not kept, and later made a second job."""
+    number = Identifier.compile(connection.dialect)
+    connection.execute(
+        text(
+            'CREATE TABLE job_keys ("user" VARCHAR(200) NOT NULL, "key" VARCHAR(200) NOT NULL, '
+            f'job_id {number} NOT NULL REFERENCES jobs (id), PRIMARY KEY ("user", "key"))'
+        )
+    )
+    connection.execute(text("CREATE INDEX ix_job_keys_job_id ON job_keys (job_id)"))
+
+
+STEPS: tuple[Step, ...] = (_shards_are_records, _priors_have_sizes, _jobs_have_further_keys)
 """STEPS[0] leads from version 1 to version 2, and so on."""
 
 

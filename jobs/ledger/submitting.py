@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
 from jobs.ledger.records import NewGroup, Submission
-from jobs.ledger.tables import Event, Group, Job
+from jobs.ledger.tables import Event, Group, Job, JobKey
 from jobs.states import TERMINAL, State, Wish
 
-__all__ = ["LIVE", "Submitted", "take_in"]
+__all__ = ["LIVE", "VALUES_PER_QUERY", "Submitted", "take_in"]
 
 LIVE = tuple(state for state in State if state not in TERMINAL)
 """States of a job that still writes into its folder, or will."""
@@ -50,6 +50,7 @@ def take_in(session: Session, submissions: Sequence[Submission], *, group: NewGr
         _bring_together(session, group, rows, new, now)
     session.add_all(new)
     session.flush()
+    session.add_all(known.further_keys(submissions, rows))
     if new:
         session.execute(
             insert(Event),
@@ -94,6 +95,9 @@ class _Known:
             query = select(Job).where(Job.user.in_(users), Job.idempotency_key.in_(keys))
             for row in session.scalars(query):
                 self._by_key[row.user, row.idempotency_key or ""] = row
+            further = select(JobKey.user, JobKey.key, Job).join(Job).where(JobKey.user.in_(users), JobKey.key.in_(keys))
+            for user, key, row in session.execute(further):
+                self._by_key[user, key] = row
         for folders in _chunks({submission.out for submission in submissions}):
             for row in session.scalars(select(Job).where(Job.state.in_(LIVE), Job.out.in_(folders)).order_by(Job.id)):
                 self._by_folder.setdefault(row.out, row)
@@ -103,6 +107,14 @@ class _Known:
         self._by_folder[row.out] = row
         if row.idempotency_key:
             self._by_key[row.user, row.idempotency_key] = row
+
+    def further_keys(self, submissions: Sequence[Submission], rows: Sequence[Job]) -> Iterator[JobKey]:
+        """Keys under which jobs were asked for that have none, or another one."""
+        for submission, row in zip(submissions, rows, strict=True):
+            name = submission.user, submission.idempotency_key or ""
+            if submission.idempotency_key and name not in self._by_key:
+                self._by_key[name] = row
+                yield JobKey(user=submission.user, key=submission.idempotency_key, job_id=row.id)
 
     def find(self, submission: Submission) -> Job | None:
         """Raises InputError where it is neither one of them nor can stand beside them."""

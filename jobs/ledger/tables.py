@@ -7,7 +7,20 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Artefact", "Attempt", "Base", "Event", "Group", "Job", "Owner", "PriorSize", "SchemaVersion", "Shard", "User"]
+__all__ = [
+    "Artefact",
+    "Attempt",
+    "Base",
+    "Event",
+    "Group",
+    "Job",
+    "JobKey",
+    "Owner",
+    "PriorSize",
+    "SchemaVersion",
+    "Shard",
+    "User",
+]
 
 # SQLite counts up by itself only in a column of type INTEGER.
 Identifier = BigInteger().with_variant(Integer, "sqlite")
@@ -164,6 +177,16 @@ class PriorSize(Base):
     source: Mapped[str] = mapped_column(String(2000), primary_key=True)
     num_bytes: Mapped[int]
     measured_at: Mapped[float]
+
+
+class JobKey(Base):
+    """A further idempotency key of a job: it was asked for again under that key before it had ended."""
+
+    __tablename__ = "job_keys"
+
+    user: Mapped[str] = mapped_column(String(200), primary_key=True)
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)
 
 
 class Artefact(Base):

@@ -17,6 +17,7 @@ from orchestrator.daemon.outcomes import verdict_on
 from orchestrator.daemon.prior_sizes import PriorSizes
 from orchestrator.daemon.queue_view import ready_at, view_of
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Workers
+from orchestrator.daemon.retention import Retention
 from orchestrator.daemon.running import Running, Timing
 from orchestrator.host.state_folder import StateFolder
 from orchestrator.scheduling import Capacity, Policy, schedule
@@ -32,6 +33,7 @@ class Controller:
         ledger: owned by this process; its clock is ours.
         workers: where jobs run. capacity: how many, in how much memory.
         prior_replicas: copies of each prior that the workers load.
+        keep_seconds: ended jobs are forgotten after so long; 0: never.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Controller:
         policy: Policy | None = None,
         timing: Timing | None = None,
         prior_replicas: int = 1,
+        keep_seconds: float = 0.0,
     ) -> None:
         self.capacity = capacity
         self.wake = threading.Event()
@@ -59,7 +62,8 @@ class Controller:
         self._prior_sizes = PriorSizes(ledger, replicas=prior_replicas)
         self._running: dict[int, Running] = {}
         self._last_starts: dict[tuple[str, int], float] = {}
-        self._heartbeat_at = self._schedule_at = 0.0
+        self._retention, self._keep_seconds = Retention(ledger, folder), keep_seconds
+        self._heartbeat_at = self._schedule_at = self._prune_at = 0.0
         self._is_closing = False
 
     def tick(self, *, is_woken: bool = False) -> None:
@@ -92,6 +96,7 @@ class Controller:
             if not self._is_closing:
                 self._schedule()
             self._share_priors()
+            self._forget_old(now)
 
     @property
     def _is_pressed(self) -> bool:
@@ -302,6 +307,12 @@ class Controller:
             if weight != running.weight or now - running.weighed_at >= self._timing.weigh:
                 running.worker.set_weight(weight)
                 running.weight, running.weighed_at = weight, now
+
+    def _forget_old(self, now: float) -> None:
+        """Some jobs a round, so that no round is long."""
+        if self._keep_seconds and now >= self._prune_at:
+            pruned = self._retention.prune(seconds=self._keep_seconds, limit=self._timing.prune_jobs)
+            self._prune_at = now + (0.0 if len(pruned.jobs) == self._timing.prune_jobs else self._timing.prune)
 
     def _forget(self, running: Running) -> None:
         self._running.pop(running.job.id, None)

@@ -18,8 +18,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from jobs import codec
 from jobs.errors import DreamKilnError
@@ -38,6 +40,7 @@ log = logging.getLogger("dreamkiln")
 ROUND_SECONDS = 0.2
 CLOSING_SECONDS = 5.0
 METRICS_SECONDS = 5.0
+MAX_LOG_BYTES = 10_000_000
 
 
 MakeWorkers = Callable[[DaemonOptions, Callable[[], float]], AbstractContextManager[Workers]]
@@ -72,8 +75,15 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
             log.info("ended %d processes that an earlier orchestrator had left", num_strays)
         mark_descendants(folder)
         workers = stack.enter_context(make_workers(options, ledger.now))
-        replicas = options.prior_replicas
-        controller = Controller(ledger, workers, workers.capacity, folder, timing=timing, prior_replicas=replicas)
+        controller = Controller(
+            ledger,
+            workers,
+            workers.capacity,
+            folder,
+            timing=timing,
+            prior_replicas=options.prior_replicas,
+            keep_seconds=options.keep_days * 24 * 3600,
+        )
         stop = _StopSignal(controller)
         server = ApiServer(make_app(ledger, controller, folder, stop.set), host=options.host, port=options.port)
         server.start()
@@ -140,15 +150,22 @@ class _StopSignal:
         self.set()
 
 
+class _PrivateLog(RotatingFileHandler):
+    """The daemon's log, readable by its owner alone also when it begins anew."""
+
+    def _open(self) -> Any:
+        StateFolder.touch_private(Path(self.baseFilename))
+        return super()._open()
+
+
 def main() -> int:
     """The background process: options come over stdin, words go to its log, its last error to stderr as a JSON line."""
     options = codec.from_plain(DaemonOptions, json.load(sys.stdin))
     folder = StateFolder(Path(options.state))
     try:
         folder.create()
-        logging.basicConfig(
-            filename=folder.daemon_log, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
-        )
+        handlers = [_PrivateLog(folder.daemon_log, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")]
+        logging.basicConfig(handlers=handlers, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
         logging.captureWarnings(True)
         serve(options)
     except DreamKilnError as error:

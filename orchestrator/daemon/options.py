@@ -24,6 +24,7 @@ class DaemonOptions:
         sizes: of the actors on a cluster.
         host, port: of its HTTP API; port 0 takes a free one. metrics_port: of its own Ray's Prometheus endpoint, likewise.
         device, num_threads: of the priors, as in the runtime's settings.
+        keep_days: ended jobs and their logs are forgotten after so many days; 0: never.
         prior_replicas: processes that hold the same prior; jobs are spread over them, and go on with another if one dies.
     """
 
@@ -39,6 +40,7 @@ class DaemonOptions:
     prior_replicas: int = 1
     sizes: ClusterSizes = field(default_factory=ClusterSizes)
     metrics_port: int = 0
+    keep_days: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_workers <= 10_000:
@@ -47,6 +49,8 @@ class DaemonOptions:
             raise InputError(f"--prior-replicas is {self.prior_replicas}; give 1 to 1,000.")
         if not 0 <= self.memory_gb <= 1e6:
             raise InputError(f"--memory is {self.memory_gb:g}; give gigabytes, or 0 to take 80 % of this machine's.")
+        if not 0 <= self.keep_days <= 1e6:
+            raise InputError(f"--keep-days is {self.keep_days:g}; give days, or 0 to keep ended jobs for ever.")
         for name, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):
             if not 0 <= port < 65536:
                 raise InputError(f"{name} is {port}; give 1 to 65535, or 0 for a free one.")

@@ -26,6 +26,7 @@ class Timing:
         stop: a worker that was told to stop at its next step is killed after so long; its checkpoint is whole at any time.
         weigh: a prior is told its jobs' shares again after so long, because a replica that was started anew knows none.
         usage_window: how far back a user's share is counted.
+        prune: between two looks for ended jobs that are to be forgotten, `prune_jobs` at once.
     """
 
     lease: float = 30.0
@@ -37,6 +38,8 @@ class Timing:
     stop: float = 1.0
     weigh: float = 60.0
     usage_window: float = 24 * 3600.0
+    prune: float = 600.0
+    prune_jobs: int = 200
 
 
 @dataclasses.dataclass

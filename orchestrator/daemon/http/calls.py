@@ -20,6 +20,7 @@ from jobs.words.safe_text import check_stored
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
+from orchestrator.daemon.retention import Retention
 from orchestrator.host.state_folder import StateFolder
 from orchestrator.prior.source import check_prior
 
@@ -27,6 +28,7 @@ __all__ = ["Calls"]
 
 DAY_SECONDS = 24 * 3600.0
 MAX_LOG_CHARACTERS = 1_000_000
+MAX_NAMED = 1000
 ACTIONS = ("cancel", "pause", "resume", "retry")
 Number = Annotated[int, Query(ge=0, le=2**63 - 1)]
 """What a database counts with."""
@@ -41,6 +43,7 @@ class Calls:
 
     def __init__(self, ledger: Ledger, controller: Controller, folder: StateFolder, shut_down: Callable[[], None]) -> None:
         self._ledger, self._controller, self._folder, self._shut_down = ledger, controller, folder, shut_down
+        self._retention = Retention(ledger, folder)
         self._started_at = ledger.now()
 
     def status(self) -> dict[str, Any]:
@@ -133,6 +136,14 @@ class Calls:
         self._ledger.jobs.set_weight(name, weight)
         self._controller.wake.set()
         return {"name": name, "weight": weight}
+
+    def prune(
+        self, older_than_seconds: Annotated[float, Query(ge=0, le=1e12)], user: str | None = None, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Forget jobs that ended so long ago, with their logs; their run folders stay. See `Retention.prune`."""
+        check_stored("user", user or "")
+        pruned = self._retention.prune(seconds=older_than_seconds, user=user, is_trial=dry_run)
+        return {**dataclasses.asdict(pruned), "jobs": pruned.jobs[:MAX_NAMED], "num_jobs": len(pruned.jobs)}
 
     def shutdown(self) -> dict[str, Any]:
         """The answer comes first, then the end."""

@@ -39,6 +39,7 @@ def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_d
         ("POST", "/jobs/{job_id}/{action}", calls.act),
         ("GET", "/users", calls.users),
         ("PUT", "/users/{name:path}", calls.set_weight),
+        ("POST", "/prune", calls.prune),
         ("POST", "/shutdown", calls.shutdown),
     ):
         api.add_api_route(path, call, methods=[method])

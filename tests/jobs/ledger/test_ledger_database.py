@@ -195,6 +195,7 @@ def test_migrations_run_once_and_whole(url: str):
 
 
 TABLES_OF_VERSION_1 = (
+    "DROP TABLE job_keys",
     "DROP TABLE prior_sizes",
     "DROP TABLE shards",
     'CREATE TABLE shards (job_id BIGINT NOT NULL REFERENCES jobs (id), "index" BIGINT NOT NULL, first_row BIGINT NOT NULL, '
@@ -213,7 +214,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_its_jobs(url: 
         with ledger._database.connect() as connection:
             for sentence in TABLES_OF_VERSION_1:
                 connection.execute(text(sentence))
-    with pytest.raises(InputError, match="has version 1, older than this program's 3; start the orchestrator once"):
+    with pytest.raises(InputError, match="has version 1, older than this program's 4; start the orchestrator once"):
         Ledger.read(url)
     with Ledger.own(url) as ledger:
         lease = ledger.attempts.start(submitted.id, "w", seconds=30)

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.errors import InputError
 from jobs.events import Progress
-from jobs.ledger import Ledger, NewGroup, OwnershipError, StaleLease, Submission
+from jobs.ledger import Ledger, NewGroup, OwnershipError, ShardRecord, StaleLease, Submission
 from jobs.specs import ImagesSpec
 from jobs.states import FailureKind, IllegalTransition, State, Wish
 from tests.jobs.ledger.conftest import Clock, submission
@@ -122,6 +122,24 @@ def test_idempotency_keys(ledger: Ledger):
     assert one.id == two.id != three.id and [one.is_new, two.is_new, three.is_new] == [True, False, True]
     with pytest.raises(InputError, match="another line of this table"):
         ledger.jobs.submit([submission(6, idempotency_key="u"), submission(7, idempotency_key="u")])
+
+
+def test_a_second_key_of_a_job_that_has_not_ended_is_kept(ledger: Ledger):
+    job = submit(ledger, 1)
+    pair = [submission(2, idempotency_key="a"), submission(2, idempotency_key="b")]
+    first, second = ledger.jobs.submit(pair)
+    assert first.id == second.id and [first.is_new, second.is_new] == [True, False]
+    for key in ("k", "l", "k"):
+        assert submit(ledger, 1, idempotency_key=key) == job
+    assert submit(ledger, 1, idempotency_key="k", user="bob") == job  # he asked for what ran already
+    for number in (job, first.id):
+        ledger.jobs.cancel(number)
+    assert [submit(ledger, 1, idempotency_key=key) for key in ("k", "l")] == [job, job]
+    assert submit(ledger, 1, idempotency_key="k", user="bob") == job
+    assert [submit(ledger, 2, idempotency_key=key) for key in ("a", "b")] == [first.id, first.id]
+    with pytest.raises(InputError, match=f"key 'l' belongs to job {job} with another spec"):
+        submit(ledger, 3, idempotency_key="l")
+    assert submit(ledger, 1) != job
 
 
 @pytest.mark.parametrize("key", ["k", None])
@@ -397,3 +415,35 @@ def test_a_table_of_jobs_in_one_transaction(ledger: Ledger):
     ids = [submitted.id for submitted in ledger.jobs.submit(table)]
     assert len(set(ids)) == 600 and [job.id for job in ledger.jobs.waiting()] == ids
     assert [(again.id, again.is_new) for again in ledger.jobs.submit(table)] == [(job, False) for job in ids]
+
+
+def test_ended_jobs_are_forgotten_with_all_that_is_theirs(ledger: Ledger, clock: Clock):
+    def end(number: int) -> None:
+        lease = ledger.attempts.start(number, "w", seconds=30)
+        ledger.shards.record(lease, [ShardRecord(index=0, num_rows=5, num_failed=0, seconds=1.0)])
+        ledger.attempts.succeed(lease, artefacts={"mesh.glb": (10, "0" * 64)})
+
+    old, live = submit(ledger, 1, idempotency_key="k"), submit(ledger, 2)
+    assert submit(ledger, 1, idempotency_key="further") == old
+    decided = [answer.id for answer in ledger.jobs.submit([submission(3), submission(4)], group=NewGroup(name="done"))]
+    open_ones = [answer.id for answer in ledger.jobs.submit([submission(5), submission(6)], group=NewGroup(name="open"))]
+    for number in (old, *decided, *open_ones):
+        end(number)
+    groups = {group.name: group.id for group in ledger.groups.undecided()}
+    ledger.groups.decide(groups["done"], decided[:1], "it was first")
+    clock.advance(100)
+    newest = submit(ledger, 7)
+    ledger.jobs.cancel(newest)
+    clock.advance(10)
+    assert ledger.jobs.ended_before(clock() - 200) == []
+    assert ledger.jobs.ended_before(clock() - 50) == [old, *decided]
+    assert ledger.jobs.ended_before(clock() - 50, limit=1) == [old] and ledger.jobs.ended_before(clock(), user="ada") == []
+    assert ledger.jobs.forget(range(1, 100), before=clock()) == 3
+    assert [job.id for job in ledger.jobs.recent()] == [newest, *reversed(open_ones), live]
+    with pytest.raises(InputError, match=f"There is no job {old}"):
+        ledger.jobs.get(old)
+    assert ledger.attempts.of(old) == [] and ledger.jobs.events(old) == [] and ledger.attempts.artefacts(old) == []
+    with pytest.raises(InputError, match="no group"):
+        ledger.groups.get(groups["done"])
+    assert [group.name for group in ledger.groups.undecided()] == ["open"]
+    assert submit(ledger, 1, idempotency_key="k") > newest  # a key is forgotten with its job, a number is never given again

@@ -540,3 +540,27 @@ def test_a_backup_that_is_taken_while_jobs_come_in_is_a_whole_ledger(rig: Rig, c
     with Ledger.own(f"sqlite:///{tmp_path / 'backup.db'}", name="restored") as restored:
         assert [job.spec["prompt"] for job in restored.jobs.recent()] == ["a red table"]
     assert len(client.get("/v1/jobs")["jobs"]) == 2
+
+
+def test_jobs_prune(rig: Rig, client: Client, capsys):
+    for prompt in ("a red table", "a blue chair", "a duck"):
+        number = client.post("/v1/jobs", {"jobs": [request(prompt, user="ada")]})["jobs"][0]["id"]
+        JobLog(rig.folder, number, lambda: 0.0).write("x" * 979)
+        client.post(f"/v1/jobs/{number}/cancel")
+    state = ["--state", str(rig.folder.path)]
+    rig.clock.advance(3600)
+    for arguments, code, words in [
+        (["--older-than", "2h"], 0, "No job ended more than 2h ago."),
+        (["--older-than", "30m", "--user", "bob"], 0, "No job ended more than 30m ago."),
+        (["--older-than", "30m", "--dry-run"], 0, "Would forget 2 jobs and 2 logs (0.0 MB); run folders stay."),
+        (["--older-than", "0.5h", "--user", "ada"], 0, "Forgot 2 jobs and 2 logs (0.0 MB); run folders stay."),
+        (["--older-than", "soon"], 2, "--older-than is 'soon'; give a number and a unit, such as 30d, 12h, 90m or 0d."),
+    ]:
+        assert main(["jobs", "prune", *arguments, *state]) == code
+        assert words in "".join(capsys.readouterr())
+    assert [job["id"] for job in client.get("/v1/jobs")["jobs"]] == [3]
+    assert main(["jobs", "prune", "--older-than", "0d", "--json", *state]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"ok": True, "jobs": [], "num_jobs": 0, "num_logs": 0, "num_pictures": 0, "num_bytes": 0}
+    with pytest.raises(InputError, match="older_than_seconds is '-1'"):
+        client.post("/v1/prune?older_than_seconds=-1")

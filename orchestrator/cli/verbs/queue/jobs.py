@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 import sys
 import time
 from functools import partial
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
@@ -14,7 +16,7 @@ from jobs.errors import DreamKilnError, InputError
 from orchestrator.cli import common
 
 NAME = "jobs"
-HELP = "List, watch, cancel, pause, resume and retry submitted jobs."
+HELP = "List, watch, cancel, pause, resume, retry and forget submitted jobs."
 
 Job = Annotated[int, typer.Argument(help="The job's number.", show_default=False)]
 Jobs = Annotated[list[int], typer.Argument(help="Numbers of jobs.", show_default=False)]
@@ -112,6 +114,37 @@ def verify(job: Job, state: common.State = None, json: common.Json = False) -> i
 
     fix = f"'dreamkiln images --prompts {found['settings']['batch']['prompts']} --out {found['out']} --repair' draws them again"
     return int(bool(verify_place(found["out"], as_json=json, fix=fix)))
+
+
+@app.command(help="Forget ended jobs, with their logs and the copies of pictures they started from; run folders stay.")
+def prune(
+    older_than: Annotated[str, typer.Option(help="Ended so long ago: 30d, 12h, 90m; 0d for all that have ended.")] = "30d",
+    user: Annotated[str | None, typer.Option(help="Of this user alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be forgotten, and forget nothing.")] = False,
+    state: common.State = None,
+    json: common.Json = False,
+) -> None:
+    """The newest job is kept, and jobs of a best-of that is not decided."""
+    seconds = _seconds(older_than)
+    client = common.running_orchestrator(state)
+    given = {"older_than_seconds": seconds, "dry_run": dry_run, **({} if user is None else {"user": user})}
+    answer = client.post(f"/v1/prune?{urlencode(given)}")
+    if json:
+        _print_json({"ok": True, **answer})
+        return
+    num, logs, megabytes = answer["num_jobs"], answer["num_logs"], answer["num_bytes"] / 1e6
+    if not num:
+        print(f"No job ended more than {older_than} ago.")
+        return
+    jobs, did = "1 job" if num == 1 else f"{num:,} jobs", "Would forget" if dry_run else "Forgot"
+    print(f"{did} {jobs} and {logs:,} {'log' if logs == 1 else 'logs'} ({megabytes:.1f} MB); run folders stay.")
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([dhms])", text.strip())
+    if match is None:
+        raise InputError(f"--older-than is {text!r}; give a number and a unit, such as 30d, 12h, 90m or 0d.")
+    return float(match[1]) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[match[2]]
 
 
 def _steering(action: str, help: str, done: str) -> None:

@@ -45,6 +45,12 @@ def command(
     prior_cpus: Annotated[float, typer.Option(help="On a cluster: cores of each prior.")] = 1.0,
     prior_gpus: Annotated[float, typer.Option(help="On a cluster with GPUs: part of one that each prior takes.")] = 0.5,
     metrics_port: Annotated[int, typer.Option(help="Of the Prometheus endpoint of its own Ray; 0: a free one.")] = 0,
+    keep_days: Annotated[
+        float,
+        typer.Option(
+            envvar="DREAMKILN_KEEP_DAYS", help="Ended jobs and their logs are forgotten after so many days; 0: never."
+        ),
+    ] = 0.0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in this terminal until Ctrl-C.")] = False,
     json: common.Json = False,
 ) -> None:
@@ -67,6 +73,7 @@ def command(
         prior_replicas=prior_replicas,
         sizes=ClusterSizes(job_cpus=job_cpus, job_gpus=job_gpus, prior_cpus=prior_cpus, prior_gpus=prior_gpus),
         metrics_port=metrics_port,
+        keep_days=keep_days,
     )
     if foreground:
         import logging
