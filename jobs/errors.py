@@ -38,9 +38,14 @@ class DreamKilnError(Exception):
 
 
 class InputError(DreamKilnError):
-    """Bad usage or bad input: nothing was computed, and the same command will fail the same way again."""
+    """Bad usage or bad input: nothing was computed, and the same command will fail the same way again.
+
+    may_pass: unless this is true, as where a store, a shared disk or a network did not answer: an unattended job tries again.
+    It travels between processes, which the causes of an exception do not.
+    """
 
     exit_code = 2
+    may_pass: bool = False
 
 
 class NotFound(InputError):
@@ -50,13 +55,11 @@ class NotFound(InputError):
 class OutputError(InputError):
     """The output folder cannot take the files: no right to write, no space, or it belongs to another run.
 
-    is_disk_full, may_pass, is_in_use: what an unattended job goes by: it waits for space, and tries again where a store or a
-    shared disk did not answer, or where another process writes, which may be an attempt that was given up for lost.
-    They travel between processes, which the causes of an exception do not.
+    is_disk_full, is_in_use: what an unattended job goes by besides: it waits for space, and for another process that writes
+    there, which may be an attempt that was given up for lost.
     """
 
     is_disk_full: bool = False
-    may_pass: bool = False
     is_in_use: bool = False
 
 

@@ -52,6 +52,8 @@ class FailureKind(StrEnum):
     OUT_OF_MEMORY = "out of memory"
     DISK_FULL = "disk full"
     WORKER_LOST = "worker lost"
+    PLACE_IN_USE = "place in use"
+    """Another process writes into the job's folder: perhaps a worker that was given up for lost and lives on, far away."""
     UNEXPECTED = "unexpected"
 
 

@@ -1,5 +1,6 @@
 """The one error of reading checkpoints."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,22 @@ JSON_VALUES = (dict, list, str, int, float, type(None))
 
 
 class PriorError(ValueError):
-    """A checkpoint is missing, incomplete, damaged or of another kind; the message names the file and the fix."""
+    """A checkpoint is missing, incomplete, damaged or of another kind; the message names the file and the fix.
+
+    may_pass: the same again may succeed, because a disk or a network did not answer.
+    """
+
+    may_pass: bool = False
+
+
+_LASTING = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+
+
+def not_read(path: object, error: OSError) -> PriorError:
+    """The error of a file that the system did not let us read, which may pass unless it is missing or forbidden."""
+    refusal = PriorError(f"{path} cannot be read ({error.strerror or error}); check its disk and its permissions")
+    refusal.may_pass = error.errno is not None and error.errno not in _LASTING
+    return refusal
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from diffusion.checkpoints.errors import PriorError, making_sense_of
+from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
 from diffusion.checkpoints.folder import TEXT_STEMS, UNET_STEMS, VAE_STEMS, parts_of
 from diffusion.checkpoints.read import locate
 from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
@@ -136,5 +136,7 @@ def _header(path: Path) -> dict[str, int]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         return {name: prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+    except OSError as error:
+        raise not_read(path, error) from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise PriorError(f"{path} is truncated or not a safetensors file ({error}); copy it again") from None

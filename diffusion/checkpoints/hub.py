@@ -70,20 +70,23 @@ def fetch(name: HubName, *, offline: bool = False) -> Fetched:
             f"on, or give the path of a copy{_withdrawn(name)}"
         )
     mirrors = [address.strip() for address in os.environ.get(MIRRORS_VARIABLE, "").split(",") if address.strip()]
-    failures = []
+    failures, may_pass = [], False
     for endpoint in (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT, *mirrors):
         try:
             return _download(name, endpoint)
         # What the client raises has changed from version to version, and every failure means: try the next.
         except Exception as error:
             failures.append(f"{endpoint}: {_reason(error)}")
+            may_pass = may_pass or not any(word in type(error).__name__ for word in ("NotFound", "Gated", "Validation"))
     cached = _cached(name)
     if cached is not None:
         return cached
-    raise PriorError(
+    refusal = PriorError(
         f"{name} is no path here and could not be had by name ({'; '.join(failures)}); check the name and the network, "
         f"give mirrors in {MIRRORS_VARIABLE}, or give the path of a copy{_withdrawn(name)}"
     )
+    refusal.may_pass = may_pass
+    raise refusal
 
 
 def _download(name: HubName, endpoint: str) -> Fetched:

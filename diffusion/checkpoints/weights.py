@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffusion.checkpoints.errors import PriorError, making_sense_of
+from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
 from diffusion.checkpoints.keymap import KeyMap
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -166,7 +166,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
             f"{path} is {damaged}a pickle with more than tensors in it, and reading that could run code ({found[:200]}); "
             "use the safetensors file of the same model"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except OSError as error:
+        raise not_read(path, error) from None
+    except (RuntimeError, EOFError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise PriorError(
             f"{path} ({path.stat().st_size} bytes) is truncated or not a PyTorch file ({reason}); copy it again"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import requests, seeding
+from diffusion.checkpoints.errors import not_read
 from diffusion.denoising_loss import denoising_losses
 from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
@@ -377,6 +378,8 @@ def load_prior(source: str, device: str = "cpu") -> LocalPrior:
         return LocalPrior(Prior.load(source, device=device))
     except PriorError as error:
         raise refusal(error) from error
+    except OSError as error:
+        raise refusal(not_read(error.filename or source, error)) from error
 
 
 def _check_finite(tensor: Tensor, what: str, prompts: Sequence[str]) -> None:

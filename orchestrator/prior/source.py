@@ -41,7 +41,9 @@ def refusal(error: PriorError) -> InputError:
     message = str(error).rstrip(".")
     # A path or a name at the beginning keeps its spelling.
     first, _, _ = message.partition(" ")
-    return InputError(f"{message[:1].upper()}{message[1:]}." if first.isalpha() else f"{message}.")
+    refused = InputError(f"{message[:1].upper()}{message[1:]}." if first.isalpha() else f"{message}.")
+    refused.may_pass = error.may_pass
+    return refused
 
 
 def absolute_source(source: str) -> str:

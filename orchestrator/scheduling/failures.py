@@ -24,8 +24,8 @@ def failure_kind(error: BaseException) -> FailureKind:
         return FailureKind.OUT_OF_MEMORY
     match error:
         case OutputError(is_in_use=True):
-            return FailureKind.WORKER_LOST  # a worker that was given up for lost still holds the place
-        case OutputError(may_pass=True):
+            return FailureKind.PLACE_IN_USE
+        case InputError(may_pass=True):
             return FailureKind.UNEXPECTED
         case InputError():
             return FailureKind.BAD_INPUT

@@ -36,6 +36,7 @@ RULES: dict[FailureKind, Rule | None] = {
     FailureKind.OUT_OF_MEMORY: Rule(30, 900, True, "other jobs may have left by then"),
     FailureKind.DISK_FULL: Rule(60, 60, False, "waiting for space on the disk"),
     FailureKind.WORKER_LOST: Rule(1, 60, True, "it goes on from its checkpoint"),
+    FailureKind.PLACE_IN_USE: Rule(2, 60, False, "waiting for the process that writes there to end"),
     FailureKind.UNEXPECTED: Rule(5, 300, True, "it may have been an accident"),
 }
 

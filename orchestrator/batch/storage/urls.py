@@ -107,8 +107,7 @@ def clear_url_errors(sentence: str, kind: type[InputError] = InputError) -> Iter
 
 def _passing(error: InputError) -> InputError:
     """The same, marked as worth another try: a store that did not answer may do so later."""
-    if isinstance(error, OutputError):
-        error.may_pass = True
+    error.may_pass = True
     return error
 
 

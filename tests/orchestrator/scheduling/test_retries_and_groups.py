@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import http.server
 import math
 import os
 import pickle
+import threading
 
 import pytest
 from hypothesis import given
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 from jobs.errors import CollapsedError, InputError, JobFailed, OutputError, PriorFailed
 from jobs.states import FailureKind, State
 from orchestrator.batch.storage.urls import clear_url_errors
+from orchestrator.batch.tables.source import TableSource
 from orchestrator.host.atomic import clear_output_errors
+from orchestrator.prior.local import load_prior
 from orchestrator.prior.wire import Raised
 from orchestrator.scheduling.failures import failure_kind, sentence
 from orchestrator.scheduling.groups import Member, settle
@@ -189,7 +193,57 @@ def test_a_run_folder_that_a_lost_worker_still_holds_is_tried_again(tmp_path):
     spec = ImagesSpec(prompt="a chair")
     with RunFolder(tmp_path, spec, ()), pytest.raises(OutputError, match="in use") as caught:
         RunFolder(tmp_path, spec, ())
-    assert failure_kind(caught.value) == FailureKind.WORKER_LOST
+    assert failure_kind(caught.value) == FailureKind.PLACE_IN_USE
+    for num_failures in (0, 3, 50):  # a far-side worker may live on for hours: no dead letter comes of it
+        verdict = after_failure(
+            FailureKind.PLACE_IN_USE, job_id=1, num_failures=num_failures, max_failures=4, now=0.0, has_advanced=False
+        )
+        assert verdict.retry_at is not None and 2 <= verdict.retry_at <= 72 and not verdict.counts
+
+
+def test_a_table_or_a_prior_that_cannot_be_read_now_is_read_again_later(tmp_path, monkeypatch):
+    answer = [503]
+
+    class Moody(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def do_GET(self) -> None:
+            self.send_response(answer[0])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Moody) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/t.csv"
+        for status, kind in ((503, FailureKind.UNEXPECTED), (404, FailureKind.BAD_INPUT)):
+            answer[0] = status
+            with pytest.raises(InputError) as caught:
+                TableSource.find(url).scan()
+            assert failure_kind(pickle.loads(pickle.dumps(Raised(caught.value))).error) == kind, str(caught.value)
+        server.shutdown()
+    (tmp_path / "t.csv").write_text("prompt\na house\n")
+    source = TableSource.find(str(tmp_path / "t.csv"))
+    for number, kind in ((errno.EIO, FailureKind.UNEXPECTED), (errno.ESTALE, FailureKind.UNEXPECTED)):
+        monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", broken(number))
+        with pytest.raises(InputError, match=os.strerror(number)) as caught:
+            list(source.rows())
+        assert failure_kind(caught.value) == kind
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior" / "model_index.json").write_text("{}")
+    for number, kind in ((errno.ESTALE, FailureKind.UNEXPECTED), (errno.EACCES, FailureKind.BAD_INPUT)):
+        monkeypatch.setattr("pathlib.Path.read_text", broken(number))
+        with pytest.raises(InputError, match=f"cannot be read .{os.strerror(number)}") as caught:
+            load_prior(str(tmp_path / "prior"))
+        assert failure_kind(caught.value) == kind
+
+
+def broken(number: int):
+    def read(*_: object, **__: object) -> str:
+        raise OSError(number, os.strerror(number), "x/y")
+
+    return read
 
 
 def test_sentences_are_one_line():
