@@ -28,6 +28,7 @@ Clock = Callable[[], float]
 """Seconds since 1970, UTC."""
 
 BUSY_SECONDS = 10
+RESTORE = "the file is damaged: put a backup in its place, or move it away for a new one to be made (docs/orchestrator.md)"
 SSL_MODES = ("disable", "require", "verify-ca", "verify-full")
 """As libpq defines them; "allow" and "prefer" encrypt or not as the server likes, and so promise nothing."""
 POSTGRESQL_OPTIONS = ("sslmode", "sslrootcert", "unix_sock", "application_name")
@@ -113,7 +114,9 @@ class Database:
             yield
         except (SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error, OSError) as error:
             cause = getattr(error, "orig", None) or error
-            raise LedgerError(f"The ledger {self.where} cannot be used: {_first_line(cause)}.") from error
+            words = _first_line(cause)
+            advice = f"; {RESTORE}" if _is_damaged(words) else ""
+            raise LedgerError(f"The ledger {self.where} cannot be used: {words}{advice}.") from error
 
 
 def open_database(url: str, clock: Clock) -> Database:
@@ -145,10 +148,9 @@ def open_database(url: str, clock: Clock) -> Database:
     except (SQLAlchemyError, OSError) as error:
         engine.dispose()
         cause = getattr(error, "orig", None) or error
-        raise InputError(
-            f"The ledger's database {database.where} cannot be opened ({_first_line(cause)}); check the URL, its rights "
-            "and that the server runs."
-        ) from error
+        words = _first_line(cause)
+        advice = RESTORE if _is_damaged(words) else "check the URL, its rights and that the server runs"
+        raise InputError(f"The ledger's database {database.where} cannot be opened ({words}); {advice}.") from error
     return database
 
 
@@ -203,6 +205,11 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
+
+
+def _is_damaged(words: str) -> bool:
+    """Whether SQLite says that its file is no longer one."""
+    return "malformed" in words or "not a database" in words
 
 
 def _first_line(error: object) -> str:

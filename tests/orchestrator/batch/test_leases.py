@@ -50,7 +50,7 @@ def refusal_of(store) -> OutputError:
 def test_a_queued_job_that_meets_a_live_predecessor_is_tried_again_until_a_dead_one_would_be_taken_over(store):
     error = refusal_of(store)
     there = pickle.loads(pickle.dumps(error))
-    assert failure_kind(error) == failure_kind(there) == FailureKind.WORKER_LOST
+    assert failure_kind(error) == failure_kind(there) == FailureKind.PLACE_IN_USE
     verdict = after_failure(failure_kind(error), job_id=1, num_failures=0, max_failures=4, now=0.0)
     assert verdict.retry_at is not None
     assert holder(store)["token"] == "foreign", "the lease is its holder's"
@@ -146,7 +146,7 @@ def test_a_job_whose_place_was_taken_over_commits_nothing_more(store, tmp_path):
     table = write_table(tmp_path / "t.jsonl", 20)
     with pytest.raises(OutputError, match="in use by another dreamkiln process") as caught:
         run(table, store.location, display=TakenOver(store))
-    assert failure_kind(caught.value) == FailureKind.WORKER_LOST
+    assert failure_kind(caught.value) == FailureKind.PLACE_IN_USE
     assert store.names("_shards") == ["00000.json"] and holder(store) == FOREIGN
     with store.open("manifest.json") as file:
         assert json.loads(file.read())["state"] == "running", "as the one who took over has left it"
