@@ -325,7 +325,7 @@ def test_a_lock_file_that_cannot_be_opened_is_named(tmp_path: Path):
 
 def test_a_file_that_is_no_database(tmp_path: Path):
     (tmp_path / "ledger.db").write_bytes(b"this is not a database, but it is long enough to look at" * 100)
-    with pytest.raises((InputError, LedgerError), match="not a database.*put a backup in its place"):
+    with pytest.raises((InputError, LedgerError), match=r"not a database.*put a backup in its place"):
         Ledger.own(str(tmp_path / "ledger.db"))
 
 
