@@ -6,7 +6,7 @@ import http.client
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -17,6 +17,7 @@ __all__ = ["Client", "NotRunningError", "PatientClient", "UnavailableError"]
 
 SECONDS_OF_PATIENCE = 60.0
 SECONDS_BETWEEN_TRIES = 1.0
+SUBMIT_SECONDS = 300.0
 
 
 class NotRunningError(InputError):
@@ -53,9 +54,18 @@ class Client:
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", f"{path}?{urlencode(given, doseq=True)}" if given else path)
 
-    def post(self, path: str, body: Any = None) -> Any:
-        """Likewise."""
-        return self._call("POST", path, body)
+    def post(self, path: str, body: Any = None, *, timeout_seconds: float | None = None) -> Any:
+        """Likewise; a call that takes long, as the first one for a prior of gigabytes, is given its own time."""
+        before, self._timeout = self._timeout, timeout_seconds or self._timeout
+        try:
+            return self._call("POST", path, body)
+        finally:
+            self._timeout = before
+
+    def submit(self, jobs: Sequence[Mapping[str, Any]], group: Mapping[str, Any] | None = None) -> Any:
+        """Queue jobs; the orchestrator reads their priors before it answers."""
+        body = {"jobs": list(jobs), **({} if group is None else {"group": group})}
+        return self.post("/v1/jobs", body, timeout_seconds=SUBMIT_SECONDS)
 
     def put(self, path: str, **query: Any) -> Any:
         """Likewise."""

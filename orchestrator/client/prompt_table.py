@@ -19,6 +19,8 @@ from orchestrator.settings.compose import Settings
 
 __all__ = ["TableJob", "read_jobs"]
 
+MAX_NAMED = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableJob:
@@ -41,15 +43,25 @@ def read_jobs(location: str, compose: Callable[[Sequence[str]], Settings], *, se
         seed: of rows without one.
 
     Raises:
-        InputError: no such table, or a row that cannot be used, with its file and number. Nothing is submitted then.
+        InputError: no such table, or rows that cannot be used, each with its file and number. Nothing is submitted then.
     """
-    jobs = list(_read(TableSource.find(location), compose, seed))
+    faults: list[InputError] = []
+    jobs = list(_read(TableSource.find(location), compose, seed, faults))
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        rest = f" … and {len(faults) - MAX_NAMED:,} more." if len(faults) > MAX_NAMED else ""
+        said = " ".join(str(fault) for fault in faults[:MAX_NAMED])
+        raise InputError(f"{len(faults):,} rows of {location} cannot be used, so none is queued: {said}{rest}")
     if not jobs:
         raise InputError(f"{location} holds no prompts.")
     return jobs
 
 
-def _read(source: TableSource, compose: Callable[[Sequence[str]], Settings], seed: int) -> Iterator[TableJob]:
+def _read(
+    source: TableSource, compose: Callable[[Sequence[str]], Settings], seed: int, faults: list[InputError]
+) -> Iterator[TableJob]:
+    """The rows that can be used; what is wrong with the others is added to `faults`."""
     composed: dict[tuple[str, ...], Settings] = {}
     for row in source.rows():
         try:
@@ -71,8 +83,10 @@ def _read(source: TableSource, compose: Callable[[Sequence[str]], Settings], see
             )
             job.settings.text_to_3d(job.prompt, seed=job.seed)  # raises what it cannot be, while the row is known
         except InputError as error:
-            raise InputError(f"{row.place}: {error}") from error
-        yield job
+            words = str(error).rstrip(".")
+            faults.append(InputError(f"{row.place}: {words}."))
+        else:
+            yield job
 
 
 def _priority(value: Any) -> int:

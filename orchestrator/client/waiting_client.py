@@ -57,7 +57,7 @@ class SubmittedJob:
 def submit_job(job: PreparedJob, client: Client, **fields: Any) -> SubmittedJob:
     """Queue a job; `fields` are those of a request: user, priority, idempotency_key. Raises what the client raises."""
     request = job.request(state=client.folder.path, **fields)
-    return SubmittedJob(client.post("/v1/jobs", {"jobs": [request]})["jobs"][0]["id"], job, client)
+    return SubmittedJob(client.submit([request])["jobs"][0]["id"], job, client)
 
 
 def submit_and_wait(job: PreparedJob, client: Client, *, state: Path, user: str, display: Display) -> Outcome | BatchOutcome:
@@ -72,7 +72,7 @@ def submit_and_wait(job: PreparedJob, client: Client, *, state: Path, user: str,
     number = _find_same(client, job, request["out"])
     is_joining = number is not None
     if number is None:
-        number = client.post("/v1/jobs", {"jobs": [request]})["jobs"][0]["id"]
+        number = client.submit([request])["jobs"][0]["id"]
     try:
         if is_joining:
             display.message(f"Joining job {number} of the orchestrator at {client.endpoint.url}, which is the same.")

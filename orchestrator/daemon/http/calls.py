@@ -22,7 +22,7 @@ from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
 from orchestrator.daemon.retention import Retention
 from orchestrator.host.state_folder import StateFolder
-from orchestrator.prior.source import check_prior
+from orchestrator.prior.opening import PriorCheck
 
 __all__ = ["Calls"]
 
@@ -43,6 +43,7 @@ class Calls:
 
     def __init__(self, ledger: Ledger, controller: Controller, folder: StateFolder, shut_down: Callable[[], None]) -> None:
         self._ledger, self._controller, self._folder, self._shut_down = ledger, controller, folder, shut_down
+        self._check_prior = PriorCheck()
         self._retention = Retention(ledger, folder)
         self._started_at = ledger.now()
 
@@ -63,8 +64,8 @@ class Calls:
         """Queue the jobs of a `SubmitRequest`, all or none. Raises InputError, naming the job that cannot be."""
         request = codec.from_plain(SubmitRequest, body, path="the request")
         submissions = [_submission(job, number) for number, job in enumerate(request.jobs)]
-        for prior in {submission.prior for submission in submissions}:
-            check_prior(prior)
+        for prior in sorted({submission.prior for submission in submissions} - {""}):
+            self._check_prior(prior)
         group = NewGroup(**dataclasses.asdict(request.group)) if request.group is not None else None
         submitted = self._ledger.jobs.submit(submissions, group=group)
         self._controller.wake.set()

@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import sqlite3
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from diffusion.checkpoints.source import TOYBOX
 from jobs.errors import InputError, OutputError
 from jobs.ledger import Ledger, ShardRecord
 from jobs.specs import ImagesSpec, TextTo3DSpec
@@ -564,3 +567,31 @@ def test_jobs_prune(rig: Rig, client: Client, capsys):
     assert answer == {"ok": True, "jobs": [], "num_jobs": 0, "num_logs": 0, "num_pictures": 0, "num_bytes": 0}
     with pytest.raises(InputError, match="older_than_seconds is '-1'"):
         client.post("/v1/prune?older_than_seconds=-1")
+
+
+def test_everything_that_is_wrong_with_a_table_is_said_at_once(rig: Rig, client: Client, tmp_path: Path, capsys):
+    rows = ["a red table,1,", "a blue chair,x,", ",2,", "a duck,3,0", "a house,4,20", "!!!,5,", "a cat,-6,"]
+    (tmp_path / "t.csv").write_text("prompt,seed,fit.num_steps\n" + "\n".join(rows) + "\n")
+    command = ["submit", "text-to-3d", "--prompts", str(tmp_path / "t.csv"), "--state", str(rig.folder.path)]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"5 rows of {tmp_path / 't.csv'} cannot be used, so none is queued: t.csv, row 2 (line 3): the seed is 'x'" in said
+    assert [number for number in range(1, 8) if f"row {number} " in said] == [2, 3, 4, 6, 7]
+    assert client.get("/v1/jobs")["jobs"] == []
+
+
+def test_a_prior_is_read_to_its_last_number_before_a_job_for_it_is_queued(rig: Rig, client: Client, tmp_path: Path):
+    """Its header is whole and every file has its size: only who reads all of it sees what a failed merge left."""
+    broken = shutil.copytree(TOYBOX, tmp_path / "broken", ignore=shutil.ignore_patterns("judge", "clip"))
+    file = max((broken / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-4] + struct.pack("<f", float("nan")))
+    job = {"spec": TextTo3DSpec(prompt="a red table", prior=str(broken)).to_json(), "out": "/runs/x"}
+    with pytest.raises(InputError, match=rf"The weights in {broken}/unet hold numbers that are not finite"):
+        client.submit([request(), job])
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="not finite"):
+        client.submit([job])
+    assert time.monotonic() - begin < 1, "it was read again"
+    shutil.copyfile(next(TOYBOX.glob(f"unet/{file.name}")), file)
+    client.submit([job])
+    assert [job["spec"]["prior"] for job in client.get("/v1/jobs")["jobs"]] == [str(broken)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.errors import DreamKilnError, InputError
+from jobs.words.safe_text import shown
 from orchestrator.cli import common, image_options
 from orchestrator.cli.verbs import export as export_verb
 
@@ -219,6 +220,8 @@ def _inside(out: Path | None, job: PreparedJob) -> PreparedJob:
 
 
 def _send(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | None, *, as_json: bool) -> None:
+    for prior in sorted({request["spec"].get("prior", "toybox") for request in requests} - {"", "toybox"}):
+        print(f"checking the prior {shown(prior)}", file=sys.stderr, flush=True)
     answer = _post(client, requests, group)
     if as_json:
         import json as json_module
@@ -240,11 +243,11 @@ def _post(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | N
     Repeated after a failure, what was taken in before is the same jobs.
     """
     if group is not None:
-        return client.post("/v1/jobs", {"jobs": requests, "group": group})
+        return client.submit(requests, group)
     jobs: list[dict[str, Any]] = []
     for begin in range(0, len(requests), JOBS_PER_REQUEST):
         try:
-            jobs += client.post("/v1/jobs", {"jobs": requests[begin : begin + JOBS_PER_REQUEST]})["jobs"]
+            jobs += client.submit(requests[begin : begin + JOBS_PER_REQUEST])["jobs"]
         except DreamKilnError as error:
             if not jobs:
                 raise
