@@ -23,7 +23,7 @@ from jobs.errors import DreamKilnError, JobFailed
 from jobs.words.prompts import slug
 
 if TYPE_CHECKING:
-    from orchestrator.lab.evaluation.report import MeshesReport, MeshScore
+    from orchestrator.lab.evaluation.report import GeometryMeans, MeshesReport, MeshScore
 
 HELD_OUT = (
     "a red table",
@@ -251,12 +251,28 @@ def _summary(made: Sequence[Made], report: MeshesReport | None) -> list[str]:
     if (means := report.geometry) is not None:
         lines += [
             "",
-            f"Against the true objects (mean of {means.num_objects}): silhouette IoU {means.silhouette_iou:.3f}, volume IoU "
-            f"{means.volumetric_iou:.3f}, Chamfer distance {means.chamfer:.4f}, F-score {means.f_score:.3f} at 0.05; lengths "
-            f"are shares of the longest side. {means.num_sound} are watertight and in one piece (or as many as the true "
-            "object).",
+            "| Against the true objects | silhouette IoU | volume IoU | F-score at 0.05 | Chamfer distance | pose error |",
+            "|---|---|---|---|---|---|",
+            _geometry_row("of mean proportions", means),
+        ]
+        lines += [_geometry_row("of the nearest proportions", report.nearest)] if report.nearest else []
+        lines += [
+            "",
+            "Means with their 95 % intervals; lengths are shares of the longest side. A sentence leaves the proportions free:",
+            "the second row takes, of the objects that training may show under it, the nearest.",
+            f"{means.num_sound} of {len(report.items)} are watertight and in one piece (or as many as the true object).",
         ]
     return lines
+
+
+def _geometry_row(name: str, means: GeometryMeans) -> str:
+    cells = []
+    for figure in ("silhouette_iou", "volumetric_iou", "f_score", "chamfer"):
+        bounds = means.intervals.get(figure)
+        within = "" if bounds is None else " ({:.3f} to {:.3f})".format(*bounds)
+        cells.append(f"{getattr(means, figure):.3f}{within}")
+    pose = "" if means.pose_error_degrees is None else f"{means.pose_error_degrees:.0f} degrees"
+    return f"| {name} | {' | '.join(cells)} | {pose} |"
 
 
 def _table(made: Sequence[Made], scores: Mapping[str, MeshScore]) -> list[str]:

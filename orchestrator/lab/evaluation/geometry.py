@@ -19,13 +19,14 @@ from nerf3d import metrics
 from nerf3d.mesh import Mesh, draw_mesh
 from nerf3d.mesh.extraction import isosurface
 from nerf3d.mesh.mesh import vertex_normals
+from nerf3d.toybox.primitives import Parts
 from nerf3d.toybox.sketch import OBJECT_RADIUS
 from nerf3d.toybox.truth import ToyObject, object_from_prompt
 from orchestrator.exports.transform import place
 from orchestrator.lab.evaluation.captions import is_toybox_prompt
 from orchestrator.lab.evaluation.mesh_views import orbit
 
-__all__ = ["F_SCORE_DISTANCE", "GeometryScore", "compare", "pose_error", "true_mesh"]
+__all__ = ["F_SCORE_DISTANCE", "GeometryScore", "compare", "pose_error", "surface_of", "true_mesh"]
 
 F_SCORE_DISTANCE = metrics.F_SCORE_DISTANCE
 LONGEST_SIDE = 1.0
@@ -104,13 +105,18 @@ def _cut(kind: str, proportion: str) -> Mesh:
     """Colours do not change the shape, so one surface serves all prompts of a kind and proportion."""
     truth = object_from_prompt(f"a {proportion} {kind}")
     assert truth is not None
+    return surface_of(truth)
+
+
+def surface_of(truth: ToyObject | Parts) -> Mesh:
+    """The surface of a true object, gray, in scene units."""
     # Marching cubes wants the inside above the level, and an outside of zeros around the box.
     vertices, faces = isosurface(1 - signed_distances(truth), 1.0)
     vertices *= _HALF
     return Mesh(vertices, faces, vertex_normals(vertices, faces), np.full_like(vertices, 0.5))
 
 
-def signed_distances(truth: ToyObject, *, resolution: int = CUT_RESOLUTION) -> np.ndarray:
+def signed_distances(truth: ToyObject | Parts, *, resolution: int = CUT_RESOLUTION) -> np.ndarray:
     """(R, R, R) float32 signed distance bounds on a grid of points that holds the object, indexed [x, y, z].
 
     The bound never exceeds the distance, so a block of points whose centre is further from the surface than its corners

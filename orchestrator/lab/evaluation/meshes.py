@@ -16,11 +16,12 @@ from orchestrator.exports.contact_sheet import to_uint8
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.lab.evaluation import r_precision
 from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, clay_pool, held_out
-from orchestrator.lab.evaluation.geometry import GeometryScore, compare, true_mesh
+from orchestrator.lab.evaluation.geometry import GeometryScore, compare, surface_of, true_mesh
 from orchestrator.lab.evaluation.judge import Judge, judge_of
 from orchestrator.lab.evaluation.mesh_sets import MadeMesh, read_mesh
 from orchestrator.lab.evaluation.mesh_views import SHADINGS, orbit, photograph, photograph_truth
 from orchestrator.lab.evaluation.picture import Tile, enlarge, labelled_sheet, ranked_tile
+from orchestrator.lab.evaluation.proportions import nearest_proportions
 from orchestrator.lab.evaluation.r_precision import RPrecision
 from orchestrator.lab.evaluation.report import TRUE_OBJECTS, MeshesReport, MeshScore, Ranked, Setting, geometry_means
 from orchestrator.lab.evaluation.settings import EvaluationSettings
@@ -38,6 +39,7 @@ class _Measured:
     views: dict[str, Tensor]
     true_views: dict[str, Tensor] | None
     geometry: GeometryScore | None
+    nearest: GeometryScore | None
     true_components: int | None
 
 
@@ -89,6 +91,7 @@ def score_meshes(
             coloured=ranked["coloured"][n],
             textureless=ranked["textureless"][n],
             geometry=measured[n].geometry,
+            nearest=measured[n].nearest,
             num_faces=len(made.mesh.faces),
             num_components=made.mesh.num_components,
             true_components=measured[n].true_components,
@@ -101,6 +104,7 @@ def score_meshes(
         setting=Setting.of(judge, pool, num_views=num_views),
         precision=precision,
         geometry=geometry_means(items),
+        nearest=geometry_means(items, "nearest"),
         items=items,
     )
     tiles = [_tile(item, m) for item, m in zip(items, measured, strict=True)]
@@ -109,11 +113,13 @@ def score_meshes(
 
 def _measure(made: MadeMesh, *, num_views: int, size: int) -> _Measured:
     truth = true_mesh(made.prompt)
+    nearest = None if truth is None else surface_of(nearest_proportions(made.mesh, made.prompt))
     true_views = {shading: photograph_truth(made.prompt, orbit(num_views), size=size, shading=shading) for shading in SHADINGS}
     return _Measured(
         {shading: photograph(made.mesh, num_views=num_views, size=size, shading=shading) for shading in SHADINGS},
         {shading: views for shading, views in true_views.items() if views is not None} or None,
         None if truth is None else compare(made.mesh, truth, num_views=num_views),
+        None if nearest is None else compare(made.mesh, nearest, num_views=num_views),
         None if truth is None else truth.num_components,
     )
 

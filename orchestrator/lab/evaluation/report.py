@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jobs import codec
 from orchestrator.lab.evaluation.bootstrap import interval_of_mean
@@ -106,7 +106,9 @@ class MeshScore:
     """One object, coloured and as white clay; clay is ranked among the kinds alone (`captions.clay_pool`).
 
     Args:
-        geometry: against the true object; None for a sentence that is not the toybox's.
+        geometry: against the true object of mean proportions; None for a sentence that is not the toybox's.
+        nearest: against the one whose proportions, which the sentence leaves free, are nearest to the mesh's. None in reports
+            that were made before it was measured.
         num_components, true_components: pieces that share no edge, of the mesh and of the true object.
         seconds: that the run took, None where unknown.
     """
@@ -122,6 +124,7 @@ class MeshScore:
     true_components: int | None
     is_watertight: bool
     seconds: float | None = None
+    nearest: GeometryScore | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +169,7 @@ class MeshesReport:
         precision: "coloured" and "textureless" of whole objects, the same with ", views" of single views, and the objects'
             with ", held out" and ", taught" where there are both; for comparison `TRUE_OBJECTS` as coloured whole objects,
             and with ", textureless" as clay.
-        geometry: None without a known truth.
+        geometry, nearest: means of those of the items; None without a known truth.
     """
 
     kind: ClassVar[str] = "meshes"
@@ -175,6 +178,7 @@ class MeshesReport:
     precision: Mapping[str, RPrecision]
     geometry: GeometryMeans | None
     items: tuple[MeshScore, ...]
+    nearest: GeometryMeans | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with the kind of report beside the fields."""
@@ -187,10 +191,10 @@ def from_json(data: Mapping[str, Any]) -> ImagesReport | MeshesReport:
     return codec.from_plain(reports[data["kind"]], {key: value for key, value in data.items() if key != "kind"})
 
 
-def geometry_means(items: Iterable[MeshScore]) -> GeometryMeans | None:
-    """None where no object has a known truth."""
+def geometry_means(items: Iterable[MeshScore], truth: Literal["geometry", "nearest"] = "geometry") -> GeometryMeans | None:
+    """Means against one of the truths of `MeshScore`; None where no object has it."""
     items = list(items)
-    known = [item.geometry for item in items if item.geometry is not None]
+    known: list[GeometryScore] = [score for item in items if (score := getattr(item, truth)) is not None]
     if not known:
         return None
     names = ("volumetric_iou", "chamfer", "f_score", "silhouette_iou", "pose_error_degrees")

@@ -26,18 +26,24 @@ def print_report(report: ImagesReport | MeshesReport, stream: TextIO) -> None:
         _print_misses(report, console)
         return
     console.print(_mesh_table(report))
-    if (means := report.geometry) is not None:
+    for means, truth in ((report.geometry, "true object of mean proportions"), (report.nearest, "nearest proportions")):
+        if means is None:
+            continue
         pose = "" if means.pose_error_degrees is None else f", pose error {means.pose_error_degrees:.0f} degrees"
         figures = [
             f"{word} {getattr(means, name):.3f}{_within(means.intervals.get(name))}"
             for word, name in (("silhouette IoU", "silhouette_iou"), ("volume IoU", "volumetric_iou"), ("F-score", "f_score"))
         ]
         console.print(
-            f"Mean of {means.num_objects} with a known truth: {', '.join(figures)} (at 0.05 of the longest side), Chamfer "
-            f"{means.chamfer:.4f}{pose}. {means.num_sound} of {len(report.items)} watertight and in one piece (or as many as "
-            "the true object).",
+            f"Mean of {means.num_objects} against the {truth}: {', '.join(figures)} (at 0.05 of the longest side), Chamfer "
+            f"{means.chamfer:.4f}{pose}.",
             highlight=False,
             soft_wrap=True,
+        )
+    if (means := report.geometry) is not None:
+        console.print(
+            f"{means.num_sound} of {len(report.items)} watertight and in one piece (or as many as the true object).",
+            highlight=False,
         )
 
 

@@ -17,8 +17,9 @@ from nerf3d.toybox.truth import ToyObject, object_from_prompt
 from orchestrator.exports import Placement, write_glb
 from orchestrator.exports.reading import read_glb
 from orchestrator.exports.transform import fill_frame
-from orchestrator.lab.evaluation.geometry import compare, pose_error, true_mesh
+from orchestrator.lab.evaluation.geometry import compare, pose_error, surface_of, true_mesh
 from orchestrator.lab.evaluation.mesh_views import BACKGROUNDS, orbit, photograph
+from orchestrator.lab.evaluation.proportions import NUM_PROPORTIONS, nearest_proportions, object_of
 
 
 @dataclasses.dataclass
@@ -105,3 +106,17 @@ def test_photographs_are_the_toyboxs_own_pictures():
     assert np.linalg.norm(fill_frame(mesh, radius=0.72).vertices, axis=1).max() == pytest.approx(0.72, abs=1e-3)
     clay = photograph(mesh, num_views=1, size=32, shading="textureless")
     assert clay.shape == (1, 3, 32, 32) and clay.max() > 0.9
+
+
+def test_proportions_that_a_caption_leaves_free_are_found_again():
+    """A true teapot of other proportions than the mean ones is as good a teapot; another kind's shape is not excused."""
+    prompt = "a red teapot"
+    other = surface_of(object_of(prompt, [0.05, 0.95] * (NUM_PROPORTIONS // 2)))
+    against_mean = compare(other, true_mesh(prompt))
+    against_nearest = compare(other, surface_of(nearest_proportions(other, prompt)))
+    assert against_mean.silhouette_iou < 0.96
+    assert against_nearest.silhouette_iou > 0.98
+    assert against_nearest.volumetric_iou > 0.97
+
+    duck = true_mesh("a red duck")
+    assert compare(duck, surface_of(nearest_proportions(duck, prompt))).silhouette_iou < 0.8
