@@ -109,7 +109,16 @@ class JobFolder:
             InputError: an earlier attempt drew with other weights.
         """
         where, or_else = self._store.location, ", or --overwrite"
-        manifest = begun(self.manifest, self.spec, info, device=device, settings=settings, where=where, or_else=or_else)
+        manifest = begun(
+            self.manifest,
+            self.spec,
+            info,
+            device=device,
+            settings=settings,
+            where=where,
+            or_else=or_else,
+            seconds=self.seconds,
+        )
         self.manifest = {**manifest, "report": self.report}
         self._write_manifest()
 

@@ -24,7 +24,7 @@ from orchestrator.batch.storage.urls import absolute
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.batch.workers import Report, Tasks, actor_options, run_here, run_in_actors
 from orchestrator.host.progress_display import Display, SilentDisplay
-from orchestrator.prior.source import PriorLoader
+from orchestrator.prior.source import PriorLoader, loading
 from orchestrator.run.perform import make_runtime, started
 from orchestrator.runtimes.base import resolve_device
 from orchestrator.settings.batch import FAILURES, SHARD_WORKER_BYTES
@@ -162,7 +162,7 @@ class _Attempt:
 
     def run(self, load: Callable[[], PriorClient], *, num_workers: int) -> BatchOutcome:
         """Draw the missing shards, then sum up all of them. load: gives the prior, once its loading can be watched."""
-        self.display.event(Progress(stage="start", step=0, total=1))
+        self.display.event(loading(self.spec.prior))
         prior = load()
         info = prior.info()
         settings = {"runtime": to_plain(self.runtime), "num_workers": num_workers}

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.words.safe_text import shown
+
 __all__ = ["Check", "examine", "print_checks"]
 
 Level = Literal["ok", "warn", "fail"]
@@ -53,20 +55,23 @@ def examine(prior: str = "toybox", *, folder: Path | None = None) -> list[Check]
 
 
 def print_checks(checks: Sequence[Check], *, as_json: bool = False) -> None:
-    """A table for people, or one JSON object."""
+    """Lines for people, as wide as the terminal, or one JSON object."""
     if as_json:
         ok = all(check.level != "fail" for check in checks)
         print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("check", "", "found", "fix"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        table.add_row(check.name, f"[{colours[check.level]}]{check.level}[/]", _escape(check.found), _escape(check.fix))
+        said = Text(shown(check.found)).append(f"\n-> {shown(check.fix)}" if check.fix else "")
+        table.add_row(check.name, Text(check.level, style=colours[check.level]), said)
     Console().print(table)
 
 
@@ -175,7 +180,3 @@ def _disk(folder: Path) -> Check:
     if free < LEAST_FREE_BYTES:
         return Check("disk", "warn", found, "free some space: checkpoints and pictures need up to 2 GiB")
     return Check("disk", "ok", found)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -6,6 +6,7 @@ stderr; `--debug` (anywhere on the line) or DREAMKILN_DEBUG=1 shows the tracebac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -15,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +40,7 @@ from orchestrator.cli.verbs import (
 )
 from orchestrator.cli.verbs.queue import down, jobs, status, submit, up, users
 from orchestrator.host import signals
+from orchestrator.host.first_words import first_words
 
 __all__ = ["app", "main"]
 
@@ -73,6 +76,13 @@ for verb in (text_to_3d, images, export, train, sample, evaluate, settings, exam
 for group in (toybox, submit, jobs, users):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)
 
+_IMPORTING = "one moment: loading torch and the settings"
+FIRST_WORDS = {
+    **dict.fromkeys(("text-to-3d", "images", "export", "train", "sample", "evaluate", "toybox", "submit"), _IMPORTING),
+    "doctor": "one moment: looking at this machine",
+    "up": "starting the orchestrator, and Ray for it",
+    "down": "waiting for running jobs to stop",
+}
 MAY_BE_EMPTY = {"--negative-prompt"}
 
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -108,7 +118,8 @@ def _run(given: list[str]) -> int:
     try:
         _refuse_empty_options(given)
         command = typer.main.get_command(app)
-        result = command.main(as_options(command, given), prog_name="dreamkiln", standalone_mode=False)
+        with _first_words(given):
+            result = command.main(as_options(command, given), prog_name="dreamkiln", standalone_mode=False)
         if result == Interrupted.exit_code:  # what newer versions of typer make of Ctrl-C
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
@@ -124,6 +135,14 @@ def _run(given: list[str]) -> int:
         if debug:
             traceback.print_exc()
         return _report(_explained(error, given), as_json=as_json)
+
+
+def _first_words(given: Sequence[str]) -> AbstractContextManager[None]:
+    """Something to read within a second, where what the verb imports has yet to be imported."""
+    words = FIRST_WORDS.get(given[0]) if given else None
+    if words is None or "torch" in sys.modules or {"-h", "--help"} & set(given):
+        return contextlib.nullcontext()
+    return first_words(words)
 
 
 def _print_whatever_the_terminal_can_show() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TextIO
 
 from jobs.events import Progress
 from jobs.words.safe_text import shown
+from orchestrator.host.first_words import say_no_first_words
 
 __all__ = ["Display", "PlainDisplay", "RichDisplay", "SilentDisplay", "make_display"]
 
@@ -44,6 +45,7 @@ class Display(Protocol):
 
 def make_display(*, stream: TextIO | None = None) -> Display:
     """Bars if the stream is a terminal that can move its cursor, plain lines otherwise."""
+    say_no_first_words()
     stream = stream or sys.stderr
     is_lively = stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
     return RichDisplay(stream) if is_lively else PlainDisplay(stream)
@@ -175,6 +177,8 @@ def _line(progress: Progress, rate: float) -> str:
 def _figures(progress: Progress, rate: float) -> list[str]:
     """What there is to say beside the count, the most wanted first."""
     parts = []
+    if megabytes := progress.metrics.get("megabytes"):
+        parts.append(f"{megabytes:,.0f} MB")
     if progress.seconds_left is not None and progress.step < progress.total:
         parts.append(f"{_duration(progress.seconds_left)} left")
     if rate and progress.total > 1:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.source import Source
+from diffusion.checkpoints.source import Source, resolve
 from jobs.errors import InputError
+from jobs.events import Progress
 from jobs.prior_client import PriorClient
 
-__all__ = ["PriorLoader", "absolute_source", "check_prior", "refusal"]
+__all__ = ["PriorLoader", "absolute_source", "bytes_on_disk", "check_prior", "loading", "refusal"]
 
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
@@ -36,6 +37,19 @@ def check_prior(source: str) -> None:
         raise InputError(f"The prior {path} is no file of weights; give a folder, or a file that ends in {', '.join(WEIGHTS)}.")
 
 
+def bytes_on_disk(source: str) -> int:
+    """The size of a prior's weight files, for a user who waits; 0 where they are not on this machine."""
+    place = resolve(Source.parse(source).location)
+    if not isinstance(place, Path):
+        return 0
+    files = (
+        [path for part in ("unet", "vae", "text_encoder*") for path in place.glob(f"{part}/*")] if place.is_dir() else [place]
+    )
+    weights = [path for path in files if path.suffix in WEIGHTS]
+    safe = [path for path in weights if path.suffix == ".safetensors"]
+    return sum(path.stat().st_size for path in safe or weights)
+
+
 def refusal(error: PriorError) -> InputError:
     """The error as a sentence for the command line."""
     message = str(error).rstrip(".")
@@ -44,6 +58,11 @@ def refusal(error: PriorError) -> InputError:
     refused = InputError(f"{message[:1].upper()}{message[1:]}." if first.isalpha() else f"{message}.")
     refused.may_pass = error.may_pass
     return refused
+
+
+def loading(source: str) -> Progress:
+    """What is shown while a prior of one's own is loaded."""
+    return Progress(stage="start", step=0, total=1, metrics={"megabytes": bytes_on_disk(source) / 1e6})
 
 
 def absolute_source(source: str) -> str:

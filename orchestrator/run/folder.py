@@ -166,7 +166,15 @@ class RunFolder:
         """
         kept = {name: dict(self.manifest.get(name, {})) for name in ("timings", "metrics", "artefacts")}
         self.manifest = {
-            **begun(self.manifest, self.spec, info, device=device, settings=settings or {}, where=str(self.path)),
+            **begun(
+                self.manifest,
+                self.spec,
+                info,
+                device=device,
+                settings=settings or {},
+                where=str(self.path),
+                seconds=time.monotonic() - self._begin,
+            ),
             "identity": self.spec.identity(),
             "seed": self.spec.seed,
             **kept,

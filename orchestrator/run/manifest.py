@@ -40,6 +40,7 @@ def begun(
     settings: Mapping[str, Any],
     where: str,
     or_else: str = "",
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
     """The manifest of a job at work, with one more attempt; the caller adds what its kind of job keeps.
 
@@ -47,6 +48,7 @@ def begun(
         before: the manifest that an earlier attempt left, or an empty one.
         spec: one of `jobs.kinds`. info: the prior that draws.
         where: the folder, for messages. or_else: what else helps against other weights, such as ", or --overwrite".
+        seconds: for which the attempt has gone on already, while a runtime was started and the prior loaded.
 
     Raises:
         InputError: an earlier attempt used other weights, or other code of one's own, so that its files and the new ones do
@@ -64,7 +66,7 @@ def begun(
             f"{where} was begun with other code in {changed[0]}, and its parts would not belong together; choose another "
             "--out, or put the code back."
         )
-    now = _now()
+    now = _now(seconds)
     return {
         "manifest_version": MANIFEST_VERSION,
         "kind": spec.kind,
@@ -114,5 +116,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _now(seconds_ago: float = 0.0) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds_ago))

@@ -20,7 +20,7 @@ from jobs.images import EditSource
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.host.signals import stopping_after_checkpoint
-from orchestrator.prior.source import PriorLoader, check_prior
+from orchestrator.prior.source import PriorLoader, check_prior, loading
 from orchestrator.run import artefacts
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
 from orchestrator.run.folder import RunFolder, default_folder
@@ -105,9 +105,11 @@ def perform(
         if folder.plan.action == "nothing to do":
             return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
         device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
+        begin = clock()
         try:
             with started(make_runtime(spec, runtime, device, load_prior), runtime, display) as running:
-                return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running)
+                before = {"ray": clock() - begin} if runtime.kind == "ray" else {}
+                return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running, before)
         except KeyboardInterrupt:
             message = _stopped(folder)
             folder.stop("interrupted", message)
@@ -180,17 +182,17 @@ class _Attempt:
         self._messages: list[str] = []
         self._did = folder.plan.action
 
-    def run(self, runtime: Runtime) -> Outcome:
-        """Run the recipe to its end and write what came out."""
+    def run(self, runtime: Runtime, before: Mapping[str, float]) -> Outcome:
+        """Run the recipe to its end and write what came out. before: stage -> seconds of what was done already."""
         folder, begin = self._folder, self._clock()
-        self._display.event(Progress(stage="start", step=0, total=1))
+        self._display.event(loading(self._spec.prior))
         info = runtime.prior_info()
         self._prior_hash = info.weights_hash
         settings = {"runtime": to_plain(self._settings), "export": shaping(self._export)}
         folder.begin(info, device=info.device, settings=settings)
         attempt = self._attempt(info.image_size)
         self._display.event(Progress(stage="start", step=1, total=1))
-        seconds = {"start": self._clock() - begin}
+        seconds = {**before, "start": self._clock() - begin}
         try:
             with stopping_after_checkpoint(runtime.ask_for_checkpoint, is_useful=lambda: self._progress.stage == "fit") as stop:
                 for event in runtime.run(attempt):

@@ -102,7 +102,9 @@ def run_recipe(
 
 
 def resolve_device(device: str, *, is_elsewhere: bool = False) -> str:
-    """ "auto" becomes "cuda" where there is a CUDA device, else "cpu". Raises InputError for a device that is not there.
+    """ "auto" becomes "cuda" where there is a CUDA device, else "cpu".
+
+    Raises InputError for a device that is not there, and for one whose kernels nobody has run this program on.
 
     What is computed elsewhere, on a cluster, keeps its device: the nodes decide (`orchestrator.runtimes.placement`).
     """
@@ -119,6 +121,11 @@ def resolve_device(device: str, *, is_elsewhere: bool = False) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise InputError(f"runtime.device is {device!r}, which torch does not know; give auto, cpu or cuda.") from error
+    if kind not in ("cpu", "cuda"):
+        raise InputError(
+            f"runtime.device is {device!r}, on which neither pictures nor meshes have been made; give runtime.device=cpu, "
+            "which works on every machine, Apple silicon too, or cuda."
+        )
     if kind == "cuda" and not available:
         raise InputError("runtime.device is 'cuda', but torch finds no CUDA device; give runtime.device=cpu.")
     return device

@@ -84,6 +84,10 @@ def test_bad_prompts(capsys, verb, prompt, sentence):
         (["text-to-3d", "a chair", "distillation.t_min=2"], "t_min is 2.0"),
         (["text-to-3d", "a chair", "--prior", "/nowhere"], "'/nowhere' is neither 'toybox' nor a folder"),
         (["text-to-3d", "a chair", "runtime.device=cuda:9x"], "runtime.device"),
+        (
+            ["images", "a chair", "runtime.device=mps"],
+            "made; give runtime.device=cpu, which works on every machine",
+        ),
         (["train", "denoisr"], "no part 'denoisr' (did you mean denoiser"),
         (["toybox", "render", "--num-items", "0"], "--num-items is 0"),
         (["toybox", "render", "--start", "-1"], "--start is -1; give 0 to"),

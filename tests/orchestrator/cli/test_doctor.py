@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from orchestrator.cli import machine_checks
 from orchestrator.cli.machine_checks import Check, examine, print_checks
 from orchestrator.cli.main import main
@@ -45,3 +47,15 @@ def test_on_a_gpu_it_names_the_compilers_that_are_missing(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     check = machine_checks._nerfacc()
     assert check.level == "warn" and check.found.endswith("no compiled kernels and no c++")
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_it_fits_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_checks(
+        [Check("threads", "warn", "1 torch thread, 2 cores", "wait, or stop what runs"), Check("disk", "ok", "x" * 200)]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns and "threads" in lines[0] and "1 torch thread" in lines[0]
+    assert any("-> wait, or stop" in line for line in lines)
+    assert sum(line.count("x") for line in lines) == 200

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import io
+import sys
+import time
 
 import pytest
 
+from diffusion.checkpoints.source import TOYBOX
 from jobs.events import Progress
+from orchestrator.host import first_words
 from orchestrator.host.progress_display import PlainDisplay, RichDisplay, SilentDisplay, make_display
+from orchestrator.prior.source import loading
+
+
+def test_who_waits_for_imports_is_told_so_unless_a_display_speaks(capsys, monkeypatch):
+    monkeypatch.setattr(first_words, "FIRST_WORDS_SECONDS", 0.05)
+    with first_words.first_words("one moment"):
+        time.sleep(0.3)
+    with first_words.first_words("too late"), make_display(stream=sys.stderr):
+        time.sleep(0.3)
+    with first_words.first_words("too quick"):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == "one moment\n"
+
+
+def test_the_size_of_a_prior_is_said_while_it_is_loaded():
+    stream = io.StringIO()
+    PlainDisplay(stream).event(loading("toybox"))
+    megabytes = sum(
+        path.stat().st_size for part in ("unet", "vae", "text_encoder") for path in (TOYBOX / part).glob("*.safetensors")
+    )
+    assert stream.getvalue() == f"load the prior  {megabytes / 1e6:.0f} MB\n"
 
 
 class Clock:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -69,6 +70,10 @@ def test_a_mesh_job_leaves_what_its_manifest_says(finished):
     found = manifest(finished)
     assert found["state"] == "succeeded" and found["fingerprint"] == MESH_SPEC.fingerprint() and found["seed"] == 0
     assert set(found["timings"]) == {"start", "prepare", "fit", "mesh", "judge", "export"}
+    (attempt,) = found["attempts"]
+    begin, end = (datetime.fromisoformat(attempt[name]).timestamp() for name in ("started", "ended"))
+    assert found["started"] == attempt["started"] and end - begin == pytest.approx(attempt["seconds"], abs=1.1)
+    assert sum(found["timings"].values()) == pytest.approx(attempt["seconds"], abs=1.0)
     assert found["metrics"]["num_faces"] > 0 and found["device"] == "cpu" and found["prior"]["name"] == "fake"
     lines = [json.loads(line) for line in (finished / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["stage"] == "fit"] == list(range(11))
