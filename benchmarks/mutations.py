@@ -339,8 +339,8 @@ MUTATIONS: list[Mutation] = [
         ("/ (there.alpha * beta)", "/ (here.alpha * beta)"),
         ("* (beta / small) ** share", "* (beta / small) ** (1 - share)"),
         (
-            "tilt = scale * gradient(request.x_t, request.t)",
-            "tilt = scale * gradient(request.x_t, (request.t - 1).clamp(min=0))",
+            "tilt = scale * gradient(request.x_t, sent(request.t, request.x_t.device))",
+            "tilt = scale * gradient(request.x_t, sent((request.t - 1).clamp(min=0), request.x_t.device))",
         ),
         ("return sigma_squared * here.sigma**2", "return sigma_squared**0.5 * here.sigma**2"),
         ('beta if variance == "fixed_large" else small', 'small if variance == "fixed_large" else beta'),

@@ -23,6 +23,7 @@ from diffusion.requests import DenoiseRequest
 from diffusion.samplers.chain import Level, Sampling, levels, transitions
 from diffusion.samplers.ddpm import Variance
 from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import sent
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """x_t (B, ...) and t (B,) -> (B,), log p(y_b | x_t, t) of each row's own y; differentiable in x_t."""
@@ -72,7 +73,7 @@ def eps_guided(chain: Sampling, gradient: Gradient, *, scale: float, schedule: N
     """
 
     def guided(request: DenoiseRequest, answer: Prediction) -> Prediction:
-        tilt = scale * gradient(request.x_t, request.t)
+        tilt = scale * gradient(request.x_t, sent(request.t, request.x_t.device))
         alpha, sigma = per_row(schedule.alpha(request.t), tilt), per_row(schedule.sigma(request.t), tilt)
         return replace(answer, eps=answer.eps - sigma * tilt, x0=answer.x0 + sigma**2 / alpha * tilt)
 
@@ -115,7 +116,7 @@ def mean_guided(
                 fix="give both the same timesteps and variance",
             )
         shift = _variance_over_g(*steps[t], variance, answer.variance_share)
-        x0 = answer.x0 + shift * scale * gradient(request.x_t, request.t)
+        x0 = answer.x0 + shift * scale * gradient(request.x_t, sent(request.t, request.x_t.device))
         fitted = Prediction.from_output(x0, request.x_t, answer.alpha, answer.sigma, "sample")
         return replace(fitted, variance_share=answer.variance_share)
 

@@ -172,7 +172,7 @@ class Denoised:
         images: (V, 3, H, W) in [0, 1], the rendered views.
         latents: (V, C, h, w), the encoded views.
         noise: (V, C, h, w) standard normal.
-        t: (V,) long timesteps.
+        t: (V,) long timesteps, on the CPU.
         x_t: (V, C, h, w), the latents noised to t.
         prediction: the guided prediction at x_t.
         weight: (V,) float64, w(t).
@@ -276,7 +276,7 @@ def score_distillation(
 
 
 def encode_beside(images: Tensor, t: Tensor, noise: Tensor) -> Generator[Request, Any, tuple[Tensor, Tensor, Tensor]]:
-    """The latents of images (B, 3, H, W) without gradient, and t (B,) and noise (B, C, h, w) beside them.
+    """The latents of images (B, 3, H, W) without gradient, t (B,) as it is, and noise (B, C, h, w) beside the latents.
 
     Raises:
         DiffusionError: noise of another shape than the latents.
@@ -288,7 +288,7 @@ def encode_beside(images: Tensor, t: Tensor, noise: Tensor) -> Generator[Request
             expected=f"the latents' {tuple(latents.shape)}",
             fix="draw it in the prior's latent_shape",
         )
-    return latents, t.to(latents.device), noise.to(latents)
+    return latents, t, noise.to(latents)
 
 
 def _weight(schedule: NoiseSchedule, t: Tensor, weighting: Weighting) -> Tensor:

@@ -16,6 +16,7 @@ from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction, per_row
 from diffusion.requests import DenoiseRequest, Guidance
 from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import sent
 
 Network = Callable[..., Tensor]
 """See `guided_prediction`."""
@@ -132,7 +133,7 @@ class NetworkInputs:
 
 
 def guided_samples(request: DenoiseRequest) -> Tensor:
-    """The samples that cost an unconditional row: (G,) long, those whose guidance scale is not 1 at their timestep.
+    """The samples that cost an unconditional row: (G,) long where t is, those whose guidance scale is not 1 there.
 
     Views of a group are denoised together, so that all of them cost one where one of them does.
 
@@ -157,17 +158,21 @@ def network_inputs(request: DenoiseRequest) -> NetworkInputs:
     Raises:
         DiffusionError: a row needs the unconditional half and the condition has no negative.
     """
-    x_t, t, condition = request.network_input(), request.t, request.condition
+    x_t, condition = request.network_input(), request.condition
+    t = sent(request.t, x_t.device)
     guided = guided_samples(request)
     if len(guided) == 0 or condition.negative is None:
         return NetworkInputs(x_t, t, condition.tokens, guided, condition.cameras, condition.num_views)
-    negative = condition.negative if len(guided) == len(t) else condition.negative[guided]
+    negative, cameras = condition.negative, condition.cameras
+    guided_x_t, guided_t, guided_cameras = x_t, t, cameras
+    if len(guided) < len(t):
+        there = sent(guided, x_t.device)
+        negative, guided_x_t, guided_t = negative[there], x_t[there], t[there]
+        guided_cameras = None if cameras is None else cameras[sent(guided, cameras.device)]
     tokens = torch.cat([negative, condition.tokens])
-    cameras = condition.cameras
-    if cameras is not None:
-        cameras = torch.cat([cameras[guided.to(cameras.device)], cameras])
-    x_t, t = torch.cat([x_t[guided], x_t]), torch.cat([t[guided], t])
-    return NetworkInputs(x_t, t, tokens, guided, cameras, condition.num_views)
+    if cameras is not None and guided_cameras is not None:
+        cameras = torch.cat([guided_cameras, cameras])
+    return NetworkInputs(torch.cat([guided_x_t, x_t]), torch.cat([guided_t, t]), tokens, guided, cameras, condition.num_views)
 
 
 def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: NoiseSchedule) -> Prediction:
@@ -180,13 +185,15 @@ def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: No
         B rows in x_t's dtype and on its device.
     """
     x_t, t, guidance = request.x_t, request.t, request.guidance
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    scales = torch.stack([schedule.alpha(t), schedule.sigma(t), row_scales(guidance, t)])
+    alpha, sigma, scale = sent(scales, x_t.device)
     num_guided = len(output) - len(x_t)
     cond = output[num_guided:]
     if num_guided == 0:
         return Prediction.from_output(cond, x_t, alpha, sigma, schedule.prediction_type)
-    scales, guided = row_scales(guidance, t), guided_samples(request)
-    uncond = cond.index_copy(0, guided.to(cond.device), output[:num_guided])
+    uncond = output[:num_guided]
+    if num_guided < len(x_t):
+        uncond = cond.index_copy(0, sent(guided_samples(request), cond.device), uncond)
     # Rescaling is part of guidance: rows outside the interval have cond = guided, which it leaves alone.
     return combine(
         cond,
@@ -195,7 +202,7 @@ def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: No
         alpha=alpha,
         sigma=sigma,
         kind=schedule.prediction_type,
-        scale=scales,
+        scale=scale,
         phi=guidance.rescale,
         rescale_on=guidance.rescale_on,
         num_views=request.condition.num_views if guidance.rescale_over == "group" else 1,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
+from diffusion.seeding import sent
 
 KINDS = ("epsilon", "v_prediction", "sample", "score")
 
@@ -116,7 +117,7 @@ def training_target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind:
 
 def per_row(scale: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1) in the dtype and on the device of `like` (B, ...)."""
-    return torch.as_tensor(scale, dtype=like.dtype, device=like.device).reshape((-1,) + (1,) * (like.ndim - 1))
+    return sent(torch.as_tensor(scale, dtype=like.dtype), like.device).reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 def _unknown(kind: str) -> DiffusionError:

@@ -35,6 +35,7 @@ from diffusion.requests import (
     Guidance,
     Request,
 )
+from diffusion.seeding import sent
 from diffusion.text.chunks import chunks_of, joined, most_chunks, weighted
 from diffusion.text.clip import TextEncoder
 from diffusion.text.prompt_syntax import not_read
@@ -142,7 +143,7 @@ class Prior(Checkpoint):
         """
         if not self.reads_syntax:
             read = [
-                self._read(tower, tokenizer, tokenizer(list(prompts)).to(self.device)) for _, tower, tokenizer in self.towers
+                self._read(tower, tokenizer, sent(tokenizer(list(prompts)), self.device)) for _, tower, tokenizer in self.towers
             ]
             states = torch.cat([at_least_float32(one) for one, _ in read], dim=-1)
             pooled = read[-1][1]
@@ -166,7 +167,7 @@ class Prior(Checkpoint):
         states, pooled = [], None
         for _, tower, tokenizer in self.towers:
             chunks = chunks_of(tokenizer, prompt, num_chunks=num_chunks)
-            read, pooled = self._read(tower, tokenizer, chunks.ids.to(self.device))
+            read, pooled = self._read(tower, tokenizer, sent(chunks.ids, self.device))
             states.append(joined(weighted(at_least_float32(read), chunks.weights)))
         return torch.cat(states, dim=-1), None if pooled is None else pooled[:1]
 
@@ -271,7 +272,7 @@ class Prior(Checkpoint):
 
         cameras, num_views: see `Condition`.
         """
-        columns = [column.to(self.device) for column in (x_t, t, tokens, cameras) if column is not None]
+        columns = [sent(column, self.device) for column in (x_t, t, tokens, cameras) if column is not None]
         return in_lanes(functools.partial(self.predict_together, num_views=num_views), *columns, together=num_views)
 
     def predict_together(
@@ -286,7 +287,7 @@ class Prior(Checkpoint):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w)."""
-        return in_lanes(self.autoencoder.encode, images.to(self.device))
+        return in_lanes(self.autoencoder.encode, sent(images, self.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -307,7 +308,7 @@ class Prior(Checkpoint):
 
     def encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         """Vector-Jacobian product of the encoder, (B, 3, H, W)."""
-        return in_lanes(self._encoder_gradient, images.to(self.device), latent_gradient)
+        return in_lanes(self._encoder_gradient, sent(images, self.device), latent_gradient)
 
     def _encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         images = images.detach().requires_grad_()

@@ -112,7 +112,8 @@ class DenoiseRequest:
     """Asks for the guided prediction at x_t; the answer is a `Prediction` without gradient.
 
     Args:
-        x_t: (B, C, h, w) scaled latents; t: (B,) long, one timestep a row; condition: B rows.
+        x_t: (B, C, h, w) scaled latents. t: (B,) long, one timestep a row; best on the CPU, where it says without waiting for
+            a GPU which rows are guided. condition: B rows.
     """
 
     x_t: Tensor

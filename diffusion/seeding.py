@@ -65,7 +65,8 @@ def normal(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers of that shape, drawn in float32 on the CPU and then moved: the same on every device."""
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device=device, dtype=dtype)  # noqa: TID251
+    noise = torch.randn(tuple(shape), generator=generator, dtype=torch.float32)  # noqa: TID251
+    return sent(noise.to(dtype), device)
 
 
 def normal_rows(
@@ -76,12 +77,17 @@ def normal_rows(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(B, *shape): row b is drawn from streams[b], so a row does not know how many there are."""
-    return torch.stack([normal(shape, generator) for generator in streams]).to(device=device, dtype=dtype)
+    return sent(torch.stack([normal(shape, generator, dtype=dtype) for generator in streams]), device)
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator, *, device: torch.device | str = "cpu") -> Tensor:
     """Uniform float32 numbers in [0, 1) of that shape, drawn on the CPU and then moved."""
-    return torch.rand(tuple(shape), generator=generator).to(device)  # noqa: TID251
+    return sent(torch.rand(tuple(shape), generator=generator), device)  # noqa: TID251
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on that device, without waiting for what a GPU still computes: CUDA copies from pageable memory at once."""
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu" and torch.device(device).type == "cuda")
 
 
 def step_noise(names: Sequence[Sequence[Key]], shape: Sequence[int]) -> NoiseSource:

@@ -134,7 +134,7 @@ def text_to_3d(
     Raises:
         CollapsedError: the fit or the mesh came to nothing.
         PriorFailed: the prior stopped answering.
-        JobFailed: the checkpoint does not belong to this spec, or the device lacks what the renderer needs.
+        JobFailed: the checkpoint does not belong to this spec.
     """
     seconds: dict[str, float] = {}
     begin = clock()
@@ -149,7 +149,7 @@ def text_to_3d(
     if note is not None:
         yield note
     yield from _warn_of_memory(spec.mesh)
-    yield from _compile_kernels(spec, device)
+    yield from _compile_kernels(device)
     yield Progress(stage="prepare", step=1, total=1)
     seconds["prepare"] = clock() - begin
 
@@ -178,7 +178,7 @@ def _warn_of_memory(config: MeshConfig) -> Iterator[Event]:
         )
 
 
-def _compile_kernels(spec: TextTo3DSpec, device: torch.device | str) -> Iterator[Event]:
+def _compile_kernels(device: torch.device | str) -> Iterator[Event]:
     """Where the renderer has to compile something first: says so, and does it before a step's time is taken."""
     if not needs_compiling(device):
         return
@@ -186,7 +186,7 @@ def _compile_kernels(spec: TextTo3DSpec, device: torch.device | str) -> Iterator
     try:
         build_cuda_kernels()
     except Nerf3DError as error:
-        raise JobFailed(str(error), job=spec.name) from error
+        yield Message(text=str(error), level="warning")
 
 
 @dataclass(frozen=True)

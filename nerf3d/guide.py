@@ -29,7 +29,7 @@ class Guide(Protocol):
     """Anything that judges pictures: score distillation, a CLIP loss, a photograph."""
 
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
-        """rgb: (V, 3, H, W) in [0, 1], detached. background: (V, 3) in [0, 1], the colour behind each view.
+        """rgb: (V, 3, H, W) in [0, 1], detached. views: on the CPU. background: (V, 3) in [0, 1], the colour behind each view.
 
         Must be a pure function of its arguments (draw noise from (seed, step)), otherwise a resumed fit differs.
         """

@@ -53,3 +53,8 @@ def global_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
 def uniform(shape: tuple[int, ...], generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform in [low, high), on the generator's device."""
     return torch.empty(shape, device=generator.device).uniform_(low, high, generator=generator)
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on that device, without waiting for what a GPU still computes: CUDA copies from pageable memory at once."""
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu" and torch.device(device).type == "cuda")

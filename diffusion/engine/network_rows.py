@@ -11,6 +11,7 @@ from diffusion.guidance import NetworkInputs, guided_samples, network_inputs, pr
 from diffusion.parameterisation import Prediction
 from diffusion.requests import DenoiseRequest
 from diffusion.schedule import NoiseSchedule
+from diffusion.seeding import sent
 
 
 class NetworkRows:
@@ -79,8 +80,9 @@ class NetworkRows:
         if condition.negative is not None and unconditional:
             negative = condition.negative[without]
             tokens = torch.cat([negative, tokens]) if conditional else negative
-        cameras = None if condition.cameras is None else condition.cameras[samples.to(condition.cameras.device)]
-        return NetworkInputs(self.request.network_input(samples), t[samples], tokens, samples, cameras, self.num_views)
+        cameras = None if condition.cameras is None else condition.cameras[sent(samples, condition.cameras.device)]
+        t = sent(t, x_t.device)[samples]
+        return NetworkInputs(self.request.network_input(samples), t, tokens, samples, cameras, self.num_views)
 
     def put(self, groups: Sequence[int], output: Tensor) -> None:
         """The network's answer for the rows of these groups, which are then done."""
@@ -100,7 +102,7 @@ class NetworkRows:
 
     def _rows(self, groups: Sequence[int], device: torch.device) -> Tensor:
         """The rows of these groups, (len(groups) * num_views,) long."""
-        rows = torch.tensor(groups, dtype=torch.long, device=device)
+        rows = sent(torch.tensor(groups, dtype=torch.long), device)
         if self.num_views == 1:
             return rows
         return (rows[:, None] * self.num_views + torch.arange(self.num_views, device=device)).flatten()

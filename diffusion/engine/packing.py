@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion.engine.network_rows import NetworkRows
 from diffusion.engine.ticket import Ticket
+from diffusion.seeding import sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +60,17 @@ class Batch:
             return columns
         origin = torch.zeros(self.size, dtype=torch.long)
         origin[torch.tensor(places)] = torch.arange(len(places))
-        return tuple(value[origin.to(value.device)] if isinstance(value, Tensor) else value for value in columns)
+        return tuple(value[sent(origin, value.device)] if isinstance(value, Tensor) else value for value in columns)
 
     def hand_out(self, output: Tensor) -> None:
         """Give every ticket its rows of the network's output (size, C, h, w)."""
         for part in self.parts:
-            part.source.put(part.groups, output[torch.as_tensor(part.places, device=output.device)])
+            first, num = part.places[0], len(part.places)
+            if list(part.places) == list(range(first, first + num)):
+                rows = output if num == len(output) else output[first : first + num]
+            else:
+                rows = output[sent(torch.as_tensor(part.places), output.device)]
+            part.source.put(part.groups, rows)
 
 
 def pack(turns: Iterable[tuple[Ticket, Sequence[int]]], *, limit: int | None = None) -> Batch:

@@ -15,7 +15,7 @@ from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction
 from diffusion.requests import Condition, DenoiseRequest, Guidance
 from diffusion.schedule import NoiseSchedule
-from diffusion.seeding import NoiseSource, normal_rows
+from diffusion.seeding import NoiseSource, normal_rows, sent
 
 Sampling = Generator[DenoiseRequest, Prediction, Tensor]
 """Yields requests, is sent predictions, returns x_0."""
@@ -104,7 +104,7 @@ def transitions(steps: Sequence[Level]) -> Iterator[tuple[int, Level, Level]]:
 def ask(x: Tensor, t: int | float, condition: Condition, guidance: Guidance) -> DenoiseRequest:
     """The request for all rows of x (B, ...) at one timestep."""
     dtype = torch.float64 if isinstance(t, float) else torch.long
-    return DenoiseRequest(x, torch.full((len(x),), t, dtype=dtype, device=x.device), condition, guidance)
+    return DenoiseRequest(x, torch.full((len(x),), t, dtype=dtype), condition, guidance)
 
 
 def transfer(prediction: Prediction, here: Level, there: Level, eps: Tensor | None = None) -> Tensor:
@@ -160,4 +160,4 @@ def drawn(noise: Noise, index: int, x: Tensor) -> Tensor:
             expected=f"x's {tuple(x.shape)}",
             fix="draw it for every row",
         )
-    return z.to(device=x.device, dtype=x.dtype)
+    return sent(z.to(x.dtype), x.device)

@@ -33,6 +33,7 @@ class DensePyramid(Field):
         vertices = grid_vertices(sides[-1])
         self.register_buffer("start", initial_density(vertices, config)[None, None], persistent=False)
         self.register_buffer("distance", vertices.norm(dim=-1), persistent=False)
+        self._beyond: tuple[float, Tensor] | None = None
 
     def density_parameters(self) -> list[nn.Parameter]:
         return list(self.density_grids)
@@ -54,6 +55,12 @@ class DensePyramid(Field):
 
     def query(self, *, normals: bool = False) -> DensePyramidQuery:
         return DensePyramidQuery(self, self.volume(), normals)
+
+    def beyond(self, radius: float) -> Tensor:
+        """Indices of the vertices outside a sphere, (K,) long; kept, because a GPU's host waits for their number."""
+        if self._beyond is None or self._beyond[0] != radius or self._beyond[1].device != self.distance.device:
+            self._beyond = radius, (self.distance > radius).flatten().nonzero().squeeze(-1)
+        return self._beyond[1]
 
 
 class DensePyramidQuery(FieldQuery):
@@ -83,7 +90,7 @@ class DensePyramidQuery(FieldQuery):
         return mean[0], mean[1:].mean()
 
     def density_beyond(self, radius: float, generator: torch.Generator) -> Tensor:
-        outside = self.volume[0, 0][self.field.distance > radius]
+        outside = self.volume[0, 0].flatten().index_select(0, self.field.beyond(radius))
         return self.field.config.density_scale * F.softplus(outside).sum() / self.volume[0, 0].numel()
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nerf3d.fields.base import Field, FieldConfig, FieldQuery, FieldSamples, initial_density
-from nerf3d.streams import fit_stream, global_stream, stream_seed, uniform
+from nerf3d.streams import fit_stream, global_stream, sent, stream_seed, uniform
 
 _PRIMES = (1, 2_654_435_761, 805_459_861)
 """Equation 4 of the paper; the first is 1 for cache coherence."""
@@ -79,20 +79,20 @@ class HashGridQuery(FieldQuery):
         spacing = 2 / 63
         points = uniform((8192, 3), generator, -1, 1)
         offset = torch.eye(3)[torch.randint(3, (8192,), generator=generator)] * spacing
-        device = self.field.tables[0].device
-        raw, hidden = self.field.raw(torch.cat([points, points + offset]).to(device))
+        raw, hidden = self.field.raw(sent(torch.cat([points, points + offset]), self.field.tables[0].device))
         colour = self.field.colour_head(hidden).sigmoid()
         here, there = raw.chunk(2)
         here_colour, there_colour = colour.chunk(2)
         return 3 * (here - there).abs().mean(), 3 * (here_colour - there_colour).abs().mean()
 
     def density_beyond(self, radius: float, generator: torch.Generator) -> Tensor:
-        points = uniform((8192, 3), generator, -1, 1).to(self.field.tables[0].device)
+        points = sent(uniform((8192, 3), generator, -1, 1), self.field.tables[0].device)
         outside = points.norm(dim=-1) > radius
         return self.field.config.density_scale * (F.softplus(self.field.raw(points)[0]) * outside).mean()
 
     def _normals(self, points: Tensor) -> Tensor:
-        offsets = torch.cat([torch.eye(3), -torch.eye(3)]).to(points.device) * _STEP
+        axes = torch.eye(3, device=points.device)
+        offsets = torch.cat([axes, -axes]) * _STEP
         raw = self.field.raw((points + offsets[:, None]).reshape(-1, 3))[0].view(2, 3, -1)
         slope = (raw[0] - raw[1]).T / (2 * _STEP)
         return -slope / (slope.square().sum(-1, keepdim=True) + 1e-4).sqrt()

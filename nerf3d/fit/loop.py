@@ -8,6 +8,7 @@ CUDA up to rounding, because sums there add in an order that changes from run to
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nerf3d.errors import BackendUnavailable
 from nerf3d.fields import Field
 from nerf3d.fields.base import FieldQuery
 from nerf3d.fit import terms
@@ -65,11 +67,12 @@ def fit(
     """Optimises a field from a blob, or goes on from `state` (a FitState or its state_dict()).
 
     Yields after every step; returns the result. Raises FitCollapsed when nothing is left, when everything is full, or
-    when a number is not finite, StateMismatch for a state of another seed or with tensors of other shapes, and
-    BackendUnavailable where nerfacc's kernels cannot be built.
+    when a number is not finite, and StateMismatch for a state of another seed or with tensors of other shapes.
     """
     if torch.device(device).type == "cuda":
-        build_cuda_kernels()  # minutes the first time, which no step shall be charged with
+        # Minutes the first time, which no step shall be charged with; without them the renderer's torch path does.
+        with contextlib.suppress(BackendUnavailable):
+            build_cuda_kernels()
     if not isinstance(state, FitState):
         saved, state = state, FitState.create(config, seed=seed, device=device)
         if saved is not None:
@@ -97,10 +100,12 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     progress = step / config.num_steps
     clock = _Clock()
     avoid = object_colours(state.field, generator=fit_stream(state.seed, "colours", step))
-    scene = draw_scene(config, seed=state.seed, step=step, avoid=avoid).to(device)
+    drawn = draw_scene(config, seed=state.seed, step=step, avoid=avoid)
+    scene = drawn.to(device)
     query = state.field.query(normals=scene.shading != "albedo")
     samples = fit_stream(state.seed, "samples", step)
-    shown = [_show(state, query, part, guide, index, samples) for index, part in enumerate(scene.parts(config.guide_parts))]
+    parts = zip(scene.parts(config.guide_parts), drawn.parts(config.guide_parts), strict=True)
+    shown = [_show(state, query, *part, guide, index, samples) for index, part in enumerate(parts)]
     clock.lap("render")
     replies = [part.reply() for part in shown]
     clock.lap("guide")
@@ -116,30 +121,34 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     loss.backward()
     gradient_norm = _gradient_norm(state.field)
     clock.lap("backward")
-    check_finite(step, loss=float(loss.detach()), gradient_norm=gradient_norm)
     _set_rates(state, progress)
     state.optimiser.step()
     state.step += 1
     if state.step % config.occupancy_every == 0:
         _refresh_occupancy(state)
-    opacity = float(torch.stack([part.picture.alpha.detach().mean() for part in shown]).mean())
-    occupied = state.occupancy.fraction(config.field.radius)
-    check_collapse(state, opacity, occupied)
+    # One read a step: at each the host waits for all that a GPU was given to do. So what is not finite is found after the
+    # update, which nobody sees, because the fit ends with it.
+    opacity_there = torch.stack([part.picture.alpha.detach().mean() for part in shown]).mean()
+    occupied_there = state.occupancy.fraction(config.field.radius)
+    scalars = torch.stack([loss.detach(), guide_loss.detach(), gradient_norm, opacity_there, occupied_there]).tolist()
+    check_finite(step, loss=scalars[0], gradient_norm=scalars[2])
+    check_collapse(state, opacity=scalars[3], occupied=scalars[4])
     clock.lap("update")
     metrics = {
-        "loss": float(loss.detach()),
-        "guide": float(guide_loss.detach()),
-        "opacity": opacity,
-        "occupied": occupied,
-        "gradient_norm": gradient_norm,
+        **dict(zip(("loss", "guide", "gradient_norm", "opacity", "occupied"), scalars, strict=True)),
         "render_size": float(config.render_size(progress)),
         **clock.seconds,
     }
     return FitProgress(state.step, config.num_steps, metrics, state)
 
 
-def _show(state: FitState, query: FieldQuery, scene: Scene, guide: Guide, index: int, samples: torch.Generator) -> Shown:
-    """Render part `index` of a step's views and ask the guide; where there are several parts, without waiting for it."""
+def _show(
+    state: FitState, query: FieldQuery, scene: Scene, drawn: Scene, guide: Guide, index: int, samples: torch.Generator
+) -> Shown:
+    """Render part `index` of a step's views and ask the guide; where there are several parts, without waiting for it.
+
+    drawn: the scene as it was drawn, on the CPU, whose cameras the guide is told: words for a view need numbers.
+    """
     config, step = state.config, state.step
     picture = render(
         query,
@@ -154,7 +163,7 @@ def _show(state: FitState, query: FieldQuery, scene: Scene, guide: Guide, index:
         generator=samples,
     )
     rgb = resized(picture.rgb, config.guide_size)
-    question = (rgb.detach().clamp(0, 1), scene.cameras)
+    question = (rgb.detach().clamp(0, 1), drawn.cameras)
     when: dict[str, Any] = {"background": scene.background, "step": step, "num_steps": config.num_steps}
     if config.guide_parts == 1:
         return Shown(scene, picture, rgb, functools.partial(guide, *question, **when))
@@ -197,9 +206,9 @@ def _set_rates(state: FitState, progress: float) -> None:
         group["lr"] = rate * factor
 
 
-def _gradient_norm(field: Field) -> float:
+def _gradient_norm(field: Field) -> Tensor:
     norms = [p.grad.norm() for p in field.parameters() if p.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    return torch.stack(norms).norm() if norms else torch.zeros((), device=next(field.parameters()).device)
 
 
 class _Clock:

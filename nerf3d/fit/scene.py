@@ -11,7 +11,7 @@ from nerf3d.cameras import Cameras
 from nerf3d.fields import Field
 from nerf3d.fit.config import FitConfig
 from nerf3d.rendering import Lights, Shading, sample_backgrounds, sample_lights
-from nerf3d.streams import fit_stream, uniform
+from nerf3d.streams import fit_stream, sent, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,11 @@ class Scene:
     shading: Shading
 
     def to(self, device: torch.device | str) -> Scene:
-        return Scene(self.cameras.to(device), self.lights.to(device), self.background.to(device), self.shading)
+        """The scene on that device, in one transfer."""
+        tensors = [*vars(self.cameras).values(), *vars(self.lights).values(), self.background]
+        flat = sent(torch.cat([tensor.flatten() for tensor in tensors]), device).split([tensor.numel() for tensor in tensors])
+        *cameras, direction, ambient, background = (part.view(tensor.shape) for part, tensor in zip(flat, tensors, strict=True))
+        return Scene(Cameras(*cameras), Lights(direction, ambient), background, self.shading)
 
     def parts(self, number: int) -> list[Scene]:
         """The views in so many equal groups, in order."""
@@ -74,7 +78,8 @@ def object_colours(field: Field, *, generator: torch.Generator, num_points: int 
 
     The toybox never shows an object before a background of its own lit or shaded colour, so neither should a fit.
     """
-    points = uniform((num_points, 3), generator, -1, 1).to(next(field.parameters()).device)
+    points = sent(uniform((num_points, 3), generator, -1, 1), next(field.parameters()).device)
     values = field.query().samples(points)
-    albedo = values.colour[values.density > density].cpu()
+    found = torch.cat([values.colour, values.density[:, None]], -1).cpu()  # one read: a GPU's host waits for it
+    albedo = found[found[:, 3] > density, :3]
     return torch.cat([albedo, 0.75 * albedo])

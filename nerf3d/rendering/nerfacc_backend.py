@@ -23,6 +23,9 @@ from nerf3d.streams import global_stream
 _LERP_FIX = "#pragma once\n#include <cmath>\n#include <math.h>\n#define lerp nerfacc_lerp\n"
 """nerfacc defines a global `lerp`; in C++20, which new torch builds extensions as, it clashes with the standard one."""
 
+_unbuilt: dict[Path, str] = {}
+"""Folder -> why its kernels did not build, so a compiler is not asked twice."""
+
 
 def make_estimator(resolution: int, radius: float):
     """nerfacc.OccGridEstimator with one level over the cube [-radius, radius]^3."""
@@ -79,23 +82,39 @@ def sum_along_rays(weights: Tensor, values: Tensor | None, *, ray_indices: Tenso
         )
 
 
-def march(
-    estimator, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, *, step_size: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Occupied samples of rays, flattened (CUDA only): ray_indices (K,) sorted, starts (K,) and ends (K,), metres.
+def march(estimator, origins: Tensor, directions: Tensor, *, num_steps: int) -> tuple[Tensor, Tensor]:
+    """Middles of the occupied steps of rays that run from 0 to 1, flattened (CUDA only, with kernels that are built).
 
-    origins, directions: (R, 3). near, far: (R,). K may be 0. Raises BackendUnavailable where the kernels cannot be built.
+    origins, directions: (R, 3); the point at t is origin + t * direction, so a direction is as long as its ray's piece and
+    never 0. num_steps: equal ones from 0 to 1. Returns ray_indices (K,), sorted, and t (K,); K may be 0.
     """
+    from nerfacc.grid import traverse_grids
+
     if origins.device.type != "cuda" or estimator.occs.device != origins.device:
         raise ValueError(
             f"Rays are on {origins.device} and the occupancy grid on {estimator.occs.device}; put both on one CUDA device, "
             "because nerfacc's traversal runs there only and does not check."
         )
-    build_cuda_kernels()
-    with torch.autocast("cuda", enabled=False):
-        return estimator.sampling(
-            origins.float(), directions.float(), t_min=near, t_max=far, render_step_size=step_size, early_stop_eps=0.0
+    # The estimator's own `sampling` finds both ends of each interval with two masks, at each of which the host would wait.
+    ends = torch.zeros_like(origins[:, 0]), torch.ones_like(origins[:, 0])
+    with torch.autocast("cuda", enabled=False), torch.no_grad():
+        _, samples, _ = traverse_grids(
+            origins.detach().float(),
+            directions.detach().float(),
+            estimator.binaries,
+            estimator.aabbs,
+            near_planes=ends[0],
+            far_planes=ends[1],
+            step_size=1 / num_steps,
         )
+    return samples.ray_indices, samples.vals
+
+
+def has_cuda_kernels() -> bool:
+    """Whether nerfacc's kernels are loaded; `build_cuda_kernels` does that."""
+    import nerfacc
+
+    return hasattr(nerfacc, "csrc")
 
 
 def needs_compiling(device: torch.device | str) -> bool:
@@ -110,7 +129,8 @@ def build_cuda_kernels() -> None:
 
     nerfacc's own builder deletes an empty build folder, which processes that start together trip over, and fails in C++20.
     So they are built here, behind a file lock, in a folder of this environment (TORCH_EXTENSIONS_DIR if that is set),
-    and handed to nerfacc as its compiled module. Raises BackendUnavailable with the compiler's reason.
+    and handed to nerfacc as its compiled module. Raises BackendUnavailable with the compiler's reason, which this process
+    remembers: the renderer then goes through torch (`nerf3d.rendering.volume`).
     """
     import nerfacc
 
@@ -119,6 +139,8 @@ def build_cuda_kernels() -> None:
     from torch.utils import cpp_extension
 
     folder = _extensions_folder() / "nerfacc_cuda"
+    if folder in _unbuilt:
+        raise BackendUnavailable(_unbuilt[folder])
     folder.mkdir(parents=True, exist_ok=True)
     header = folder / "lerp_fix.h"
     source = Path(nerfacc.__file__).parent / "cuda" / "csrc"
@@ -141,12 +163,16 @@ def build_cuda_kernels() -> None:
                 extra_cuda_cflags=forced,
                 extra_include_paths=_cuda_headers(),
             )
-        except (OSError, RuntimeError, ImportError) as error:
-            raise BackendUnavailable(
-                f"nerfacc's CUDA kernels did not build in {folder}: {error}. Put nvcc of CUDA {torch.version.cuda} and a C++ "
-                "compiler on PATH (and set CUDA_HOME), or use the device cpu; the traversal of the occupancy grid has no other "
-                "CUDA path."
-            ) from error
+        except (OSError, RuntimeError, ImportError, IndexError) as error:
+            # The IndexError is torch's where it sees no GPU whose architecture it could ask.
+            said = str(error).strip().rstrip(".")
+            reason = "torch sees no GPU to build for" if isinstance(error, IndexError) else said
+            _unbuilt[folder] = (
+                f"nerfacc's CUDA kernels did not build in {folder}: {reason}. Put nvcc of CUDA {torch.version.cuda} and a "
+                "C++ compiler on PATH and set CUDA_HOME; until then torch cuts the rays, at the same samples in more and "
+                "smaller operations."
+            )
+            raise BackendUnavailable(_unbuilt[folder]) from error
     sys.modules["nerfacc.csrc"] = nerfacc.csrc
 
 
@@ -157,10 +183,13 @@ def _show_ninja() -> None:
 
 
 def _extensions_folder() -> Path:
-    """One folder for each (environment, torch, CUDA): environments that share one freeze each other (nerfacc issue 164)."""
+    """One folder for each (environment, torch, CUDA, kind of GPU): environments that share one freeze each other (nerfacc issue
+    164), and kernels of one architecture do not run on another.
+    """
     if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(chosen)
-    key = hashlib.sha256(f"{sys.prefix} {torch.__version__} {torch.version.cuda}".encode()).hexdigest()[:12]
+    kind = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    key = hashlib.sha256(f"{sys.prefix} {torch.__version__} {torch.version.cuda} {kind}".encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "dreamkiln" / f"torch_extensions-{key}"
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)

@@ -53,19 +53,16 @@ class Occupancy(nn.Module):
 
     def bounds(self) -> Tensor:
         """(2, 3) lower and upper corner of the occupied cells; a point at the origin if there is none."""
-        occupied = self.estimator.binaries[0]
-        corners = torch.zeros(2, 3, device=occupied.device)
-        for axis in range(3):
-            others = tuple(a for a in range(3) if a != axis)
-            where = occupied.any(others[1]).any(others[0]).nonzero()
-            if len(where):
-                corners[:, axis] = torch.stack([where[0, 0], where[-1, 0] + 1]) * (2 / self.resolution) - 1
-        return corners
+        # Without `nonzero`, at which the host would wait for a GPU.
+        occupied, side = self.estimator.binaries[0], self.resolution
+        axes = torch.stack([occupied.any(2).any(1), occupied.any(2).any(0), occupied.any(1).any(0)]).int()
+        first, last = axes.argmax(1), side - axes.flip(1).argmax(1)
+        return torch.where(axes.any(), torch.stack([first, last]) * (2 / side) - 1, 0.0)
 
-    def fraction(self, radius: float = 1.0) -> float:
-        """Share of the cells within `radius` that are occupied, in [0, 1]."""
+    def fraction(self, radius: float = 1.0) -> Tensor:
+        """Share of the cells within `radius` that are occupied, in [0, 1], a scalar on the grid's device."""
         within = self._within(radius)
-        return float((self.estimator.binaries & within).sum() / within.sum())
+        return (self.estimator.binaries & within).sum() / within.sum()
 
     def _within(self, radius: float) -> Tensor:
         """(1, R, R, R) bool: cells that reach into the sphere."""

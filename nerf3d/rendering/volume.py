@@ -1,6 +1,8 @@
-"""Volume rendering of a field through nerfacc: batched rays on CPU, flattened samples with its traversal on CUDA.
+"""Volume rendering of a field through nerfacc: batched rays in plain torch on any device, or its traversal's flattened samples
+on CUDA where its kernels are compiled.
 
-Mildenhall et al. 2020 (NeRF), equation 3. Both paths end in the same sums; the tests hold a plain torch twin.
+Mildenhall et al. 2020 (NeRF), equation 3. Both paths cut a ray at the same places and end in the same sums; the tests hold a
+plain torch twin.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from nerf3d.fields.base import Field, FieldQuery
 from nerf3d.rendering import nerfacc_backend
 from nerf3d.rendering.occupancy import Occupancy
 from nerf3d.rendering.shading import Lights, Shading, headlights, needs_normals, shade
+from nerf3d.streams import sent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ def render(
     query = field.query(normals=with_normals) if isinstance(field, Field) else field
     device, num_views = cameras.camera_to_world.device, len(cameras)
     origins, directions = (r.reshape(-1, 3) for r in cameras.rays(size, size))
-    if device.type == "cuda" and occupancy is not None:
+    if device.type == "cuda" and occupancy is not None and nerfacc_backend.has_cuda_kernels():
         samples = _flattened(query, occupancy, origins, directions, num_samples, radius, generator)
     else:
         samples = _batched(query, occupancy, origins, directions, num_samples, radius, generator)
@@ -135,13 +138,21 @@ def _batched(query, occupancy, origins, directions, num_samples, radius, generat
 
 
 def _flattened(query, occupancy, origins, directions, num_samples, radius, generator):
-    """nerfacc's traversal gives occupied intervals only, at a fixed step along all rays."""
-    near, far = ray_interval(origins, directions, radius=radius, bounds=None)
-    step = 2 * radius / num_samples
-    near = near + step * (_jitter(near.shape, generator, near.device) - 0.5)
-    rays, starts, ends = nerfacc_backend.march(occupancy.estimator, origins, directions, near, far, step_size=step)
-    distances = (starts + ends) / 2
+    """The same intervals, of which nerfacc's traversal gives the occupied ones; each ray's are shifted together.
+
+    The traversal knows one step size for all rays. So each ray is given to it in units of its own piece within the occupied
+    box: from 0 to 1, which every ray crosses in num_samples steps.
+    """
+    near, far = ray_interval(origins, directions, radius=radius, bounds=occupancy.bounds())
+    length = far - near
+    begin = near + length / num_samples * (_jitter(near.shape, generator, near.device) - 0.5)
+    misses = (length <= 0)[:, None]
+    from_ = torch.where(misses, 10.0, origins + begin[:, None] * directions)
+    along = torch.where(misses, 1.0, length[:, None] * directions)
+    rays, middles = nerfacc_backend.march(occupancy.estimator, from_, along, num_steps=num_samples)
+    step, distances = length[rays] / num_samples, begin[rays] + length[rays] * middles
     values = query.samples(origins[rays] + distances[:, None] * directions[rays])
+    starts, ends = distances - step / 2, distances + step / 2
     weights = nerfacc_backend.ray_weights(starts, ends, values.density, ray_indices=rays, num_rays=len(origins))
     return rays, distances, weights, values
 
@@ -149,7 +160,7 @@ def _flattened(query, occupancy, origins, directions, num_samples, radius, gener
 def _jitter(shape, generator: torch.Generator | None, device) -> Tensor:
     if generator is None:
         return torch.full(shape, 0.5, device=device)
-    return torch.empty(shape).uniform_(generator=generator).to(device)
+    return sent(torch.empty(shape).uniform_(generator=generator), device)
 
 
 @torch.no_grad()

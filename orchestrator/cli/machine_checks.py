@@ -7,7 +7,9 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -136,10 +138,23 @@ def _nerfacc() -> Check:
     if torch.cuda.is_available():
         missing = [tool for tool in ("nvcc", os.environ.get("CXX", "c++")) if shutil.which(tool) is None]
         if importlib.util.find_spec("nerfacc.csrc") is None and missing:
-            fix = "install the CUDA toolkit of torch's version and a C++ compiler: nerfacc's kernels are compiled at first use"
+            fix = "install the CUDA toolkit of torch's version and a C++ compiler; until then torch cuts the rays"
             return Check("nerfacc", "warn", f"{version}, no compiled kernels and no {' and no '.join(missing)}", fix)
+        if (compiler := _nvcc_version()) and torch.version.cuda and compiler.split(".")[0] != torch.version.cuda.split(".")[0]:
+            fix = f"put nvcc of CUDA {torch.version.cuda} first on PATH; until then rays are cut by torch, in more operations"
+            return Check("nerfacc", "warn", f"{version}, nvcc is of CUDA {compiler}, torch of CUDA {torch.version.cuda}", fix)
         return Check("nerfacc", "ok", f"{version}, CUDA kernels are compiled at first use")
     return Check("nerfacc", "ok", f"{version}, batched rendering on CPU")
+
+
+def _nvcc_version() -> str:
+    """Such as "12.8"; "" where nvcc does not say."""
+    try:
+        said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else ""
 
 
 def _open_clip() -> Check:

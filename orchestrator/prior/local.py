@@ -217,7 +217,7 @@ class LocalPrior:
             if getattr(self._prior, "sees_mask", False):
                 condition = yield from self._unmasked(condition)
             answer = yield from score_distillation(
-                query.images.to(self._prior.device),
+                seeding.sent(query.images, self._prior.device),
                 condition=condition.seen_from(query.cameras, query.group_views),
                 guidance=guidance,
                 schedule=self._prior.schedule,
@@ -236,7 +236,7 @@ class LocalPrior:
 
         def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Tensor]:
             answer = yield from denoising_losses(
-                query.images.to(self._prior.device),
+                seeding.sent(query.images, self._prior.device),
                 condition=condition.seen_from(query.cameras, query.group_views),
                 schedule=self._prior.schedule,
                 t=query.t,

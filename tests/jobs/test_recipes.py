@@ -145,14 +145,14 @@ def test_kernels_are_compiled_and_announced_before_the_first_step(prior, monkeyp
     assert compiled == [True]
 
 
-def test_kernels_that_do_not_build_fail_the_job(prior, monkeypatch):
+def test_kernels_that_do_not_build_are_a_warning_and_torch_takes_their_place(prior, monkeypatch):
     def build():
         raise BackendUnavailable("there is no nvcc")
 
     monkeypatch.setattr("jobs.text_to_3d.needs_compiling", lambda device: True)
     monkeypatch.setattr("jobs.text_to_3d.build_cuda_kernels", build)
-    with pytest.raises(JobFailed, match="no nvcc"):
-        exhaust(text_to_3d(SPEC, prior))
+    said = next(event for event in text_to_3d(SPEC, prior) if isinstance(event, Message) and event.level == "warning")
+    assert said.text == "there is no nvcc"
 
 
 def test_a_checkpoint_of_another_seed_is_refused(prior, undisturbed):

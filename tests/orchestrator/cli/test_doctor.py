@@ -59,3 +59,15 @@ def test_it_fits_the_terminal(columns, capsys, monkeypatch):
     assert max(map(len, lines)) <= columns and "threads" in lines[0] and "1 torch thread" in lines[0]
     assert any("-> wait, or stop" in line for line in lines)
     assert sum(line.count("x") for line in lines) == 200
+
+
+def test_on_a_gpu_it_compares_the_compilers_cuda_with_torchs(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    nvcc = tmp_path / "nvcc"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for release, level in (("12.8", "warn"), ("13.0", "ok"), ("13.2", "ok")):
+        nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.61'\n")
+        nvcc.chmod(0o755)
+        check = machine_checks._nerfacc()
+        assert check.level == level and (level == "ok" or f"nvcc is of CUDA {release}, torch of CUDA 13.0" in check.found)
