@@ -21,6 +21,7 @@ from jobs.prior_client import PriorClient
 from jobs.specs import ExportSpec, JobSpec
 from orchestrator.batch.shard import Committed
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
+from orchestrator.host.gpus import use_gpu
 from orchestrator.host.shared_disk import require_witness
 from orchestrator.prior.source import PriorLoader
 from orchestrator.scheduling.failures import failure_kind, sentence
@@ -41,6 +42,7 @@ class JobProcess:
         is_rows_retry: of a batch job that was finished before: draw the rows that have no picture.
         witness: see `orchestrator.host.shared_disk`; it is looked for before `poll` can be answered.
         shard_worker_bytes: that each shard worker of a batch job asks of Ray; 0: none.
+        gpu: the one that this process sees, see `orchestrator.host.gpus`; "" leaves what it sees alone.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class JobProcess:
         is_rows_retry: bool = False,
         witness: str = "",
         shard_worker_bytes: int = 0,
+        gpu: str = "",
     ) -> None:
+        use_gpu(gpu)
         self._spec, self._settings, self._out = spec, settings, out
         self._prior = prior
         self._is_rows_retry = is_rows_retry

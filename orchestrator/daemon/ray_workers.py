@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.footprint import footprint
 from jobs.events import Message
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
@@ -14,6 +17,7 @@ from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.job_request import bytes_of_its_own_process
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed, Report
+from orchestrator.host.gpus import Gpus
 from orchestrator.host.shared_disk import lay_witness, lift_witness
 from orchestrator.metrics.meters import FitMeter
 from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
@@ -58,6 +62,7 @@ class RayWorkers:
         self._clock = clock
         self._replicas: dict[str, list[Any]] = {}
         self._last_used: dict[str, float] = {}
+        self._gpus = Gpus(())
 
     def __enter__(self) -> RayWorkers:
         options = self._options
@@ -76,6 +81,7 @@ class RayWorkers:
         else:
             num_cpus = sum(node.get("CPU", 1.0) for node in nodes)
             num_workers, num_threads = self.capacity.num_workers, options.num_threads
+            self._gpus = Gpus.of(sum(node.get("GPU", 0.0) for node in nodes), device)
             place = on_this_machine(num_cpus=num_cpus, num_workers=num_workers, device=device, num_threads=num_threads)
         self._placement = place
         return self
@@ -99,9 +105,11 @@ class RayWorkers:
         witness = lay_witness(job.out) if self._options.address and not is_url(job.out) else ""
         shard_worker_bytes = SHARD_WORKER_BYTES if self._placement.is_memory_asked else 0
         arguments = (job.spec, settings, job.out, prior, is_rows_retry, witness, shard_worker_bytes)
-        actor = ray.remote(JobProcess).options(**options).remote(*arguments)
+        holder = object()
+        actor = ray.remote(JobProcess).options(**options).remote(*arguments, gpu=self._gpus.for_job(holder))
         place = f"{options['num_cpus']:g} cores, {options['num_gpus']:g} GPUs, {memory_bytes / 1e9:.1f} GB"
-        return RayWorker(actor, prior, witness=witness, place=place if self._options.address else "")
+        leave = functools.partial(self._gpus.release, holder)
+        return RayWorker(actor, prior, witness=witness, place=place if self._options.address else "", leave=leave)
 
     def _client(self, job: JobRecord) -> RayPrior:
         """The job's way to its prior."""
@@ -121,23 +129,35 @@ class RayWorkers:
         """End the prior's actors."""
         import ray
 
-        for actor in self._replicas.pop(source, []):
+        for number, actor in enumerate(self._replicas.pop(source, [])):
             ray.kill(actor)
+            self._gpus.release((source, number))
 
     def _prior(self, source: str) -> list[Any]:
         """Its replicas, started if there are none. Each finds the best batch size of its device before it answers."""
         import ray
 
         if source not in self._replicas:
+            num_bytes = _num_bytes(source)
             options = {
-                **self._placement.prior_options(),
+                **self._placement.prior_options(num_bytes),
                 "max_concurrency": MAX_CONCURRENCY,
                 "max_restarts": -1,  # it has no state but its weights
             }
             arguments = (self._load_prior, source, self._placement.device, self._placement.prior_threads)
             make = ray.remote(PriorActor).options(**options)
-            self._replicas[source] = [make.remote(*arguments, measure=True) for _ in range(self._options.prior_replicas)]
+            names = [(source, number) for number in range(self._options.prior_replicas)]
+            places = [self._gpus.for_prior(name, num_bytes=num_bytes, apart_from=names) for name in names]
+            self._replicas[source] = [make.remote(*arguments, measure=True, gpu=gpu) for gpu in places]
         return self._replicas[source]
+
+
+def _num_bytes(source: str) -> int:
+    """Of a prior, from its files; 0 where they cannot be seen yet."""
+    try:
+        return footprint(source).total
+    except PriorError:
+        return 0
 
 
 class RayWorker:
@@ -145,10 +165,19 @@ class RayWorker:
 
     Args:
         witness: to be lifted when the actor has looked for it. place: in words what the actor asks of a cluster, which may have
-            to start a node first; "" where its place is certain.
+            to start a node first; "" where its place is certain. leave: called when the process has ended.
     """
 
-    def __init__(self, actor: Any, prior: RayPrior | None, *, witness: str = "", place: str = "") -> None:
+    def __init__(
+        self,
+        actor: Any,
+        prior: RayPrior | None,
+        *,
+        witness: str = "",
+        place: str = "",
+        leave: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._leave = leave
         self._actor, self._prior, self._witness, self._meter = actor, prior, witness, FitMeter()
         self._place, self._begin = place, time.monotonic()
         self._is_waiting_said = False
@@ -189,6 +218,7 @@ class RayWorker:
         import ray
 
         ray.kill(self._actor)
+        self._leave()
         if self._prior is not None:
             self._prior.end()
         self._lift_witness()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs.prior_client import Glimpse
+from orchestrator.host.gpus import use_gpu
 from orchestrator.host.threads import use_threads
 from orchestrator.metrics.meters import PriorMeter, keep_metering_weights
 from orchestrator.prior.local import LocalPrior
@@ -34,9 +35,13 @@ class PriorActor:
     Args:
         load_prior: see `PriorLoader`. source: what it is given.
         measure: find the best batch size when two requests first meet, which takes a few seconds.
+        gpu: the one that this process sees, see `orchestrator.host.gpus`; "" leaves what it sees alone.
     """
 
-    def __init__(self, load_prior: PriorLoader, source: str, device: str, num_threads: int, *, measure: bool = True) -> None:
+    def __init__(
+        self, load_prior: PriorLoader, source: str, device: str, num_threads: int, *, measure: bool = True, gpu: str = ""
+    ) -> None:
+        use_gpu(gpu)
         use_threads(num_threads)
         self._load_prior, self._source, self._device = load_prior, source, device
         self._num_threads, self._measure = num_threads, measure

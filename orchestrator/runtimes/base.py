@@ -127,5 +127,9 @@ def resolve_device(device: str, *, is_elsewhere: bool = False) -> str:
             "which works on every machine, Apple silicon too, or cuda."
         )
     if kind == "cuda" and not available:
-        raise InputError("runtime.device is 'cuda', but torch finds no CUDA device; give runtime.device=cpu.")
+        raise InputError(f"runtime.device is {device!r}, but torch finds no CUDA device; give runtime.device=cpu.")
+    if kind == "cuda" and (torch.device(device).index or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(
+            f"runtime.device is {device!r}, but torch finds {count} CUDA devices; give cuda:0 to cuda:{count - 1}."
+        )
     return device

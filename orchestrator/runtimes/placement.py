@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import InputError
+from orchestrator.host.gpus import LARGE_PRIOR_BYTES, device_in_actor
 
 __all__ = ["ClusterSizes", "Placement", "cluster_device", "on_cluster", "on_this_machine"]
 
 PRIOR_SHARE = 0.25
-"""Of one machine's cores, for priors; jobs share the rest. Of its GPU they take half."""
+"""Of one machine's cores, for priors; jobs share the rest."""
 MAX_PRIORS = 4
 
 
@@ -20,16 +21,20 @@ class ClusterSizes:
     """Of the actors on a cluster, in cores and GPUs of one node; GPUs count where the device is cuda.
 
     Args:
-        job_cpus, job_gpus: of each job. prior_cpus, prior_gpus: of each replica of a prior.
+        job_cpus, job_gpus: of each job. prior_cpus: of each replica of a prior.
+        prior_gpus: of each replica; None: a whole one for a large prior and where there are several replicas, which Ray would
+            otherwise put beside each other, else a half.
     """
 
     job_cpus: float = 1.0
     job_gpus: float = 0.25
     prior_cpus: float = 1.0
-    prior_gpus: float = 0.5
+    prior_gpus: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if value is None:
+                continue
             least = 0.0 if name.endswith("gpus") else 0.01
             if not least <= value <= 1024:
                 raise InputError(f"--{name.replace('_', '-')} is {value:g}; give {least:g} to 1024.")
@@ -42,7 +47,8 @@ class Placement:
     """For every actor of an orchestrator or a command.
 
     Args:
-        device: of torch. job, prior: `num_cpus` and `num_gpus`, as Ray takes them.
+        device: of torch, as actors call it. job, prior: `num_cpus` and `num_gpus`, as Ray takes them.
+        is_prior_sized: a large prior takes a whole GPU, whatever `prior` says.
         job_threads, prior_threads: of torch in an actor that was not told how many; 0: every core of its node.
         num_jobs: jobs that find a place beside the priors. memory_bytes: of all nodes, as Ray counts it.
         is_memory_asked: jobs and shard workers say how much memory they need, so that Ray places them where it is.
@@ -51,6 +57,7 @@ class Placement:
     device: str
     job: Mapping[str, float]
     prior: Mapping[str, float]
+    is_prior_sized: bool = False
     job_threads: int = 0
     prior_threads: int = 0
     num_jobs: int = 1
@@ -62,22 +69,27 @@ class Placement:
         return {**self.job, **({"memory": memory_bytes} if self.is_memory_asked and memory_bytes else {})}
 
     def settings_there(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """A job's settings as they hold in its actor: it joins nothing, and has its own threads if nobody chose any."""
+        """A job's settings as they hold in its actor: it joins nothing, sees one GPU, has its own threads if none are set."""
         runtime = {**settings.get("runtime", {}), "address": ""}
+        if "device" in runtime:
+            runtime["device"] = device_in_actor(runtime["device"])
         return {**settings, "runtime": runtime | {"num_threads": runtime.get("num_threads") or self.job_threads}}
 
-    def prior_options(self) -> dict[str, Any]:
-        """Options of a replica's actor."""
-        return dict(self.prior)
+    def prior_options(self, num_bytes: int = 0) -> dict[str, Any]:
+        """Options of a replica's actor. num_bytes: of the prior."""
+        is_large = self.is_prior_sized and num_bytes >= LARGE_PRIOR_BYTES
+        return {**self.prior, **({"num_gpus": 1.0} if is_large else {})}
 
 
 def on_this_machine(*, num_cpus: float, num_workers: int, device: str, num_threads: int = 0) -> Placement:
-    """Shares of one machine: its jobs and priors take turns on all its cores, so each may use them all."""
-    num_gpus = 1.0 if device.startswith("cuda") else 0.0
+    """Shares of one machine: its jobs and priors take turns on all its cores, so each may use them all.
+
+    Of GPUs they ask Ray for none: which one an actor gets is `orchestrator.host.gpus.Gpus`'s choice.
+    """
     return Placement(
-        device=device,
-        job={"num_cpus": num_cpus * (1 - PRIOR_SHARE) / num_workers, "num_gpus": num_gpus / 2 / num_workers},
-        prior={"num_cpus": num_cpus * PRIOR_SHARE / MAX_PRIORS, "num_gpus": num_gpus / 2 / MAX_PRIORS},
+        device=device_in_actor(device),
+        job={"num_cpus": num_cpus * (1 - PRIOR_SHARE) / num_workers, "num_gpus": 0.0},
+        prior={"num_cpus": num_cpus * PRIOR_SHARE / MAX_PRIORS, "num_gpus": 0.0},
         prior_threads=num_threads,
         num_jobs=num_workers,
     )
@@ -101,10 +113,13 @@ def on_cluster(
     sizes = sizes or ClusterSizes()
     device = cluster_device(nodes) if device == "auto" else device
     on_gpu = device.startswith("cuda")
+    is_sized = on_gpu and sizes.prior_gpus is None
+    prior_gpus = (1.0 if num_priors > 1 else 0.5) if sizes.prior_gpus is None else sizes.prior_gpus
     job = {"num_cpus": sizes.job_cpus, "num_gpus": sizes.job_gpus if on_gpu else 0.0}
-    prior = {"num_cpus": sizes.prior_cpus, "num_gpus": sizes.prior_gpus if on_gpu else 0.0}
+    prior = {"num_cpus": sizes.prior_cpus, "num_gpus": prior_gpus if on_gpu else 0.0}
     return Placement(
-        device=device,
+        device=device_in_actor(device),
+        is_prior_sized=is_sized,
         job=job,
         prior=prior,
         job_threads=max(1, int(sizes.job_cpus)),

@@ -20,6 +20,7 @@ from typing import Any
 from jobs.errors import JobFailed
 from jobs.events import Event
 from jobs.prior_client import PriorClient, PriorInfo
+from orchestrator.host.gpus import Gpus, device_in_actor, use_gpu
 from orchestrator.host.signals import signals_deferred
 from orchestrator.host.threads import use_threads
 from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
@@ -37,7 +38,8 @@ __all__ = ["PriorActor", "Raised", "RayPrior", "RayRuntime"]
 class JobActor:
     """Runs one recipe and streams its events."""
 
-    def __init__(self, prior: RayPrior, device: str, num_threads: int) -> None:
+    def __init__(self, prior: RayPrior, device: str, num_threads: int, gpu: str = "") -> None:
+        use_gpu(gpu)
         self._prior = prior
         self._device = device
         self._checkpoint = Asked()
@@ -151,21 +153,29 @@ class RayRuntime:
 
     def _placement(self) -> Placement:
         if self._address:
-            return on_cluster(living_nodes(), device=self._device, num_threads=self._num_threads)
-        share = 1 / (self._num_replicas + 1)
-        each = {"num_cpus": share, "num_gpus": share if self._device.startswith("cuda") else 0.0}
-        threads = self._num_threads
-        return Placement(device=self._device, job=each, prior=each, job_threads=threads, prior_threads=threads)
+            nodes, num = living_nodes(), self._num_replicas
+            return on_cluster(nodes, device=self._device, num_threads=self._num_threads, num_priors=num)
+        each = {"num_cpus": 1 / (self._num_replicas + 1), "num_gpus": 0.0}
+        threads, device = self._num_threads, device_in_actor(self._device)
+        return Placement(device=device, job=each, prior=each, job_threads=threads, prior_threads=threads)
+
+    def _gpus(self) -> Gpus:
+        """Of this machine; on a cluster Ray chooses."""
+        if self._address:
+            return Gpus(())
+        return Gpus.of(sum(node.get("GPU", 0.0) for node in living_nodes()), self._device)
 
     def _make_actors(self, placement: Placement) -> None:
         import ray
 
+        gpus = self._gpus()
         is_retried = self._num_replicas > 1 or bool(self._address)
         make: Any = ray.remote(PriorActor).options(
             **placement.prior_options(), max_concurrency=MAX_CONCURRENCY, max_restarts=-1 if is_retried else 0
         )
         arguments = (self._load_prior, self._source, placement.device, placement.prior_threads)
-        self._replicas = [make.remote(*arguments) for _ in range(self._num_replicas)]
+        places = [gpus.for_prior(number, num_bytes=0, apart_from=range(number)) for number in range(self._num_replicas)]
+        self._replicas = [make.remote(*arguments, gpu=gpu) for gpu in places]
         self._prior = RayPrior(self._replicas, attempts=2 * self._num_replicas + 4 if is_retried else 1)
         for replica in self._replicas:
             replica.call.remote("info")
@@ -173,5 +183,5 @@ class RayRuntime:
             threads = self._num_threads or placement.job_threads
             # `ask_for_checkpoint` must be answered while `run` is at work.
             kind: Any = ray.remote(JobActor).options(**placement.job_options(), max_concurrency=2)
-            self._job = kind.remote(self._prior, placement.device, threads)
+            self._job = kind.remote(self._prior, placement.device, threads, gpus.for_job("job"))
             self._job.warm_up.remote(self._modules)

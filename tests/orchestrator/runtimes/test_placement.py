@@ -8,6 +8,8 @@ from jobs.batch_images import BatchImagesSpec, Table, TableFile
 from jobs.errors import InputError
 from orchestrator.batch.workers import actor_options
 from orchestrator.daemon.job_request import JobRequest, bytes_of_its_own_process
+from orchestrator.host.gpus import Gpus
+from orchestrator.runtimes.base import resolve_device
 from orchestrator.runtimes.placement import ClusterSizes, on_cluster, on_this_machine
 from orchestrator.settings.batch import SHARD_WORKER_BYTES, BatchSettings
 from orchestrator.settings.job import JobSettings
@@ -21,9 +23,48 @@ def test_this_machine_is_shared_out_whole():
     place = on_this_machine(num_cpus=2, num_workers=3, device="cuda")
     job, prior = place.job_options(10**9), place.prior_options()
     assert 3 * job["num_cpus"] + 4 * prior["num_cpus"] == pytest.approx(2)
-    assert 3 * job["num_gpus"] + 4 * prior["num_gpus"] == pytest.approx(1)
+    assert job["num_gpus"] == prior["num_gpus"] == 0, "which GPU an actor gets is not Ray's choice here"
     assert "memory" not in job and place.job_threads == 0
-    assert on_this_machine(num_cpus=2, num_workers=3, device="cpu").job_options()["num_gpus"] == 0
+    assert on_this_machine(num_cpus=2, num_workers=3, device="cuda:1").device == "cuda"
+    assert place.settings_there({"runtime": {"device": "cuda:1"}})["runtime"]["device"] == "cuda"
+
+
+def test_all_gpus_are_used_and_a_large_prior_has_one_for_itself():
+    gpus = Gpus.of(2.0, "cuda", {})
+    assert [gpus.for_prior(("toybox", n), num_bytes=10**8, apart_from=[("toybox", 0)]) for n in range(2)] == ["0", "1"]
+    assert sorted(gpus.for_job(n) for n in range(4)) == ["0", "0", "1", "1"]
+    gpus = Gpus.of(3.0, "cuda", {"CUDA_VISIBLE_DEVICES": "4,GPU-b7,6"})
+    assert gpus.for_prior("sdxl", num_bytes=7 * 10**9) == "4"
+    assert [gpus.for_job(n) for n in range(6)] == ["GPU-b7", "6"] * 3, "not where the large prior is"
+    assert gpus.for_prior("toybox", num_bytes=10**8) == "GPU-b7" and gpus.for_prior("sd", num_bytes=4 * 10**9) == "6"
+    for n in range(6):
+        gpus.release(n)
+        gpus.release(n)
+    assert gpus.load("4") == 1 and gpus.load("GPU-b7") == gpus.load("6") == 0.5
+
+
+def test_a_numbered_gpu_is_that_one_and_must_be_there():
+    assert {Gpus.of(2.0, "cuda:1", {}).for_job(n) for n in range(3)} == {"1"}
+    assert Gpus.of(2.0, "cuda:1", {"CUDA_VISIBLE_DEVICES": "6,7"}).for_job(0) == "7"
+    assert Gpus.of(2.0, "cpu", {}).for_job(0) == ""
+    with pytest.raises(InputError, match="'cuda:2', but there are 2 GPUs here; give cuda:0 to cuda:1"):
+        Gpus.of(2.0, "cuda:2", {})
+
+
+def test_a_device_that_torch_does_not_find_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert resolve_device("cuda:1") == "cuda:1" and resolve_device("auto") == "cuda"
+    with pytest.raises(InputError, match="'cuda:2', but torch finds 2 CUDA devices; give cuda:0 to cuda:1"):
+        resolve_device("cuda:2")
+
+
+def test_replicas_on_a_cluster_have_a_gpu_each():
+    assert on_cluster([WITH_GPU], num_priors=2).prior_options()["num_gpus"] == 1
+    one = on_cluster([WITH_GPU])
+    assert (one.prior_options(2 * 10**9)["num_gpus"], one.prior_options(7 * 10**9)["num_gpus"]) == (0.5, 1)
+    chosen = on_cluster([WITH_GPU], sizes=ClusterSizes(prior_gpus=0.25), num_priors=2)
+    assert chosen.prior_options(7 * 10**9)["num_gpus"] == 0.25
 
 
 def test_on_a_cluster_every_actor_fits_on_one_node():
@@ -39,7 +80,7 @@ def test_a_gpu_of_any_node_makes_the_device_cuda_and_holds_a_prior_with_two_jobs
     assert (place.device, place.job["num_gpus"], place.prior["num_gpus"]) == ("cuda", 0.25, 0.5)
     assert place.num_jobs == 6, "two GPUs: four quarters, and two beside the prior"
     assert on_cluster([SMALL, WITH_GPU], device="cpu").num_jobs == 11
-    assert on_cluster([SMALL, WITH_GPU], num_priors=2).num_jobs == 4
+    assert on_cluster([SMALL, WITH_GPU], sizes=ClusterSizes(prior_gpus=0.5), num_priors=2).num_jobs == 4
     assert on_cluster([SMALL, SMALL], num_priors=3).num_jobs == 5
 
 

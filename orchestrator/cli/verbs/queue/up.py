@@ -35,7 +35,7 @@ def command(
     ] = 0.0,
     host: Annotated[str, typer.Option(help="Where its HTTP API listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs here) or cuda:N.")] = "auto",
     num_threads: Annotated[int, typer.Option(help="Torch threads of each prior; 0: every core.")] = 0,
     prior_replicas: Annotated[
         int, typer.Option(help="Processes that hold the same prior and share its jobs; for several GPUs or nodes.")
@@ -43,7 +43,9 @@ def command(
     job_cpus: Annotated[float, typer.Option(help="On a cluster: cores of each job.")] = 1.0,
     job_gpus: Annotated[float, typer.Option(help="On a cluster with GPUs: part of one that each job takes.")] = 0.25,
     prior_cpus: Annotated[float, typer.Option(help="On a cluster: cores of each prior.")] = 1.0,
-    prior_gpus: Annotated[float, typer.Option(help="On a cluster with GPUs: part of one that each prior takes.")] = 0.5,
+    prior_gpus: Annotated[
+        float | None, typer.Option(help="On a cluster with GPUs: part of one that each prior takes; by default from its size.")
+    ] = None,
     metrics_port: Annotated[int, typer.Option(help="Of the Prometheus endpoint of its own Ray; 0: a free one.")] = 0,
     keep_days: Annotated[
         float,
