@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import InputError
 from nerf3d.mesh import Mesh
 from orchestrator.exports.reading import read_glb
 
-__all__ = ["MadeMesh", "read_mesh"]
+__all__ = ["MadeMesh", "differences", "read_mesh"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,12 +20,33 @@ class MadeMesh:
     """mesh: as in the file, so centred and of the size that it was exported with. prompt: from the run's manifest.
 
     seconds: of all stages and attempts, None where the manifest does not say.
+    settings: what the job was asked, such as "seed" -> 1 and "fit.num_steps" -> 400.
     """
 
     mesh: Mesh
     prompt: str
     name: str
     seconds: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def differences(meshes: Sequence[MadeMesh]) -> list[str]:
+    """Per mesh its folder's name and in what it differs from the others of its prompt; "" where it has the prompt alone."""
+    texts = []
+    for made in meshes:
+        rivals = [other for other in meshes if other.prompt == made.prompt]
+        names = dict.fromkeys(name for other in rivals for name in other.settings)
+        differing = [name for name in names if any(other.settings.get(name) != made.settings.get(name) for other in rivals)]
+        texts.append(", ".join([made.name, *(f"{name}={made.settings.get(name)}" for name in differing)]) if rivals[1:] else "")
+    return texts
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"fit": {"num_steps": 400}} -> {"fit.num_steps": 400}."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return flat
 
 
 def read_mesh(folder: Path) -> MadeMesh:
@@ -48,4 +71,5 @@ def read_mesh(folder: Path) -> MadeMesh:
             "formats."
         )
     timings = manifest.get("timings") or {}
-    return MadeMesh(read_glb(path), prompt, folder.name, round(sum(timings.values()), 1) if timings else None)
+    seconds = round(sum(timings.values()), 1) if timings else None
+    return MadeMesh(read_glb(path), prompt, folder.name, seconds, _flat(manifest["spec"]))

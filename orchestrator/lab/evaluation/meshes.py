@@ -18,7 +18,7 @@ from orchestrator.lab.evaluation import r_precision
 from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, clay_pool, held_out
 from orchestrator.lab.evaluation.geometry import GeometryScore, compare, surface_of, true_mesh
 from orchestrator.lab.evaluation.judge import Judge, judge_of
-from orchestrator.lab.evaluation.mesh_sets import MadeMesh, read_mesh
+from orchestrator.lab.evaluation.mesh_sets import MadeMesh, differences, read_mesh
 from orchestrator.lab.evaluation.mesh_views import SHADINGS, orbit, photograph, photograph_truth
 from orchestrator.lab.evaluation.picture import Tile, enlarge, labelled_sheet, ranked_tile
 from orchestrator.lab.evaluation.proportions import nearest_proportions
@@ -83,6 +83,7 @@ def score_meshes(
         true_views = [None if m.true_views is None else m.true_views[shading] for m in measured]
         name = TRUE_OBJECTS if shading == "coloured" else f"{TRUE_OBJECTS}, {shading}"
         precision |= figures | _true_objects(true_views, judge, captions, pools[shading], name=name)
+    told_apart = differences(meshes)
     items = tuple(
         MeshScore(
             name=made.name,
@@ -92,6 +93,7 @@ def score_meshes(
             textureless=ranked["textureless"][n],
             geometry=measured[n].geometry,
             nearest=measured[n].nearest,
+            differs_in=told_apart[n],
             num_faces=len(made.mesh.faces),
             num_components=made.mesh.num_components,
             true_components=measured[n].true_components,

@@ -111,6 +111,7 @@ class MeshScore:
             that were made before it was measured.
         num_components, true_components: pieces that share no edge, of the mesh and of the true object.
         seconds: that the run took, None where unknown.
+        differs_in: of runs that share a prompt the folder and the settings that differ; else "".
     """
 
     name: str
@@ -125,6 +126,7 @@ class MeshScore:
     is_watertight: bool
     seconds: float | None = None
     nearest: GeometryScore | None = None
+    differs_in: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ def _mesh_row(item: MeshScore) -> list[str]:
     if item.true_components not in (None, item.num_components):
         pieces += f" ({item.true_components})"
     return [
-        item.prompt,
+        f"{item.prompt}\n{item.differs_in}" if item.differs_in else item.prompt,
         {True: "yes", False: "no", None: "?"}[item.held_out],
         str(item.coloured.rank),
         f"{sum(rank == 1 for rank in views)}/{len(views)}",

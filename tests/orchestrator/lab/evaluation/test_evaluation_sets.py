@@ -13,7 +13,7 @@ from orchestrator.exports import Placement, write_glb, write_png
 from orchestrator.exports.reading import linear_to_srgb, read_glb
 from orchestrator.exports.transform import place, srgb_to_linear
 from orchestrator.lab.evaluation.image_sets import Picture, as_tensor, draw_pictures, read_pictures
-from orchestrator.lab.evaluation.mesh_sets import read_mesh
+from orchestrator.lab.evaluation.mesh_sets import differences, read_mesh
 from tests.fakes import load_fake_prior
 from tests.orchestrator.exports.sample_meshes import tower
 
@@ -57,6 +57,20 @@ def test_a_run_of_text_to_3d(tmp_path):
         read_mesh(tmp_path)
     with pytest.raises(InputError, match="is not a run folder: its manifest"):
         read_mesh(tmp_path / "nowhere")
+
+
+def test_runs_of_one_prompt_are_told_apart(tmp_path):
+    """By folder and by what was asked differently; a run that has its prompt alone needs no more words."""
+    specs = {
+        "a": {"prompt": "a red car", "seed": 0, "fit": {"num_steps": 160, "radius": 2.7}},
+        "b": {"prompt": "a red car", "seed": 1, "fit": {"num_steps": 400, "radius": 2.7}},
+        "c": {"prompt": "a blue car", "seed": 2, "fit": {"num_steps": 400, "radius": 2.7}},
+    }
+    for name, spec in specs.items():
+        write_manifest(tmp_path / name, spec=spec)
+        write_glb(tower(), tmp_path / name / "mesh.glb")
+    meshes = [read_mesh(tmp_path / name) for name in specs]
+    assert differences(meshes) == ["a, seed=0, fit.num_steps=160", "b, seed=1, fit.num_steps=400", ""]
 
 
 def test_pictures_of_a_run_without_its_overviews(tmp_path):
