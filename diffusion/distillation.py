@@ -32,6 +32,7 @@ from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import uniform
 
 Weighting = Literal["uniform", "sigma2", "alpha_sigma2"]
+ViewWords = Literal["eight", "four", "none"]
 Shared = Literal["view", "group", "batch"]
 """Who has one timestep together: nobody, the views of a group, or all views of a step."""
 
@@ -52,6 +53,10 @@ class DistillationConfig:
         t_max_start, t_max_end: high end before and after its annealing.
         anneal_from, anneal_until: the part of the fit, as fractions of it, over which the ends fall in a line.
         shared_timestep: one timestep for every "view", "group" or "batch" of views.
+        view_words: what prompts say of where a view is seen from: "eight" sides, from above or below, as the toybox's
+            captions; "four" as DreamFusion: front, side, back and overhead view; or "none".
+        front_degrees, back_degrees: of the four, how far a front or a back view reaches to either side.
+        overhead_degrees: elevation above which a view is the overhead view.
 
     Raises:
         DiffusionError: a value out of range, named.
@@ -70,6 +75,10 @@ class DistillationConfig:
     anneal_from: float = 0.0
     anneal_until: float = 1.0
     shared_timestep: Shared = "view"
+    view_words: ViewWords = "eight"
+    front_degrees: float = 45.0
+    back_degrees: float = 45.0
+    overhead_degrees: float = 60.0
 
     def __post_init__(self) -> None:
         if ":" not in self.form:
@@ -77,6 +86,12 @@ class DistillationConfig:
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("shared_timestep", self.shared_timestep, get_args(Shared))
         _check_choice("rescale_over", self.rescale_over, ("row", "group"))
+        _check_choice("view_words", self.view_words, get_args(ViewWords))
+        for name, most in (("front_degrees", 180), ("back_degrees", 180), ("overhead_degrees", 90)):
+            if not 0 <= getattr(self, name) <= most:
+                raise DiffusionError.explained(
+                    f"{name} is {getattr(self, name)}", expected=f"an angle from 0 to {most}", fix="use 45, or overhead 60"
+                )
         if not math.isfinite(self.guidance_scale):
             raise DiffusionError.explained(f"guidance_scale is {self.guidance_scale}", expected="a finite number", fix="use 7")
         if not 0 <= self.guidance_rescale <= 1:

@@ -79,6 +79,7 @@ class TextTo3DSpec(_Spec):
         prior: "toybox" or the folder of another prior.
         strict: on a CPU the mesh is the same to the last bit whatever else the shared prior is asked meanwhile, which costs
             speed. Otherwise a prior that serves several jobs at once shows in the last bits of its answers.
+        recipe: the name of the recipe that the settings began with, for the manifest; like formats, it shapes nothing itself.
         formats: mesh files to write, among `MESH_FORMATS`; they do not change the mesh, so not the fingerprint either.
         fit, distillation, mesh: the settings of the three packages that do the work.
 
@@ -92,6 +93,7 @@ class TextTo3DSpec(_Spec):
     seed: int = 0
     prior: str = "toybox"
     strict: bool = False
+    recipe: str = field(default="toybox", metadata=codec.NOT_IN_FINGERPRINT)
     formats: tuple[str, ...] = field(default=("glb",), metadata=codec.NOT_IN_FINGERPRINT)
     fit: FitConfig = field(default_factory=FitConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)

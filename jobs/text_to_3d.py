@@ -34,7 +34,7 @@ from nerf3d.fit import FitConfig, FitProgress, FitResult, fit, preview_views
 from nerf3d.guide import GuideReply
 from nerf3d.mesh import MeshConfig, bytes_to_extract
 from nerf3d.rendering import build_cuda_kernels, needs_compiling
-from nerf3d.view_words import view_phrase
+from nerf3d.view_words import four_way_phrase, view_phrase
 
 __all__ = ["PriorGuide", "TextTo3DResult", "reaches_edge", "text_to_3d", "view_prompts"]
 
@@ -88,7 +88,7 @@ class PriorGuide:
         mine = range(first_view, first_view + len(views))
         return DistillationQuery(
             images=rgb.detach(),
-            prompts=(self.prompt,) * len(views) if has_cameras else view_prompts(self.prompt, views),
+            prompts=(self.prompt,) * len(views) if has_cameras else view_prompts(self.prompt, views, self.config),
             t=t[first_view : mine.stop],
             noise_keys=tuple((self.seed, "distillation", "noise", step, view) for view in mine),
             negative_prompt=self.config.negative_prompt,
@@ -106,10 +106,15 @@ class PriorGuide:
         return GuideReply(answer.gradient.to(query.images), target)
 
 
-def view_prompts(prompt: str, views: Cameras) -> tuple[str, ...]:
+def view_prompts(prompt: str, views: Cameras, config: DistillationConfig) -> tuple[str, ...]:
     """View-dependent prompts (DreamFusion, section 3.2): the prompt with words for where each camera stands."""
-    directions = zip(views.azimuth_degrees.tolist(), views.elevation_degrees.tolist(), strict=True)
-    return tuple(f"{prompt}, {view_phrase(azimuth, elevation)}" for azimuth, elevation in directions)
+    if config.view_words == "none":
+        return (prompt,) * len(views)
+    directions = list(zip(views.azimuth_degrees.tolist(), views.elevation_degrees.tolist(), strict=True))
+    if config.view_words == "eight":
+        return tuple(f"{prompt}, {view_phrase(*direction)}" for direction in directions)
+    reach = {name: getattr(config, name) for name in ("front_degrees", "back_degrees", "overhead_degrees")}
+    return tuple(f"{prompt}, {four_way_phrase(*direction, **reach)}" for direction in directions)
 
 
 def text_to_3d(

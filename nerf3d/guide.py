@@ -31,6 +31,8 @@ class Guide(Protocol):
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
         """rgb: (V, 3, H, W) in [0, 1], detached. views: on the CPU. background: (V, 3) in [0, 1], the colour behind each view.
 
+        Of a learned background it is the mean colour.
+
         Must be a pure function of its arguments (draw noise from (seed, step)), otherwise a resumed fit differs.
         """
         ...

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from nerf3d.rendering.volume import RaySamples
+from nerf3d.rendering.volume import RaySamples, everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +51,10 @@ def opaqueness(alpha: Tensor) -> Tensor:
 def background_carving(alpha: Tensor, target: Tensor, background: Tensor, *, tolerance: float = 0.06) -> Tensor:
     """mean of alpha where the guide's target shows the known background colour: what should be empty, is.
 
-    alpha: (V, 1, H, W). target: (V, 3, H, W), treated as a constant. background: (V, 3). tolerance: the root of the mean
-    squared colour difference at which the pull has fallen to exp(-1/2).
+    alpha: (V, 1, H, W). target: (V, 3, H, W), treated as a constant. background: (V, 3) or (V, 3, H, W). tolerance: the root of
+    the mean squared colour difference at which the pull has fallen to exp(-1/2).
     """
-    difference = (target.detach() - background[:, :, None, None]).square().mean(1, keepdim=True)
+    difference = (target.detach() - everywhere(background.detach())).square().mean(1, keepdim=True)
     return (alpha * torch.exp(difference / (-2 * tolerance**2))).mean()
 
 

@@ -1,4 +1,4 @@
-"""View words: the one vocabulary that training captions and view-dependent prompts share.
+"""View words: the vocabulary that the toybox's captions and view-dependent prompts share, and DreamFusion's four.
 
 Left and right are the object's own sides, so azimuth 90 (the camera on +X of an object that faces +Z) is the left side.
 """
@@ -35,6 +35,27 @@ def view_phrase(azimuth_degrees: float, elevation_degrees: float) -> str:
     if elevation_degrees < BELOW_DEGREES:
         return SECTORS[sector] + " from below"
     return SECTORS[sector]
+
+
+def four_way_phrase(
+    azimuth_degrees: float,
+    elevation_degrees: float,
+    *,
+    front_degrees: float = 45.0,
+    back_degrees: float = 45.0,
+    overhead_degrees: float = 60.0,
+) -> str:
+    """DreamFusion's words (2209.14988, section 3.2), with threestudio's thresholds: front, side, back or overhead view.
+
+    front_degrees, back_degrees: how far to either side of straight ahead, or behind, an azimuth may lie. overhead_degrees:
+    the elevation above which nothing but the overhead view counts.
+    """
+    if elevation_degrees > overhead_degrees:
+        return "overhead view"
+    from_front = abs((azimuth_degrees + 180.0) % 360.0 - 180.0)
+    if from_front > 180.0 - back_degrees:
+        return "back view"
+    return "front view" if from_front < front_degrees else "side view"
 
 
 def all_view_phrases() -> tuple[str, ...]:

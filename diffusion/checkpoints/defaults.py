@@ -6,7 +6,7 @@ loaded; nothing here imports torch.
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
     "Stable Diffusion 1.x": _STABLE_DIFFUSION,
     "Stable Diffusion 2.x": _STABLE_DIFFUSION,
     "Stable Diffusion XL": (50, 5.0, 0.0, "euler", "leading"),
+    "MVDream": _STABLE_DIFFUSION,
     "Stable Diffusion": _STABLE_DIFFUSION,
 }
+RECIPES = {"MVDream": "mvdream-sd21"}
+"""How objects are distilled from a family: a name of `orchestrator.settings.recipes`; the others take USUAL_RECIPE."""
+USUAL_RECIPE = "dreamfusion-sd"
 # Distilled models: no classifier-free guidance (1), and runs that begin at the last timestep.
 DISTILLED: dict[str, tuple[int, float, float, str, str | None]] = {
     "turbo": (4, 1.0, 0.0, "euler_ancestral", "trailing"),
@@ -61,23 +65,29 @@ class Defaults:
         family: a name of FAMILIES, or "" for priors of this project, whose values are those of `jobs.specs.ImagesSpec`.
         values: by the names in SETTINGS. origins: where each value comes from, in a few words.
         note: a sentence about what was assumed; "" for nothing.
+        recipe: how objects are distilled from it; a prior of this project names its own in `dreamkiln.json`.
+        image_size: side of its pictures in pixels, where a configuration says so.
     """
 
     family: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    recipe: str = "toybox"
+    image_size: int | None = None
 
     def changed(self, origin: str, **values: Any) -> "Defaults":
         """The same with other values, and where they come from."""
-        return Defaults(self.family, self.values | values, self.origins | dict.fromkeys(values, origin), self.note)
+        return replace(self, values=self.values | values, origins=self.origins | dict.fromkeys(values, origin))
 
 
 def defaults_of(source: Source) -> Defaults:
     """The defaults of a prior that need not be loaded, and not even be here."""
     path = Path(source.location).expanduser()
-    if source.location == "toybox" or (path / "dreamkiln.json").exists():
+    if source.location == "toybox":
         return Defaults()
+    if (path / "dreamkiln.json").exists():
+        return Defaults(recipe=str(_json(path / "dreamkiln.json").get("recipe", "toybox")))
     if path.is_dir():
         found = _of_folder(path)
     else:
@@ -87,7 +97,8 @@ def defaults_of(source: Source) -> Defaults:
 
 def _usual(family: str) -> Defaults:
     values = dict(zip(SETTINGS, FAMILIES[family], strict=True))
-    return Defaults(family, values, dict.fromkeys(SETTINGS, f"{_FAMILY}, {family}"))
+    recipe = RECIPES.get(family, USUAL_RECIPE)
+    return Defaults(family, values, dict.fromkeys(SETTINGS, f"{_FAMILY}, {family}"), recipe=recipe)
 
 
 def _of_folder(folder: Path) -> Defaults:
@@ -108,12 +119,16 @@ def _of_folder(folder: Path) -> Defaults:
     if unet.get("time_cond_proj_dim"):
         values = dict(zip(SETTINGS, DISTILLED["lcm"], strict=True))
         found = found.changed("unet/config.json, time_cond_proj_dim: a latent consistency model", **values)
-    return found
+    levels = _json(folder / "vae/config.json").get("block_out_channels", range(4))
+    side = unet.get("sample_size")
+    return replace(found, image_size=side * 2 ** (len(levels) - 1)) if isinstance(side, int) else found
 
 
 def _family_of_file(path: Path) -> str:
     """By the names in a safetensors header; other files and names on the hub tell nothing before they are read."""
     names = _header(path)
+    if any("camera_embed." in name for name in names):
+        return "MVDream"
     if any(name.startswith("conditioner.embedders.1.") for name in names):
         return "Stable Diffusion XL"
     if any(name.startswith("cond_stage_model.model.") for name in names):
@@ -142,7 +157,7 @@ def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
             f"{values['guidance_scale']:g}; add '?distilled=none' if it is not."
         )
     changed = found.changed(f"distilled ({kind}), by {where}", **values)
-    return Defaults(changed.family, changed.values, changed.origins, note)
+    return replace(changed, note=note)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, get_args
 
 from nerf3d.errors import check_settings
 from nerf3d.fields import FieldConfig
 from nerf3d.regularisers import Schedule
 
 PRESETS = ("draft", "default", "fine")
+LightKind = Literal["studio", "around"]
+BackgroundKind = Literal["studio", "random", "learned"]
+Reduction = Literal["mean", "sum"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +27,21 @@ class FitConfig:
     are enlarged bilinearly, larger ones shrunk with antialiasing). num_samples: per ray.
     elevations (degrees), low_view_share, radius, fov_degrees: of the cameras, as in the toybox's training pictures: that
     share of the views lies between the first two elevations, the others between the last two.
+    radius_range (metres), fov_range (degrees): from which each view's distance and field of view are drawn; previews keep
+    radius and fov_degrees. None for these two alone. radius_by_fov: distances are in units of 1 / tan(fov / 2), at which
+    the half height of the picture is one metre, as MVDream's.
+    sphere_share: of the views, those whose direction is uniform over the zone of a sphere between the lowest and the
+    highest elevation, as threestudio draws half of its views.
     group_views: so many views are drawn as a group, evenly spaced around the object, for a guide that judges them together;
     group_jitter: degrees by which their elevations differ from the group's.
     lit_from: progress from which pictures are shaded by random lights; unlit albedo before. textureless_share: of the lit
-    steps that show white material.
+    steps that show white material. lit_share: of the steps from lit_from on that are lit.
+    lights: "studio", as in the toybox's training pictures, or "around" the camera with ambient 0.1, as in DreamFusion.
+    backgrounds: "studio" colours as in the toybox's training pictures, any "random" colour a view, or a "learned" colour
+    for every direction, which a small network is taught at background_rate (DreamFusion, section 3.1).
     density_rate, colour_rate: Adam's. rate_decay: the rates fall to this share along a cosine in the last half.
+    guide_reduction: the guide's loss is the "mean" over all values of its pictures, or the "sum" over a picture and the mean
+    over views, as in threestudio, against whose size the other terms' published factors are.
     guide_weight and the others: factors of the loss terms, each a Schedule over the fit's progress.
     occupancy_*: cells per side, steps between refreshes, threshold on opacity per sample.
     patience: share of the steps for which pictures may be empty or full before the fit counts as collapsed.
@@ -43,13 +57,22 @@ class FitConfig:
     low_view_share: float = 0.78
     radius: float = 2.7
     fov_degrees: float = 40.0
+    radius_range: tuple[float, float] | None = None
+    fov_range: tuple[float, float] | None = None
+    radius_by_fov: bool = False
+    sphere_share: float = 0.0
     group_views: int = 1
     group_jitter: float = 0.0
     lit_from: float = 0.3
+    lit_share: float = 1.0
     textureless_share: float = 0.0
+    lights: LightKind = "studio"
+    backgrounds: BackgroundKind = "studio"
+    background_rate: float = 1e-3
     density_rate: float = 0.12
     colour_rate: float = 0.03
     rate_decay: float = 0.1
+    guide_reduction: Reduction = "mean"
     guide_weight: Schedule = Schedule(1.0)
     sparsity: Schedule = Schedule(0.0)
     opaqueness: Schedule = Schedule(0.0, 0.3, 0.3, 1.0)
@@ -95,7 +118,22 @@ class FitConfig:
             "low_view_share": (0 <= self.low_view_share <= 1, a_share),
             "radius": (1 < self.radius <= 100, "a distance over 1 metre, outside the object, and at most 100"),
             "fov_degrees": (1 <= self.fov_degrees <= 150, "1 to 150 degrees"),
+            "radius_range": (
+                self.radius_range is None
+                or (0 if self.radius_by_fov else 1) < self.radius_range[0] <= self.radius_range[1] <= 100,
+                "two ascending distances over 1 metre, outside the object, and at most 100; with radius_by_fov over 0",
+            ),
+            "fov_range": (
+                self.fov_range is None or 1 <= self.fov_range[0] <= self.fov_range[1] <= 150,
+                "two ascending angles from 1 to 150 degrees",
+            ),
+            "sphere_share": (0 <= self.sphere_share <= 1, a_share),
             "lit_from": (0 <= self.lit_from <= 1, a_share),
+            "lit_share": (0 <= self.lit_share <= 1, a_share),
+            "lights": (self.lights in get_args(LightKind), f"one of {', '.join(get_args(LightKind))}"),
+            "backgrounds": (self.backgrounds in get_args(BackgroundKind), f"one of {', '.join(get_args(BackgroundKind))}"),
+            "background_rate": (0 < self.background_rate <= 10, "a learning rate over 0 and at most 10"),
+            "guide_reduction": (self.guide_reduction in get_args(Reduction), f"one of {', '.join(get_args(Reduction))}"),
             "textureless_share": (0 <= self.textureless_share <= 1, a_share),
             "density_rate": (0 < self.density_rate <= 10, "a learning rate over 0 and at most 10"),
             "colour_rate": (0 < self.colour_rate <= 10, "a learning rate over 0 and at most 10"),

@@ -25,7 +25,7 @@ from nerf3d.fields import Field
 from nerf3d.fields.base import FieldQuery
 from nerf3d.fit import terms
 from nerf3d.fit.collapse import check_collapse, check_finite
-from nerf3d.fit.config import FitConfig
+from nerf3d.fit.config import FitConfig, Reduction
 from nerf3d.fit.scene import Scene, draw_scene, object_colours
 from nerf3d.fit.state import FitState
 from nerf3d.guide import Guide, GuideReply, PromptGuide
@@ -86,9 +86,12 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Some views of a step before the guide. rgb: as large as it wants them. reply: waits for its opinion."""
+    """Some views of a step before the guide. rgb: as large as it wants them. reply: waits for its opinion.
 
-    scene: Scene
+    background: (V, 3), or (V, 3, H, W) where it is learned.
+    """
+
+    background: Tensor
     picture: RenderOutput
     rgb: Tensor
     reply: Callable[[], GuideReply]
@@ -102,7 +105,7 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     avoid = object_colours(state.field, generator=fit_stream(state.seed, "colours", step))
     drawn = draw_scene(config, seed=state.seed, step=step, avoid=avoid)
     scene = drawn.to(device)
-    query = state.field.query(normals=scene.shading != "albedo")
+    query = state.field.query(normals=scene.shading != "albedo" or config.orientation.value(progress) > 0)
     samples = fit_stream(state.seed, "samples", step)
     parts = zip(scene.parts(config.guide_parts), drawn.parts(config.guide_parts), strict=True)
     shown = [_show(state, query, *part, guide, index, samples) for index, part in enumerate(parts)]
@@ -110,9 +113,10 @@ def _advance(state: FitState, guide: Guide, device: torch.device | str) -> FitPr
     replies = [part.reply() for part in shown]
     clock.lap("guide")
     # Means over all views: those over equal parts, averaged.
-    guide_loss = torch.stack([_guide_loss(part.rgb, reply) for part, reply in zip(shown, replies, strict=True)]).mean()
+    guide_losses = [_guide_loss(part.rgb, reply, config.guide_reduction) for part, reply in zip(shown, replies, strict=True)]
+    guide_loss = torch.stack(guide_losses).mean()
     on_views = [
-        terms.on_views(config, part.picture, target=reply.target, background=part.scene.background, progress=progress)
+        terms.on_views(config, part.picture, target=reply.target, background=part.background, progress=progress)
         for part, reply in zip(shown, replies, strict=True)
     ]
     loss = config.guide_weight.value(progress) * guide_loss + torch.stack(on_views).mean()
@@ -150,12 +154,14 @@ def _show(
     drawn: the scene as it was drawn, on the CPU, whose cameras the guide is told: words for a view need numbers.
     """
     config, step = state.config, state.step
+    size = config.render_size(step / config.num_steps)
+    background = scene.background if state.background is None else state.background(scene.cameras, size)
     picture = render(
         query,
         state.occupancy,
         scene.cameras,
-        config.render_size(step / config.num_steps),
-        background=scene.background,
+        size,
+        background=background,
         shading=scene.shading,
         lights=scene.lights,
         num_samples=config.num_samples,
@@ -164,13 +170,14 @@ def _show(
     )
     rgb = resized(picture.rgb, config.guide_size)
     question = (rgb.detach().clamp(0, 1), drawn.cameras)
-    when: dict[str, Any] = {"background": scene.background, "step": step, "num_steps": config.num_steps}
+    behind = background.detach() if background.ndim == 2 else background.detach().mean((2, 3))
+    when: dict[str, Any] = {"background": behind, "step": step, "num_steps": config.num_steps}
     if config.guide_parts == 1:
-        return Shown(scene, picture, rgb, functools.partial(guide, *question, **when))
+        return Shown(background, picture, rgb, functools.partial(guide, *question, **when))
     if not isinstance(guide, PromptGuide):
         raise TypeError(f"guide_parts is {config.guide_parts}, but a {type(guide).__name__} has no `ask`; give guide_parts=1")
     first = index * len(scene.cameras)
-    return Shown(scene, picture, rgb, guide.ask(*question, **when, first_view=first, num_views=config.num_views))
+    return Shown(background, picture, rgb, guide.ask(*question, **when, first_view=first, num_views=config.num_views))
 
 
 def resized(rgb: Tensor, size: int) -> Tensor:
@@ -184,12 +191,14 @@ def resized(rgb: Tensor, size: int) -> Tensor:
     return F.interpolate(rgb, size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def _guide_loss(shown: Tensor, reply: GuideReply) -> Tensor:
-    """Mean over all values, so that weights do not depend on the number of views or pixels."""
+def _guide_loss(shown: Tensor, reply: GuideReply, reduction: Reduction) -> Tensor:
+    """Mean over all values, so that weights do not depend on the number of views or pixels; or the sum over a view's."""
     if reply.target is not None:
-        return (shown - reply.target.detach()).square().mean()
-    # A surrogate whose gradient is the guide's (DreamFusion, equation 3).
-    return (shown * reply.gradient.detach()).mean()
+        values = (shown - reply.target.detach()).square()
+    else:
+        # A surrogate whose gradient is the guide's (DreamFusion, equation 3).
+        values = shown * reply.gradient.detach()
+    return values.mean() if reduction == "mean" else values.flatten(1).sum(1).mean()
 
 
 def _refresh_occupancy(state: FitState) -> None:
@@ -202,7 +211,8 @@ def _set_rates(state: FitState, progress: float) -> None:
     config = state.config
     late = max(0.0, 2 * progress - 1)
     factor = config.rate_decay + (1 - config.rate_decay) * 0.5 * (1 + math.cos(math.pi * late))
-    for group, rate in zip(state.optimiser.param_groups, (config.density_rate, config.colour_rate), strict=True):
+    rates = (config.density_rate, config.colour_rate, config.background_rate)
+    for group, rate in zip(state.optimiser.param_groups, rates, strict=False):  # the last is there if it is learned
         group["lr"] = rate * factor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -10,13 +11,16 @@ from torch import Tensor
 from nerf3d.cameras import Cameras
 from nerf3d.fields import Field
 from nerf3d.fit.config import FitConfig
-from nerf3d.rendering import Lights, Shading, sample_backgrounds, sample_lights
+from nerf3d.rendering import Lights, Shading, lights_around, sample_backgrounds, sample_lights
 from nerf3d.streams import fit_stream, sent, uniform
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is drawn at random for one step: cameras, their lights and backgrounds (V, 3), and the shading."""
+    """What is drawn at random for one step: cameras, their lights and backgrounds (V, 3), and the shading.
+
+    Learned backgrounds take the place of those that are drawn.
+    """
 
     cameras: Cameras
     lights: Lights
@@ -49,13 +53,23 @@ def draw_scene(config: FitConfig, *, seed: int, step: int, avoid: Tensor | None 
         azimuth = (azimuth[:, None] + torch.arange(together) * (360 / together)).flatten() % 360
         jitter = config.group_jitter * uniform((num_views,), draws, -1, 1)
         elevation = (elevation.repeat_interleave(together) + jitter).clamp(config.elevations[0], config.elevations[2])
-    cameras = Cameras.orbit(azimuth, elevation, radius=config.radius, fov_degrees=config.fov_degrees)
+    ranges = (config.radius_range, config.radius), (config.fov_range, config.fov_degrees)
+    radius, fov = (
+        only if between is None else uniform((num_views // together,), draws, *between).repeat_interleave(together)
+        for between, only in ranges
+    )
+    if config.radius_by_fov:
+        radius = torch.as_tensor(radius) / torch.as_tensor(fov / 2).deg2rad().tan()
+    cameras = Cameras.orbit(azimuth, elevation, radius=radius, fov_degrees=fov)
     shading: Shading = "albedo"
-    if step >= config.lit_from * config.num_steps:
+    if step >= config.lit_from * config.num_steps and (config.lit_share == 1 or float(uniform((), draws)) < config.lit_share):
         shading = "textureless" if float(uniform((), draws)) < config.textureless_share else "lambert"
-    lights = sample_lights(cameras, generator=draws)
-    background = sample_backgrounds(num_views // together, generator=draws, avoid=avoid).repeat_interleave(together, dim=0)
-    return Scene(cameras, lights, background, shading)
+    lights = (sample_lights if config.lights == "studio" else lights_around)(cameras, generator=draws)
+    if config.backgrounds == "studio":
+        background = sample_backgrounds(num_views // together, generator=draws, avoid=avoid)
+    else:
+        background = uniform((num_views // together, 3), draws)
+    return Scene(cameras, lights, background.repeat_interleave(together, dim=0), shading)
 
 
 def _directions(config: FitConfig, num: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -69,6 +83,12 @@ def _directions(config: FitConfig, num: int, draws: torch.Generator) -> tuple[Te
         uniform((num,), draws, low, middle),
         uniform((num,), draws, middle, high),
     )
+    if config.sphere_share:
+        # The area between two elevations is the difference of their sines; threestudio draws the sine between those of a
+        # range that is evenly divided over the half circle.
+        bottom, top = (2 * (angle + 90) / 180 - 1 for angle in (low, high))
+        on_sphere = uniform((num,), draws, bottom, top).asin() * (180 / math.pi)
+        elevation = torch.where(uniform((num,), draws) < config.sphere_share, on_sphere, elevation)
     return azimuth, elevation
 
 

@@ -11,14 +11,15 @@ from torch import Tensor
 from nerf3d.errors import StateMismatch
 from nerf3d.fields import Field, FieldConfig, make_field
 from nerf3d.fit.config import FitConfig
-from nerf3d.rendering import Occupancy
+from nerf3d.rendering import LearnedBackground, Occupancy
 
 
 @dataclasses.dataclass
 class FitState:
     """Everything that changes during a fit, able to be saved as tensors.
 
-    step: steps done. empty_steps, full_steps: how many steps in a row looked collapsed.
+    background: what is learned of it, if anything. step: steps done. empty_steps, full_steps: how many steps in a row
+    looked collapsed.
     """
 
     config: FitConfig
@@ -26,6 +27,7 @@ class FitState:
     field: Field
     occupancy: Occupancy
     optimiser: torch.optim.Adam
+    background: LearnedBackground | None = None
     step: int = 0
     empty_steps: int = 0
     full_steps: int = 0
@@ -40,9 +42,13 @@ class FitState:
             {"params": field.density_parameters(), "lr": config.density_rate},
             {"params": field.colour_parameters(), "lr": config.colour_rate},
         ]
+        background = None
+        if config.backgrounds == "learned":
+            background = LearnedBackground(seed=seed).to(device)
+            groups.append({"params": list(background.parameters()), "lr": config.background_rate})
         # Fused Adam is three times faster than the others on CPU and equally deterministic.
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12, fused=True)
-        return cls(config, seed, field, occupancy, optimiser)
+        return cls(config, seed, field, occupancy, optimiser, background)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat name -> CPU tensor, ready for safetensors; copies, so that the fit may go on."""
@@ -50,6 +56,8 @@ class FitState:
         tensors = {"counters": torch.tensor(counters, dtype=torch.int64)}
         tensors |= {f"field.{k}": v for k, v in self.field.state_dict().items()}
         tensors |= {f"occupancy.{k}": v for k, v in self.occupancy.state_dict().items()}
+        if self.background is not None:
+            tensors |= {f"background.{k}": v for k, v in self.background.state_dict().items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{k}": v for k, v in slots.items()}
         return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
@@ -62,6 +70,8 @@ class FitState:
                 raise StateMismatch(f"The saved fit has seed {seed}, this one has {self.seed}; give the same seed.")
             self.field.load_state_dict(_under("field.", tensors))
             self.occupancy.load_state_dict(_under("occupancy.", tensors))
+            if self.background is not None:
+                self.background.load_state_dict(_under("background.", tensors))
             slots: dict[int, dict[str, Tensor]] = {}
             for name, value in _under("adam.", tensors).items():
                 index, key = name.split(".")

@@ -15,7 +15,8 @@ from nerf3d.rendering import RenderOutput
 def on_views(config: FitConfig, picture: RenderOutput, *, target: Tensor | None, background: Tensor, progress: float) -> Tensor:
     """The weighted sum of the terms that are means over views; a term with weight 0 is not computed.
 
-    target: (V, 3, H, W), what the guide wishes to see, if it says so. background: (V, 3), what the pictures stand before.
+    target: (V, 3, H, W), what the guide wishes to see, if it says so. background: (V, 3) or (V, 3, H, W), what the pictures
+    stand before.
     """
     alpha = picture.alpha
     total = alpha.new_zeros(())

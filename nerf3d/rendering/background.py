@@ -1,15 +1,16 @@
-"""The background: one constant colour per view, from the distribution of the toybox's training pictures.
+"""The background: one colour a view, from the distribution of the toybox's training pictures, or one that is learned.
 
 A background that the prior saw in training, and that changes at every step, is what keeps pale density from hiding
-in it; a learned one would be a place for ghosts.
+in it; in a learned one there is place for ghosts, but it is what a prior of photographs expects.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nerf3d.streams import uniform
+from nerf3d.cameras import Cameras
+from nerf3d.streams import global_stream, stream_seed, uniform
 
 MIN_DISTANCE = 0.15
 """Euclidean distance in [0, 1]^3 that the toybox keeps between a background and an object's colours."""
@@ -30,6 +31,35 @@ def sample_backgrounds(num_views: int, *, generator: torch.Generator, avoid: Ten
     gap = distances.quantile(0.1, dim=-1)
     # Any gap that is wide enough counts the same, and argmax takes the first of equals.
     return candidates[torch.arange(num_views), gap.clamp_max(MIN_DISTANCE).argmax(-1)]
+
+
+class LearnedBackground(nn.Module):
+    """A colour for every direction: nine spherical harmonics and two hidden layers of 16, as threestudio's dreamfusion-sd."""
+
+    def __init__(self, *, seed: int = 0):
+        super().__init__()
+        with global_stream(stream_seed(seed, "background")):
+            self.layers = nn.Sequential(
+                nn.Linear(9, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 3, bias=False)
+            )
+
+    def forward(self, cameras: Cameras, size: int) -> Tensor:
+        """(V, 3, size, size) in [0, 1], what stands behind each pixel."""
+        _, directions = cameras.rays(size, size)
+        return self.layers(spherical_harmonics(directions)).sigmoid().permute(0, 3, 1, 2)
+
+
+def spherical_harmonics(directions: Tensor) -> Tensor:
+    """Unit directions (..., 3) -> the nine real spherical harmonics of degrees 0 to 2, (..., 9), orthonormal on the sphere."""
+    x, y, z = directions.unbind(-1)
+    degrees = [
+        torch.full_like(x, 0.28209479177387814),
+        *(0.48860251190291987 * axis for axis in (y, z, x)),
+        *(1.0925484305920792 * product for product in (x * y, y * z, x * z)),
+        0.31539156525252005 * (3 * z * z - 1),
+        0.5462742152960396 * (x * x - y * y),
+    ]
+    return torch.stack(degrees, dim=-1)
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:

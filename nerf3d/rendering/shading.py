@@ -70,6 +70,17 @@ def sample_lights(cameras: Cameras, *, generator: torch.Generator) -> Lights:
     return _lights_beside(cameras, beside, uniform(shape, generator, 0.2, 1.0), uniform(shape, generator, 0.35, 0.7))
 
 
+def lights_around(cameras: Cameras, *, generator: torch.Generator) -> Lights:
+    """Random lights as DreamFusion draws them (2209.14988, appendix A.2), on the cameras' device.
+
+    They shine from where a standard normal step from the camera leads to; ambient is 0.1. threestudio's stand at a distance
+    of 0.8 to 1.5 there, ours are as far as the sun.
+    """
+    places = cameras.camera_to_world[:, :3, 3]
+    step = torch.empty(places.shape, device=generator.device).normal_(generator=generator).to(places)
+    return Lights(F.normalize(places + step, dim=-1), torch.full_like(cameras.radius, 0.1))
+
+
 def _lights_beside(cameras: Cameras, beside: Tensor, above: Tensor, ambient: Tensor) -> Lights:
     """Lights at each camera's place, moved along its right axis and world up, in units of its distance. Each (V,)."""
     axes = cameras.camera_to_world[:, :3, :3]

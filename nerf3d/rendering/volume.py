@@ -64,9 +64,10 @@ def render(
     """Pictures (V, 3, size, size) of a field; gradients flow to the field's parameters.
 
     occupancy: samples in its empty cells are taken as density 0 without asking the field; None asks everywhere.
-    background: (V, 3) in [0, 1]. lights: one per view; a light above each camera if None. num_samples: of a ray within the
-    sphere of `radius`, or within the occupied box if that is smaller. generator: a CPU generator for stratified samples;
-    middles of the intervals if None. Raises ValueError for an unknown shading.
+    background: (V, 3), or (V, 3, size, size) for one that is not of one colour, in [0, 1]. lights: one per view; a light above
+    each camera if None. num_samples: of a ray within the sphere of `radius`, or within the occupied box if that is smaller.
+    generator: a CPU generator for stratified samples; middles of the intervals if None. Raises ValueError for an unknown
+    shading.
     """
     with_normals = needs_normals(shading)
     query = field.query(normals=with_normals) if isinstance(field, Field) else field
@@ -94,12 +95,17 @@ def render(
     picture = sums.view(num_views, size, size, -1).permute(0, 3, 1, 2)
     alpha = picture[:, 3:4]
     return RenderOutput(
-        rgb=picture[:, :3] + (1 - alpha) * background.to(device)[:, :, None, None],
+        rgb=picture[:, :3] + (1 - alpha) * everywhere(background.to(device)),
         alpha=alpha,
         depth=picture[:, 4:5] / alpha.clamp_min(1e-6),
         normals=picture[:, 5:8] if values.normals is not None else None,
         samples=RaySamples(rays, direction, distances, weights, values.normals),
     )
+
+
+def everywhere(background: Tensor) -> Tensor:
+    """Backgrounds (V, 3) as pictures of one pixel, (V, 3, 1, 1); pictures as they are."""
+    return background[:, :, None, None] if background.ndim == 2 else background
 
 
 def ray_interval(origins: Tensor, directions: Tensor, *, radius: float, bounds: Tensor | None) -> tuple[Tensor, Tensor]:

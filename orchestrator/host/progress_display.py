@@ -180,7 +180,7 @@ def _figures(progress: Progress, rate: float) -> list[str]:
     if megabytes := progress.metrics.get("megabytes"):
         parts.append(f"{megabytes:,.0f} MB")
     if progress.seconds_left is not None and progress.step < progress.total:
-        parts.append(f"{_duration(progress.seconds_left)} left")
+        parts.append(f"{duration(progress.seconds_left)} left")
     if rate and progress.total > 1:
         parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
     return parts + [f"{name} {progress.metrics[name]:.3g}" for name in SHOWN_METRICS if name in progress.metrics]
@@ -196,7 +196,7 @@ def _fitting(parts: list[str], room: int) -> str:
     return "  ".join(taken)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

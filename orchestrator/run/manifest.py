@@ -15,6 +15,7 @@ from jobs.errors import InputError
 from jobs.extensions import code_hashes
 from jobs.prior_client import PriorInfo
 from jobs.specs import TextTo3DSpec
+from orchestrator.settings.recipes import RECIPES
 
 __all__ = ["MANIFEST", "PriorName", "begun", "end_attempt", "first_difference", "versions"]
 
@@ -75,12 +76,18 @@ def begun(
         "fingerprint": spec.fingerprint(),
         "prior": {"name": info.name, "source": spec.prior, "weights_hash": info.weights_hash},
         **({"code": code} if code else {}),
+        **({"recipe": {"name": spec.recipe, "source": _source_of(spec.recipe)}} if isinstance(spec, TextTo3DSpec) else {}),
         "device": device,
         "settings": dict(settings),
         "versions": versions(),
         "started": before.get("started", now),
         "attempts": [*before.get("attempts", ()), {"started": now}],
     }
+
+
+def _source_of(recipe: str) -> str:
+    """Where a recipe's numbers come from; a newer version may have known other ones."""
+    return RECIPES[recipe].source if recipe in RECIPES else "unknown to this version"
 
 
 def end_attempt(manifest: dict[str, Any], state: str, *, seconds: float, reason: str | None = None, **figures: Any) -> None:
@@ -106,7 +113,7 @@ def first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix:
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             if inner := first_difference(a, b, f"{prefix}{key}."):
                 return inner
-        elif a != b and key != "formats":
+        elif a != b and key not in ("formats", "recipe"):
             return f"{prefix}{key} {_short(a)}, not {_short(b)}"
     return ""
 

@@ -21,7 +21,7 @@ from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.host.signals import stopping_after_checkpoint
 from orchestrator.prior.source import PriorLoader, check_prior, loading
-from orchestrator.run import artefacts
+from orchestrator.run import artefacts, cost
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
 from orchestrator.run.folder import RunFolder, default_folder
 from orchestrator.run.manifest import first_difference
@@ -180,6 +180,7 @@ class _Attempt:
         self._under_way: dict[int, np.ndarray] = {}
         self._progress = Progress(stage="draw", step=0, total=1)
         self._messages: list[str] = []
+        self._begun_at = 0
         self._did = folder.plan.action
 
     def run(self, runtime: Runtime, before: Mapping[str, float]) -> Outcome:
@@ -187,9 +188,11 @@ class _Attempt:
         folder, begin = self._folder, self._clock()
         self._display.event(loading(self._spec.prior))
         info = runtime.prior_info()
-        self._prior_hash = info.weights_hash
+        self._info, self._prior_hash = info, info.weights_hash
         settings = {"runtime": to_plain(self._settings), "export": shaping(self._export)}
         folder.begin(info, device=info.device, settings=settings)
+        if self._spec.prior != "toybox":
+            self._say(cost.sentence(self._spec, info))
         attempt = self._attempt(info.image_size)
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {**before, "start": self._clock() - begin}
@@ -220,6 +223,7 @@ class _Attempt:
         checkpoint = self._folder.load_checkpoint() if self._did == "resume" else None
         if checkpoint is not None:
             self._say(f"Continuing from step {checkpoint.step} of {self._spec.fit.num_steps}.")
+            self._begun_at = checkpoint.step
         settings = self._settings
         return Attempt(
             self._spec,
@@ -296,10 +300,21 @@ class _Attempt:
                 folder.path, self._images, prior_hash=self._prior_hash, seconds=drawing, num_drawn=num_drawn
             )
             folder.record(paths)
+        if self._spec.prior != "toybox":
+            self._remember_pace(event.seconds, event.result)
         seconds["export"] = self._clock() - begin
         self._display.event(Progress(stage="export", step=1, total=1))
         folder.finish(seconds=seconds, metrics=event.metrics)
         return Outcome(folder.path, _artefacts(folder), self._did, seconds, event.metrics, tuple(self._messages))
+
+    def _remember_pace(self, seconds: Mapping[str, float], result: Any) -> None:
+        """What the whole of this attempt's work took, for the next job of its kind."""
+        if isinstance(self._spec, ImagesSpec):
+            working, share = seconds["draw"], result.num_drawn / self._spec.num_images
+        else:
+            working, share = seconds["fit"], 1 - self._begun_at / self._spec.fit.num_steps
+        if share > 0:
+            cost.remember(self._spec, self._info, working, share=share)
 
     @property
     def _images(self) -> ImagesSpec:

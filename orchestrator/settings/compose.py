@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion.checkpoints.defaults import defaults_of
+from diffusion.checkpoints.defaults import Defaults, defaults_of
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.source import Source
 from diffusion.distillation import DistillationConfig
@@ -27,6 +27,7 @@ from nerf3d.fields import FieldConfig
 from nerf3d.fit import PRESETS, FitConfig
 from nerf3d.mesh import MeshConfig
 from orchestrator.settings.groups import ExportSettings, PriorSettings, RuntimeSettings
+from orchestrator.settings.recipes import RECIPES, recipe_values
 
 __all__ = ["Settings", "choices", "compose", "setting_names"]
 
@@ -37,7 +38,12 @@ _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything a verb was configured with. origins: dotted key -> where a value that the prior brought comes from."""
+    """Everything a verb was configured with.
+
+    Args:
+        origins: dotted key -> where a value that the prior brought comes from.
+        recipe: the name of the 3D recipe, see `orchestrator.settings.recipes`.
+    """
 
     prior: PriorSettings
     fit: FitConfig
@@ -47,6 +53,7 @@ class Settings:
     export: ExportSettings
     runtime: RuntimeSettings
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    recipe: str = "toybox"
 
     def text_to_3d(self, prompt: str, *, seed: int) -> TextTo3DSpec:
         """The spec of one 3D job."""
@@ -55,6 +62,7 @@ class Settings:
             seed=seed,
             prior=self.prior.source,
             strict=self.prior.strict,
+            recipe=self.recipe,
             formats=self.export.formats,
             fit=self.fit,
             distillation=self.distillation,
@@ -107,15 +115,49 @@ def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None 
         InputError: an override that is not one, an unknown key or choice (named, with near matches), or a bad value.
     """
     given = {key: value for key, value in (options or {}).items() if value is not None}
-    choices = [f"{key}={value}" for key, value in given.items() if "." not in key]
-    tree = _compose_tree([*choices, *overrides], checked=[*choices, *overrides])
+    every = [*(f"{key}={value}" for key, value in given.items() if "." not in key), *overrides]
+    chosen = dict(override.split("=", 1) for override in every if override.startswith(("recipe=", "preset=")))
+    tree = _compose_tree([override for override in every if not override.startswith("recipe=")], checked=every)
     told = {*given, *(override.partition("=")[0] for override in overrides)}
-    origins = _take_defaults_of_prior(tree, str(given.get("prior.source", tree["prior"]["source"])), told)
+    defaults = _defaults_of(str(given.get("prior.source", tree["prior"]["source"])))
+    preset = chosen.get("preset", "default")
+    recipe = chosen.get("recipe") or RECIPES[defaults.recipe].fine * (preset == "fine") or defaults.recipe
+    origins = {**_take_defaults_of_prior(tree, defaults, told), **_take_recipe(tree, recipe, defaults, preset, told)}
     for key, value in given.items():
         if "." in key:
             group, name = key.split(".", 1)
             tree[group][name] = value
-    return _typed(tree, {**origins, **_take_rates_of_field(tree, told)})
+    return _typed(tree, {**origins, **_take_rates_of_field(tree, told)}, recipe)
+
+
+def _defaults_of(source: str) -> Defaults:
+    """Of a prior. Raises InputError where it names a recipe that there is not."""
+    try:
+        defaults = defaults_of(Source.parse(source))
+    except PriorError:
+        return Defaults()  # the prior is refused with a sentence of its own
+    if defaults.recipe not in RECIPES:
+        raise InputError(
+            f"The prior {source} names the recipe {defaults.recipe!r} in its dreamkiln.json; there are: {', '.join(RECIPES)}."
+        )
+    return defaults
+
+
+def _take_recipe(tree: dict[str, Any], recipe: str, defaults: Defaults, preset: str, told: Set[str]) -> dict[str, str]:
+    """Put a recipe's values where the user chose no others, and show the prior pictures of its own size.
+
+    Returns:
+        Dotted key -> where its value comes from.
+    """
+    origins = {}
+    for key, value, origin in recipe_values(recipe, preset=preset, told=told):
+        group, name = key.split(".")
+        if isinstance(value, Mapping):
+            value = {inner: tree[group][name][inner] if f"{key}.{inner}" in told else value[inner] for inner in value}
+        tree[group][name], origins[key] = value, origin
+    if defaults.image_size is not None and "fit.guide_size" not in told:
+        tree["fit"]["guide_size"], origins["fit.guide_size"] = defaults.image_size, "the prior's own size"
+    return origins
 
 
 def _take_rates_of_field(tree: dict[str, Any], told: Set[str]) -> dict[str, str]:
@@ -134,7 +176,7 @@ def _take_rates_of_field(tree: dict[str, Any], told: Set[str]) -> dict[str, str]
     return origins
 
 
-def _take_defaults_of_prior(tree: dict[str, Any], source: str, told: Set[str]) -> dict[str, str]:
+def _take_defaults_of_prior(tree: dict[str, Any], defaults: Defaults, told: Set[str]) -> dict[str, str]:
     """Put the values that a prior's owners expect where nobody chose another: none of the toybox's reaches another prior.
 
     Args:
@@ -143,12 +185,6 @@ def _take_defaults_of_prior(tree: dict[str, Any], source: str, told: Set[str]) -
     Returns:
         Dotted key -> where its value comes from.
     """
-    if source == "toybox":
-        return {}
-    try:
-        defaults = defaults_of(Source.parse(source))
-    except PriorError:
-        return {}  # the prior is refused with a sentence of its own
     ours = codec.to_plain(ImagesSpec(prompt="any"))
     origins = {}
     for name, value in defaults.values.items():
@@ -160,7 +196,7 @@ def _take_defaults_of_prior(tree: dict[str, Any], source: str, told: Set[str]) -
 def choices() -> dict[str, list[str]]:
     """Group -> the names that `group=name` takes."""
     groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIG_FOLDER.iterdir()}
-    return {name: names for name, names in sorted(groups.items()) if names} | {"fit": list(PRESETS)}
+    return {name: names for name, names in sorted(groups.items()) if names} | {"fit": list(PRESETS), "recipe": list(RECIPES)}
 
 
 def _compose_tree(overrides: Sequence[str], *, checked: Sequence[str]) -> dict[str, Any]:
@@ -203,7 +239,7 @@ def _register() -> None:
         store.store(group="fit", name=name, node=node)
 
 
-def _typed(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+def _typed(tree: Mapping[str, Any], origins: Mapping[str, str], recipe: str) -> Settings:
     field = codec.from_plain(FieldConfig, tree["field"], path="field")
     fit = codec.from_plain(FitConfig, {**tree["fit"], "field": field}, path="fit")
     images = dict(tree["images"])
@@ -217,6 +253,7 @@ def _typed(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
         export=codec.from_plain(ExportSettings, tree["export"], path="export"),
         runtime=codec.from_plain(RuntimeSettings, tree["runtime"], path="runtime"),
         origins=origins,
+        recipe=recipe,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.distillation import DistillationConfig
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import CollapsedError, InputError, JobFailed, PriorFailed
 from jobs.events import Checkpoint, ImageReady, Message, Progress, ViewsUnderWay
@@ -197,11 +198,14 @@ def test_the_guide_is_a_pure_function_of_the_step(prior):
 
 def test_prompts_say_where_the_camera_stands():
     views = Cameras.orbit([0.0, 90.0, 180.0], [10.0, 50.0, -5.0])
-    assert view_prompts("a chair", views) == (
+    assert view_prompts("a chair", views, DistillationConfig()) == (
         "a chair, front view",
         "a chair, left side view from above",
         "a chair, back view from below",
     )
+    four = DistillationConfig(view_words="four", overhead_degrees=45)
+    assert view_prompts("a chair", views, four) == ("a chair, front view", "a chair, overhead view", "a chair, back view")
+    assert view_prompts("a chair", views, DistillationConfig(view_words="none")) == ("a chair",) * 3
 
 
 def test_the_guide_is_shown_the_priors_own_size(prior):

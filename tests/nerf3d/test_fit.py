@@ -14,7 +14,7 @@ from nerf3d.fit import PRESETS, FitConfig, FitState, draw_scene, fit, object_col
 from nerf3d.fit.loop import resized
 from nerf3d.guide import GuideReply
 from nerf3d.regularisers import Schedule
-from nerf3d.rendering import render_views
+from nerf3d.rendering import LearnedBackground, render_views
 from nerf3d.streams import fit_stream, uniform
 from nerf3d.toybox.items import build_parts
 from nerf3d.toybox.kinds import KINDS
@@ -297,3 +297,74 @@ def test_render_sizes_start_at_the_first_step():
     assert [FitConfig().render_size(p) for p in (0.0, 0.39, 0.4, 0.99)] == [32, 32, 64, 64]
     with pytest.raises(ValueError, match="the size of the first step"):
         FitConfig(render_sizes=((0.2, 32),))
+
+
+def test_distances_and_fields_of_view_are_drawn_from_their_ranges():
+    config = dataclasses.replace(
+        TINY, num_views=512, radius_range=(1.5, 2.0), fov_range=(40.0, 70.0), elevations=(-10.0, 45.0, 45.0), low_view_share=1.0
+    )
+    cameras = draw_scene(config, seed=0, step=0).cameras
+    for values, (low, high) in ((cameras.radius, (1.5, 2.0)), (cameras.fov_degrees, (40.0, 70.0))):
+        assert (
+            low <= float(values.min()) < low + 0.02 * (high - low) and high - 0.02 * (high - low) < float(values.max()) <= high
+        )
+        assert float(values.mean()) == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
+    torch.testing.assert_close(cameras.camera_to_world[:, :3, 3].norm(dim=-1), cameras.radius)
+    by_fov = draw_scene(dataclasses.replace(config, radius_by_fov=True, radius_range=(0.8, 1.0)), seed=0, step=0).cameras
+    half_height = by_fov.radius * (by_fov.fov_degrees / 2).deg2rad().tan()
+    assert float(half_height.min()) >= 0.7999 and float(half_height.max()) <= 1.0001
+
+
+def test_directions_on_the_sphere_cover_equal_areas():
+    """threestudio's: the sine of the elevation is uniform between those of the range's ends, as shares of the half circle."""
+    config = dataclasses.replace(TINY, num_views=1024, elevations=(-89.99, 89.99, 89.99), sphere_share=1.0)
+    sines = draw_scene(config, seed=0, step=0).cameras.elevation_degrees.deg2rad().sin().sort().values
+    torch.testing.assert_close(sines, torch.linspace(-1, 1, 1024), atol=0.08, rtol=0)
+
+
+def test_a_share_of_the_lit_steps_is_lit_and_lights_stand_around():
+    config = dataclasses.replace(TINY, num_steps=1000, lit_from=0.2, lit_share=0.75, textureless_share=0.5, lights="around")
+    scenes = [draw_scene(config, seed=0, step=step) for step in range(1000)]
+    shadings = [scene.shading for scene in scenes]
+    assert set(shadings[:200]) == {"albedo"}
+    for shading, share in (("albedo", 0.25), ("lambert", 0.375), ("textureless", 0.375)):
+        assert shadings[200:].count(shading) / 800 == pytest.approx(share, abs=0.05)
+    lights = torch.cat([scene.lights.direction for scene in scenes])
+    cameras = torch.cat([scene.cameras.camera_to_world[:, :3, 3] for scene in scenes])
+    torch.testing.assert_close(lights.norm(dim=-1), torch.ones(2000))
+    # Of c + n with n standard normal and |c| = 2.7, directions gather around c.
+    cosine = (lights * F.normalize(cameras, dim=-1)).sum(-1)
+    expected = F.normalize(cameras + torch.randn(2000, 3, generator=fit_stream(9)), dim=-1)
+    assert float(cosine.mean()) == pytest.approx(float((expected * F.normalize(cameras, dim=-1)).sum(-1).mean()), abs=0.02)
+    assert bool((scenes[0].lights.ambient == 0.1).all())
+
+
+def test_a_learned_background_takes_on_what_stands_behind_the_object_and_is_resumed():
+    """The guide wants a ball before sky blue; the field starts empty of it, so the background has to become blue."""
+    config = dataclasses.replace(TINY, backgrounds="learned", background_rate=0.1, num_steps=60, patience=1.0)
+    sky = torch.tensor([0.2, 0.5, 0.9])
+
+    def guide(rgb, views, *, background, step, num_steps):
+        assert background.shape == (len(rgb), 3)
+        return GuideReply(2 * (rgb - sky[:, None, None]), None)
+
+    steps = fit(config, guide, seed=0)
+    for _ in range(30):
+        progress = next(steps)
+    saved = progress.state.state_dict()
+    assert any(name.startswith("background.") for name in saved)
+    *_, progress = steps
+    before, seen = (background(Cameras.orbit([0.0, 120.0], 20.0), 8).detach().mean((0, 2, 3)) for background in (
+        LearnedBackground(seed=0), progress.state.background
+    ))  # fmt: skip
+    assert float((seen - sky).norm()) < 0.4 * float((before - sky).norm())
+    *_, last = fit(config, guide, seed=0, state=saved)
+    for name, value in progress.state.background.state_dict().items():
+        assert torch.equal(last.state.background.state_dict()[name], value), name
+
+
+def test_a_summed_guide_weighs_as_many_times_more_as_a_picture_has_values():
+    from nerf3d.fit.loop import _guide_loss
+
+    shown, reply = torch.rand(2, 3, 5, 5), GuideReply(torch.rand(2, 3, 5, 5), None)
+    torch.testing.assert_close(_guide_loss(shown, reply, "sum"), 75 * _guide_loss(shown, reply, "mean"))

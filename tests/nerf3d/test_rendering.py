@@ -16,7 +16,7 @@ from nerf3d.cameras import Cameras
 from nerf3d.errors import BackendUnavailable
 from nerf3d.fields import DensePyramid, FieldConfig, HashGrid
 from nerf3d.rendering import Lights, Occupancy, headlights, needs_compiling, nerfacc_backend, render, render_views
-from nerf3d.rendering.background import sample_backgrounds
+from nerf3d.rendering.background import LearnedBackground, sample_backgrounds, spherical_harmonics
 from nerf3d.rendering.shading import sample_lights, shade
 from nerf3d.rendering.volume import ray_interval
 from nerf3d.streams import fit_stream, uniform
@@ -362,3 +362,17 @@ def test_flattened_samples_on_cuda_equal_batched_samples_on_cpu():
 def test_lights_can_be_indexed_by_view():
     lights = Lights(torch.eye(3), torch.tensor([0.1, 0.2, 0.3]))
     assert lights[1:].ambient.tolist() == pytest.approx([0.2, 0.3])
+
+
+def test_spherical_harmonics_are_orthonormal():
+    directions = F.normalize(torch.randn(200_000, 3, generator=fit_stream(3)), dim=-1)
+    basis = spherical_harmonics(directions)
+    torch.testing.assert_close(4 * torch.pi * basis.T @ basis / len(basis), torch.eye(9), atol=0.03, rtol=0)
+
+
+def test_a_background_of_many_colours_stands_behind_its_own_pixels():
+    field = random_field()
+    learned = LearnedBackground(seed=1)(CAMERAS, 8).detach()
+    plain = render(field, None, CAMERAS, 8, background=torch.zeros(len(CAMERAS), 3))
+    picture = render(field, None, CAMERAS, 8, background=learned)
+    torch.testing.assert_close(picture.rgb, plain.rgb + (1 - plain.alpha) * learned)

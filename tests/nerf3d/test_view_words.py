@@ -2,7 +2,7 @@
 
 import pytest
 
-from nerf3d.view_words import SECTORS, all_view_phrases, view_phrase
+from nerf3d.view_words import SECTORS, all_view_phrases, four_way_phrase, view_phrase
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,30 @@ def test_heights(elevation, suffix):
 def test_nothing_else_is_said():
     said = {view_phrase(a / 2, e) for a in range(-720, 1440) for e in (-5, 20, 60)}
     assert said == set(all_view_phrases()) and len(said) == 3 * len(SECTORS)
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "phrase"),
+    [
+        (0, 0, "front view"),
+        (44.9, 0, "front view"),
+        (315.1, 60, "front view"),
+        (45, 0, "side view"),
+        (-45, 0, "side view"),
+        (135, 0, "side view"),
+        (135.1, 0, "back view"),
+        (180, -10, "back view"),
+        (-136, 0, "back view"),
+        (0, 60.1, "overhead view"),
+        (180, 75, "overhead view"),
+    ],
+)
+def test_dreamfusions_four_words(azimuth, elevation, phrase):
+    """threestudio's conditions: front within (-45, 45), back beyond 135 to either side, overhead above 60, side otherwise."""
+    assert four_way_phrase(azimuth, elevation) == phrase
+
+
+def test_thresholds_of_the_four_words_are_settings():
+    assert four_way_phrase(50, 0, front_degrees=60) == "front view"
+    assert four_way_phrase(100, 0, back_degrees=90) == "back view"
+    assert four_way_phrase(0, 50, overhead_degrees=45) == "overhead view"

@@ -1,0 +1,97 @@
+"""What a job costs, said before it begins: steps, rows of the network, memory, and time where this machine has measured it.
+
+Measurements are kept as seconds a row in STATE/pace.json, one for each prior, device and kind of work, as jobs end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+from dataclasses import dataclass
+
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.footprint import footprint
+from jobs.prior_client import PriorInfo
+from jobs.specs import JobSpec, TextTo3DSpec
+from orchestrator.host.atomic import write_text
+from orchestrator.host.progress_display import duration
+from orchestrator.host.state_folder import StateFolder
+
+__all__ = ["Cost", "remember", "sentence"]
+
+PACE = "pace.json"
+MOST_REMEMBERED = 500
+CALLS_A_STEP = {"heun": 2}
+"""Of the network, of samplers that call it more than once."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """steps: of the fit, or of all pictures' sampling. rows: of the network. kind: what work of one pace has in common."""
+
+    steps: int
+    rows: int
+    kind: str
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Cost:
+        """What is asked of the prior by a job that nothing of is done yet."""
+        if isinstance(spec, TextTo3DSpec):
+            fit, steps = spec.fit, spec.fit.num_steps
+            calls = steps * fit.num_views
+            # What else takes time in a step: the field's part grows with rays and samples.
+            shown = [fit.render_sizes, fit.num_samples, fit.num_views, fit.guide_size, fit.field.kind, spec.distillation.form]
+            return cls(steps, calls * _halves(spec.distillation.guidance_scale), f"3d {json.dumps(shown)}")
+        share = 1.0 if spec.strength is None else spec.strength
+        steps = spec.num_images * math.ceil(spec.num_steps * share)
+        rows = steps * CALLS_A_STEP.get(spec.sampler, 1) * _halves(spec.guidance_scale)
+        return cls(steps, rows, f"images {spec.chunk_size} {'strict' if spec.strict else ''}")
+
+
+def _halves(guidance_scale: float) -> int:
+    """Rows that classifier-free guidance makes of one."""
+    return 1 if guidance_scale in (0, 1) else 2
+
+
+def sentence(spec: JobSpec, info: PriorInfo) -> str:
+    """What the whole job costs."""
+    cost = Cost.of(spec)
+    pace = _paces().get(_key(cost, info))
+    time = (
+        f"about {duration(pace * cost.rows)}, at the pace of the last such job on {info.device}"
+        if pace
+        else f"unknown, because nothing like it has been measured on {info.device} yet"
+    )
+    with contextlib.suppress(PriorError, OSError):
+        memory = f"about {footprint(spec.prior).total / 1e9:.1f} GB of memory for the prior"
+        return f"This job takes {cost.steps:,} steps, {cost.rows:,} rows of the prior's network and {memory}; time: {time}."
+    return f"This job takes {cost.steps:,} steps and {cost.rows:,} rows of the prior's network; memory: unknown; time: {time}."
+
+
+def remember(spec: JobSpec, info: PriorInfo, seconds: float, *, share: float) -> None:
+    """Keep the pace of work that is done, for the next job of its kind; where it cannot be written, nothing is kept.
+
+    Args:
+        seconds: that this share of the job, over 0 to 1, took.
+    """
+    cost = Cost.of(spec)
+    paces = {**_paces(), _key(cost, info): seconds / max(1.0, cost.rows * share)}
+    kept = dict(list(paces.items())[-MOST_REMEMBERED:])
+    with contextlib.suppress(Exception):
+        folder = StateFolder.find().path
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(folder / PACE, json.dumps(kept, indent=0))
+
+
+def _paces() -> dict[str, float]:
+    with contextlib.suppress(Exception):
+        found = json.loads((StateFolder.find().path / PACE).read_text(encoding="utf-8"))
+        return {str(name): float(pace) for name, pace in found.items()}
+    return {}
+
+
+def _key(cost: Cost, info: PriorInfo) -> str:
+    where = (platform.node(), info.device, info.weights_hash[:16], info.image_size)
+    return " ".join(map(str, (*where, cost.kind)))
