@@ -104,9 +104,30 @@ class Prior(Checkpoint):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents."""
-        side = self.image_size // self.autoencoder.config.spatial_factor
-        return (self.autoencoder.config.latent_channels, side, side)
+        """(C, h, w) of the latents of one picture of its own size."""
+        return self.latent_shape_of(self._own_size)
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels of a picture's side for each of its latents' side: widths and heights are multiples of it."""
+        return self.autoencoder.config.spatial_factor
+
+    def latent_shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of this (height, width) in pixels.
+
+        Raises:
+            PriorError: a side that is no multiple of `size_multiple`, or another size than its own of a prior that takes
+                cameras, whose position features belong to one size.
+        """
+        factor = self.size_multiple
+        if any(side < factor or side % factor for side in size):
+            raise PriorError(
+                f"the picture is {size[1]}x{size[0]} pixels; expected multiples of {factor}, such as "
+                f"{_nearest(size[1], factor)}x{_nearest(size[0], factor)}"
+            )
+        if self.num_views is not None and size != self._own_size:
+            raise PriorError(f"the prior {self.name} takes cameras and draws {self.image_size}x{self.image_size} pixels alone")
+        return (self.autoencoder.config.latent_channels, size[0] // factor, size[1] // factor)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -192,6 +213,10 @@ class Prior(Checkpoint):
         clauses += not_read(prompt)
         return f"Of the prompt {prompt!r}: {'; '.join(clauses)}." if clauses else None
 
+    def _told_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """The size that a prompt's condition depends on: of networks that are not told any, always their own."""
+        return self._own_size if size is None or self.text_encoder_2 is None else size
+
     @property
     def _own_size(self) -> tuple[int, int]:
         return (self.image_size, self.image_size)
@@ -216,16 +241,23 @@ class Prior(Checkpoint):
             prompts, negative_prompts: as many of each; "" by default. size, num_chunks: see `encode_text`.
         """
         negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
-        size, num_chunks = size or self._own_size, num_chunks or self.num_chunks([*prompts, *negative_prompts])
+        size, num_chunks = self._told_size(size), num_chunks or self.num_chunks([*prompts, *negative_prompts])
         tokens = [self._row(prompt, size, num_chunks) for prompt in prompts]
         negative = [self._row(self._negative(prompt), size, num_chunks) for prompt in negative_prompts]
         return Condition(side_by_side(tokens), side_by_side(negative))
 
-    def has_condition(self, prompt: str, negative_prompt: str = "", *, num_chunks: int | None = None) -> bool:
+    def has_condition(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        *,
+        size: tuple[int, int] | None = None,
+        num_chunks: int | None = None,
+    ) -> bool:
         """Whether `condition` has this pair ready."""
         chunks = num_chunks or self.num_chunks([prompt, negative_prompt])
         texts = (prompt, self._negative(negative_prompt))
-        return all((text, self._own_size, chunks) in self.text_cache for text in texts)
+        return all((text, self._told_size(size), chunks) in self.text_cache for text in texts)
 
     def _negative(self, prompt: str) -> str | None:
         """None stands for no text at all, which is not the same as the empty text."""
@@ -315,6 +347,10 @@ class Prior(Checkpoint):
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.autoencoder.encode(images), images, latent_gradient)
         return gradient
+
+
+def _nearest(side: int, factor: int) -> int:
+    return max(1, round(side / factor)) * factor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class PriorInfo:
         name: short name, or the folder it was loaded from.
         weights_hash: sha256 over all weights and the schedule; two priors with one hash answer alike.
         image_size: pixels per side of the pictures it was trained on.
+        size_multiple: widths and heights of its pictures are multiples of so many pixels.
         schedule: the noise schedule it was trained with.
         vocabulary: the words it knows, or None where it takes any.
         notes: sentences for whoever asks it about what was passed over or assumed when it was read.
@@ -51,6 +52,7 @@ class PriorInfo:
     elevation_jitter: float = 0.0
     view_words: bool = False
     picture_suffix: str = ""
+    size_multiple: int = 1
 
     @property
     def tells_sides_apart(self) -> bool:
@@ -116,7 +118,8 @@ class DrawRequest:
         sampler: a name in `diffusion.samplers.SAMPLERS`. timestep_spacing: see `diffusion.samplers.timesteps_for`.
         guidance: classifier-free guidance of every image.
         negative_prompt: one for all images.
-        init_images: (N, 3, H, W) in [0, 1] at the prior's image size: draw these anew instead of from noise alone.
+        size: (height, width) of the images in pixels; None for the prior's own.
+        init_images: (N, 3, H, W) in [0, 1] of that size: draw these anew instead of from noise alone.
         masks: (N, 1, H, W) in [0, 1], 1 where init_images are repainted, 0 where they stay to the last bit.
         strength: of the change, 0 (none) to 1 (init_images matter only through the masks); see
             `diffusion.samplers.image_to_image`. Unused without init_images.
@@ -134,6 +137,7 @@ class DrawRequest:
     timestep_spacing: Spacing | None = None
     guidance: Guidance = field(default_factory=Guidance)
     negative_prompt: str = ""
+    size: tuple[int, int] | None = None
     init_images: Tensor | None = None
     masks: Tensor | None = None
     strength: float = 1.0

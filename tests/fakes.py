@@ -72,7 +72,10 @@ class FakePrior:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        return (3, self.image_size // 4, self.image_size // 4)
+        return self.latent_shape_of((self.image_size, self.image_size))
+
+    def latent_shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        return (3, size[0] // 4, size[1] // 4)
 
     def unknown_words(self, prompt: str) -> list[str]:
         return [word for word in prompt.lower().split() if word not in VOCABULARY]
@@ -102,9 +105,8 @@ class FakePrior:
         raise TypeError(request)
 
     def _denoise(self, x_t: Tensor, t: Tensor, condition: requests.Condition) -> Prediction:
-        side = x_t.shape[-1]
-        axis = (torch.arange(side) + 0.5) / side * 2 - 1
-        inside = (axis[:, None] ** 2 + axis[None] ** 2 < 0.6**2).float()
+        rows, columns = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in x_t.shape[-2:])
+        inside = (rows[:, None] ** 2 + columns[None] ** 2 < 0.6**2).float()
         ball = condition.tokens[:, 0, :, None, None] * 2 - 1
         x0 = ball * inside + 0.8 * (1 - inside)
         return Prediction.from_output(x0, x_t, self.schedule.alpha(t), self.schedule.sigma(t), kind="sample")

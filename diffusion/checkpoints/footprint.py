@@ -19,7 +19,7 @@ from diffusion.checkpoints.weights import PICKLES, read_json, weight_files
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
 from diffusion.networks.unet import UNetConfig, per_level
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["Footprint", "activation_bytes", "footprint"]
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROCESS_BYTES = 300 * 10**6
@@ -65,11 +65,23 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
     if given.vae is not None:
         other, _ = locate(given.vae, offline=True)
         vae_weights = _bytes([other] if other.is_file() else weight_files(other, *VAE_STEMS), 4)
+    latents = (unet.sample_size, unet.sample_size)
+    activations = activation_bytes(unet, autoencoder, latents, rows=rows, pictures=pictures)
+    return Footprint(weights + vae_weights, MAX_TEXT_BYTES, activations)
+
+
+def activation_bytes(
+    unet: UNetConfig, autoencoder: Sequence[int], latents: tuple[int, int], *, rows: int, pictures: int
+) -> int:
+    """Bytes that work holds at its widest, of pictures whose latents are (h, w).
+
+    Args:
+        autoencoder: widths of the decoder's levels. rows: of a forward. pictures: that are decoded at once.
+    """
     # Numbers at full size in the decoder's last level.
     widest = autoencoder[min(1, len(autoencoder) - 1)]
-    decoding = MAPS_OF_DECODER * widest * (unet.sample_size * 2 ** (len(autoencoder) - 1)) ** 2
-    activations = 4 * max(rows * _network_row(unet), pictures * decoding)
-    return Footprint(weights + vae_weights, MAX_TEXT_BYTES, activations)
+    decoding = MAPS_OF_DECODER * widest * prod(latents) * 4 ** (len(autoencoder) - 1)
+    return 4 * max(rows * _network_row(unet, latents), pictures * decoding)
 
 
 Measured = tuple[UNetConfig, tuple[int, ...], int, int]
@@ -101,10 +113,9 @@ def _single_file(path: Path, width: int) -> Measured:
     return unet, kind.autoencoder.block_out_channels, weights, numbers(AUTOENCODER) * 4
 
 
-def _network_row(config: UNetConfig) -> int:
+def _network_row(config: UNetConfig, latents: tuple[int, int]) -> int:
     """Numbers that one row of the network's forward holds at its widest: every skip connection, and a block at work."""
-    sides = [config.sample_size // 2**level for level in range(config.levels)]
-    maps = [channels * side**2 for channels, side in zip(config.block_out_channels, sides, strict=True)]
+    maps = [channels * prod(latents) // 4**level for level, channels in enumerate(config.block_out_channels)]
     layers = per_level(config.layers_per_block, config.levels)
     skips = sum((count + 1) * numbers for count, numbers in zip(layers, maps, strict=True))
     attentive = [numbers for numbers, block in zip(maps, config.down_block_types, strict=True) if "Attn" in block]

@@ -6,6 +6,7 @@ to run out of memory (SynerDiff, 2605.08835).
 
 from collections.abc import Sequence
 from dataclasses import fields
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -41,9 +42,19 @@ class AutoencoderStage:
             shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in _tensors(request))
             groups.setdefault((type(request), shapes, alone), []).append(index)
         for (kind, _, alone), members in groups.items():
-            together = self._answer(kind, [requests[index] for index in members], rows=1 if alone else self._rows)
+            of_kind = [requests[index] for index in members]
+            together = self._answer(kind, of_kind, rows=1 if alone else self._rows_of(of_kind[0]))
             answers |= dict(zip(members, together, strict=True))
         return [answers[index] for index in range(len(requests))]
+
+    def _rows_of(self, request: CodingRequest) -> int:
+        """Pictures of a call: of larger ones than the prior's own as many fewer as they are larger."""
+        pictures = _tensors(request)[0]
+        own = getattr(self._model, "latent_shape", None)
+        if own is None or isinstance(request, EncodeRequest | EncodeGradientRequest):
+            side = getattr(self._model, "image_size", None)
+            own = pictures.shape[1:] if side is None else (3, side, side)
+        return max(1, int(self._rows * min(1.0, prod(own[1:]) / prod(pictures.shape[2:]))))
 
     def _answer(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> list[Tensor | Exception]:
         """Together while that works; otherwise each alone, so that an exception ends the request that it belongs to."""
@@ -54,7 +65,7 @@ class AutoencoderStage:
                 return [error]
             if is_out_of_memory(error):
                 release_cached_memory()
-        rows = min(rows, self._rows)
+        rows = min(rows, self._rows_of(requests[0]))
         return [answer for request in requests for answer in self._answer(kind, [request], rows=rows)]
 
     def _together(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> Sequence[Tensor]:
@@ -70,7 +81,7 @@ class AutoencoderStage:
             except Exception as error:
                 if is_out_of_memory(error) and size > 1:
                     release_cached_memory()
-                    self._rows = rows = size // 2
+                    self._rows = rows = size // 2  # of the prior's own size it may be more, but memory is short
                     continue
                 raise
             start += size

@@ -7,6 +7,7 @@ denoising steps; here sampling trajectories and one-step score-distillation quer
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +41,8 @@ class EngineConfig:
     """Batch sizes of the stages.
 
     Args:
-        row_cap: network rows of a forward that several requests share; see `profile_batches`.
+        row_cap: network rows of a forward that several requests share; see `profile_batches`. This and the next two count
+            rows of the prior's own size; of larger pictures a forward takes as many fewer as they are larger.
         max_rows: network rows of a forward when one request is alone. It does not follow from a measurement, so that a
             job that is alone is computed in the same batches, and to the same bits, each time.
         strict_rows: rows of every forward with strict rows in it. Strict results hold for one value of it.
@@ -124,6 +126,7 @@ class Engine:
         kind: Kind = "trajectory",
         slots: Sequence[int] | None = None,
         preview_every: int = 0,
+        size: tuple[int, int] | None = None,
     ) -> Ticket:
         """Queue a request; it is let in at the next step.
 
@@ -135,6 +138,7 @@ class Engine:
             slots: strict mode, B integers, e.g. the seeds: requests whose slots differ modulo half of `strict_rows` share
                 a forward. The result is bit-identical for the same slots, alone and in any company.
             preview_every: denoising answers between two previews of a trajectory; 0 for none.
+            size: (height, width) of the pictures in pixels, for networks that are told it; the prior's own by default.
         """
         prompts = tuple(prompts)
         negatives = tuple(negative_prompts) if negative_prompts is not None else ("",) * len(prompts)
@@ -153,6 +157,7 @@ class Engine:
             slots=None if slots is None else tuple(slots),
             preview_every=preview_every,
             submitted_at=self._clock(),
+            size=size,
         )
         self._numbers += 1
         self._queued[ticket] = None
@@ -288,11 +293,13 @@ class Engine:
         key = min(groups, key=lambda key: self._last_served.get(key, -1))
         self._last_served = {key: self._last_served.get(key, -1) for key in groups} | {key: self._steps}
         members = groups[key]
+        scale = self._scale(_rows(members[0]))
         if members[0].strict:
             members += groups.get((*key[:-1], False), [])
-            batch = pack_strictly(self._turns(members, self.config.strict_rows), size=self.config.strict_rows)
+            size = max(min(2, self.config.strict_rows), int(self.config.strict_rows * scale))  # both halves of a guidance
+            batch = pack_strictly(self._turns(members, size), size=size)
         else:
-            limit = self._max_rows if self.live == 1 else self._row_cap
+            limit = max(1, int((self._max_rows if self.live == 1 else self._row_cap) * scale))
             batch = pack(((ticket, _rows(ticket).todo) for ticket in self._turns(members, limit)), limit=limit)
         self._forward(batch)
         for ticket, rows in self._taken.items():
@@ -300,6 +307,11 @@ class Engine:
         for ticket in [part.ticket for part in batch.parts]:
             if not ticket.finished and not _rows(ticket).todo:
                 self._answer(ticket)
+
+    def _scale(self, rows: NetworkRows) -> float:
+        """How much of the prior's own picture a row's fits into, at most 1: forwards of all sizes cost about the same."""
+        own = getattr(self._model, "latent_shape", None)
+        return 1.0 if own is None else min(1.0, prod(own[1:]) / prod(rows.request.x_t.shape[2:]))
 
     def _turns(self, members: Sequence[Ticket], capacity: int) -> Iterator[Ticket]:
         """The fair order; notes what was taken, from which what is computed will be subtracted."""
@@ -339,7 +351,7 @@ class Engine:
             self._report.out_of_memory = True
             if batch.num_groups > 1 and not strict:
                 # The rows stay to be done; the next step takes fewer of them.
-                self._max_rows = batch.size // 2
+                self._max_rows = max(1, int(batch.size // 2 / self._scale(batch.parts[0].source)))
                 self._row_cap = min(self._row_cap, self._max_rows)
                 return
             for part in strict or batch.parts:

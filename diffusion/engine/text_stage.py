@@ -31,6 +31,7 @@ class TextStage:
         pairs = list(zip(ticket.prompts, ticket.negative_prompts, strict=True))
         count = getattr(self._model, "num_chunks", None)
         more = {} if count is None else {"num_chunks": count([*ticket.prompts, *ticket.negative_prompts])}
+        more |= {} if ticket.size is None else {"size": ticket.size}
         for pair in dict.fromkeys(pairs):
             if pair in ticket.texts:
                 continue

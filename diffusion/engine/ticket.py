@@ -34,6 +34,7 @@ class Ticket:
         prompts, negative_prompts: B of each. begin: see `Begin`.
         slots: for strict mode, B integers that place the rows; None otherwise.
         preview_every: denoising answers between two previews; 0 for none.
+        size: (height, width) of the pictures in pixels, which some networks are told; None for the prior's own.
         state: "queued" until it is let in, then "running", then "done", "failed" or "cancelled".
         steps: denoising answers so far.
         submitted_at, started_at, finished_at: by the engine's clock.
@@ -48,6 +49,7 @@ class Ticket:
     slots: tuple[int, ...] | None
     preview_every: int
     submitted_at: float
+    size: tuple[int, int] | None = None
     started_at: float | None = None
     finished_at: float | None = None
     state: State = "queued"

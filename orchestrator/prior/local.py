@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import requests, seeding
-from diffusion.checkpoints.errors import not_read
+from diffusion.checkpoints.errors import PriorError, not_read
 from diffusion.denoising_loss import denoising_losses
 from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
@@ -25,6 +25,7 @@ from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, LossQuery, PriorInfo
+from orchestrator.prior.room import check_fits
 from orchestrator.prior.source import refusal
 
 __all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
@@ -50,6 +51,10 @@ class AnswersRequests(Protocol):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one picture."""
+        ...
+
+    def latent_shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of one picture of this (height, width)."""
         ...
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> requests.Condition:
@@ -161,6 +166,7 @@ class LocalPrior:
             elevation_jitter=getattr(prior, "elevation_jitter", 0.0),
             view_words=getattr(card, "view_words", False),
             picture_suffix=getattr(card, "picture_suffix", ""),
+            size_multiple=getattr(prior, "size_multiple", 1),
         )
 
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
@@ -257,7 +263,14 @@ class LocalPrior:
         return Pending((ticket,), lambda results: results[0])
 
     def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
-        """Hand the request to the engine; strict images go one by one, so that it does not matter who asks for how many."""
+        """Hand the request to the engine; strict images go one by one, so that it does not matter who asks for how many.
+
+        Raises:
+            InputError: a size that the prior cannot draw, or for which the device has no memory, with both numbers.
+        """
+        self._latent_shape(request.size)
+        if request.size is not None:
+            check_fits(self._prior, request.size)
         groups = range(0, len(request.seeds), request.group_views)
         parts = [_only(request, first) for first in groups] if request.strict else [request]
 
@@ -269,6 +282,7 @@ class LocalPrior:
                 job=job,
                 slots=_slots(part) if part.strict else None,
                 preview_every=preview_every,
+                size=part.size,
             )
 
         return Pending(tuple(map(submit, parts)), np.concatenate)
@@ -281,12 +295,12 @@ class LocalPrior:
     def _drawing(self, request: DrawRequest, condition: requests.Condition) -> Generator[requests.Request, Any, np.ndarray]:
         """uint8 pictures (N, H, W, 3), everything asked of the networks as requests."""
         names = [_noise_name(seed, n % request.group_views) for n, seed in enumerate(request.seeds)]
-        sampler, noise = SAMPLERS[request.sampler], self._noise(names)
+        sampler, noise = SAMPLERS[request.sampler], self._noise(names, request.size)
         sampling = self._sampling(request, condition.seen_from(request.cameras, request.group_views), names)
         sees_mask = getattr(self._prior, "sees_mask", False)
         if request.init_images is None:
             if sees_mask:
-                sampling["condition"] = yield from self._unmasked(sampling["condition"])
+                sampling["condition"] = yield from self._unmasked(sampling["condition"], request.size)
             latents = yield from sampler(noise, **sampling)
             pictures = yield requests.DecodeRequest(latents)
         else:
@@ -316,19 +330,30 @@ class LocalPrior:
             "timesteps": timesteps_for(request.sampler, prior.schedule, request.num_steps, spacing=request.timestep_spacing),
             "condition": condition,
             "guidance": guidance,
-            "noise": seeding.step_noise(names, prior.latent_shape),
+            "noise": seeding.step_noise(names, self._latent_shape(request.size)),
             **({"first_order_from_noise": True} if careful else {}),
         }
 
-    def _unmasked(self, condition: requests.Condition) -> Generator[requests.Request, Any, requests.Condition]:
+    def _unmasked(
+        self, condition: requests.Condition, size: tuple[int, int] | None = None
+    ) -> Generator[requests.Request, Any, requests.Condition]:
         """The condition of a network that sees a mask, where there is no picture and so all of it is masked."""
-        size = self._prior.image_size
-        grey = torch.full((len(condition.tokens), 3, size, size), 0.5, device=self._prior.device)
+        size = size or (self._prior.image_size, self._prior.image_size)
+        grey = torch.full((len(condition.tokens), 3, *size), 0.5, device=self._prior.device)
         return (yield from with_mask(condition, grey, None))
 
-    def _noise(self, names: Sequence[Sequence[seeding.Key]]) -> Tensor:
+    def _noise(self, names: Sequence[Sequence[seeding.Key]], size: tuple[int, int] | None = None) -> Tensor:
         streams = [seeding.stream(int(name[0]), *name[1:]) for name in names]
-        return seeding.normal_rows(self._prior.latent_shape, streams, device=self._prior.device)
+        return seeding.normal_rows(self._latent_shape(size), streams, device=self._prior.device)
+
+    def _latent_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """(C, h, w) of pictures of this (height, width); the prior's own without one. Raises InputError."""
+        if size is None:
+            return self._prior.latent_shape
+        try:
+            return self._prior.latent_shape_of(size)
+        except PriorError as error:
+            raise refusal(error) from error
 
 
 def _uint8(pictures: Tensor) -> np.ndarray:
@@ -372,7 +397,7 @@ def load_prior(source: str, device: str = "cpu") -> LocalPrior:
     Raises:
         InputError: the folder or one of its files is missing, truncated or does not fit the others.
     """
-    from diffusion.prior import Prior, PriorError
+    from diffusion.prior import Prior
 
     try:
         return LocalPrior(Prior.load(source, device=device))
