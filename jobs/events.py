@@ -68,9 +68,9 @@ class ImageReady:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesUnderWay:
-    """What images `index`, `index` + 1, ... look like before they are finished: uint8 (n, h, w, 3), after `steps` steps."""
+    """What the images `indices` look like before they are finished: uint8 (n, h, w, 3), after `steps` steps."""
 
-    index: int
+    indices: tuple[int, ...]
     steps: int
     images: np.ndarray
 

@@ -7,7 +7,7 @@ with one fingerprint give the same pictures and the same mesh (on one machine, w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -19,7 +19,18 @@ from jobs.words.prompts import check_prompt, slug
 from nerf3d.fit import FitConfig
 from nerf3d.mesh import MeshConfig
 
-__all__ = ["BEST_METRIC", "MESH_FORMATS", "MESH_METRICS", "ExportSpec", "ImagesSpec", "JobSpec", "TextTo3DSpec"]
+__all__ = [
+    "BEST_METRIC",
+    "MESH_FORMATS",
+    "MESH_METRICS",
+    "ExportSpec",
+    "ImagesSpec",
+    "JobSpec",
+    "PictureSettings",
+    "PictureSpec",
+    "Spec",
+    "TextTo3DSpec",
+]
 
 MESH_FORMATS = ("glb", "gltf", "obj", "ply", "stl", "3mf", "usdz")
 MESH_METRICS = (
@@ -45,11 +56,10 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 1_000_000
 
 
-class _Spec:
-    """What both kinds of job share."""
+class Spec:
+    """What all kinds of job share."""
 
     kind: ClassVar[str]
-    prompt: str
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with the kind of job beside the fields."""
@@ -64,13 +74,18 @@ class _Spec:
         return self.fingerprint()
 
     @property
+    def title(self) -> str:
+        """What the job is about, in words."""
+        raise NotImplementedError
+
+    @property
     def name(self) -> str:
-        """A safe, readable, practically unique name: slug of the prompt and eight digits of the identity."""
-        return f"{slug(self.prompt)}-{self.identity()[:8]}"
+        """A safe, readable, practically unique name: slug of the title and eight digits of the identity."""
+        return f"{slug(self.title)}-{self.identity()[:8]}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTo3DSpec(_Spec):
+class TextTo3DSpec(Spec):
     """One sentence to one mesh.
 
     Args:
@@ -105,47 +120,41 @@ class TextTo3DSpec(_Spec):
         object.__setattr__(self, "formats", _check_formats(self.formats))
         _check_seed(self.seed)
 
+    @property
+    def title(self) -> str:
+        """The prompt."""
+        return self.prompt
+
     def identity(self) -> str:
         """sha256 (hex) of everything but `mesh`: a finished fit can be cut in other ways and stays the same job."""
         return replace(self, mesh=MeshConfig()).fingerprint()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesSpec(_Spec):
-    """N pictures of one prompt; image i is drawn from seed + i.
+class PictureSettings:
+    """How pictures are drawn: what one picture, many of one prompt and a table of prompts are all told.
 
     Args:
-        prompt: the sentence, 1 to 2,000 characters.
-        num_images: 1 to a million.
-        seed: of image 0; 0 to 2^63 - 1.
+        seed: of the first picture; 0 to 2^63 - 1.
         prior: "toybox" or the folder of another prior.
         strict: each picture is the same to the last bit whatever else the shared prior is asked meanwhile, which costs speed.
         num_steps: sampler steps, 1 to 1,000. 20 of dpmpp_2m come as near to the exact flow as 30 of ddim.
         guidance_scale: s of uncond + s (cond - uncond).
         guidance_rescale: 0 (off) to 1.
+        guidance_interval: timesteps from the first to the second are guided, the others only conditional.
         sampler: a name in `diffusion.samplers.SAMPLERS`.
         timestep_spacing: where along the schedule it calls the network; see `diffusion.samplers.timesteps_for`. None is the
             prior's own.
         negative_prompt: what the unconditional side is told instead of nothing.
-        guidance_interval: timesteps from the first to the second are guided, the others only conditional.
         chunk_size: images that share a forward pass. Part of the fingerprint, because a batch's size shows in the last bit.
-        init_image: sha256 of the pixels of a picture to draw anew instead of starting from noise alone. The pixels travel
-            beside the spec (`jobs.images.EditSource`).
-        mask: sha256 of the pixels of its mask, white where it is repainted.
-        strength: of the change, 0 (none) to 1 (as if there were no picture). None is 0.6, or 1 with a mask.
-        num_views: 0 for pictures without a camera. Otherwise so many neighbouring pictures are views of one object, evenly
-            spaced around it, from a prior that takes cameras; object n is drawn from seed + n.
-        azimuth_degrees, elevation_degrees: of the first view's camera, and of all views'.
-        mask_feather: standard deviation of the blur of the mask's edge in the prior's pixels, 0 (hard) to 10.
+        strength: of the change to an initial image, 0 (none) to 1 (as if there were no picture). None is 0.6, or 1 with a
+            mask.
+        mask_feather: standard deviation of the blur of a mask's edge in the prior's pixels, 0 (hard) to 10.
 
     Raises:
         InputError: a value that is not allowed, named.
     """
 
-    kind: ClassVar[str] = "images"
-
-    prompt: str
-    num_images: int = 16
     seed: int = 0
     prior: str = "toybox"
     strict: bool = False
@@ -157,20 +166,12 @@ class ImagesSpec(_Spec):
     timestep_spacing: Spacing | None = None
     negative_prompt: str = ""
     chunk_size: int = 8
-    init_image: str | None = None
-    mask: str | None = None
     strength: float | None = None
     mask_feather: float = 1.0
-    num_views: int = 0
-    azimuth_degrees: float = 0.0
-    elevation_degrees: float = 15.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", check_prompt(self.prompt))
         check_prompt(self.negative_prompt, name="negative prompt", allow_empty=True)
         _check_seed(self.seed)
-        _check_range("num_images", self.num_images, 1, MAX_IMAGES)
-        _check_seed(self.seed + self.num_images - 1)
         _check_range("num_steps", self.num_steps, 1, 1000)
         _check_range("guidance_scale", self.guidance_scale, -100, 1000)
         _check_range("guidance_rescale", self.guidance_rescale, 0, 1)
@@ -183,8 +184,60 @@ class ImagesSpec(_Spec):
         _check_range("mask_feather", self.mask_feather, 0, 10)
         if self.strength is not None:
             _check_range("strength", self.strength, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSpec(PictureSettings):
+    """One picture, drawn from `seed`.
+
+    Args:
+        prompt: the sentence, 1 to 2,000 characters.
+        init_image: sha256 of the pixels of a picture to draw anew instead of starting from noise alone; of a row of a table
+            the path or URL in its cell. The pixels travel beside the spec (`jobs.images.EditSource`).
+        mask: the same of its mask, white where it is repainted.
+
+    Raises:
+        InputError: a value that is not allowed, named.
+    """
+
+    prompt: str
+    init_image: str | None = None
+    mask: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", check_prompt(self.prompt))
+        super().__post_init__()
         if self.init_image is None and self.mask is not None:
             raise InputError("There is a mask but no picture that it belongs to; give --init-image as well.")
+        if self.init_image is not None and self.strength is None:
+            object.__setattr__(self, "strength", 0.6 if self.mask is None else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesSpec(PictureSpec, Spec):
+    """N pictures of one prompt: a table of N equal rows, of which row i is drawn from seed + i.
+
+    Args:
+        num_images: 1 to a million.
+        num_views: 0 for pictures without a camera. Otherwise so many neighbouring pictures are views of one object, evenly
+            spaced around it, from a prior that takes cameras; object n is drawn from seed + n.
+        azimuth_degrees, elevation_degrees: of the first view's camera, and of all views'.
+
+    Raises:
+        InputError: a value that is not allowed, named.
+    """
+
+    kind: ClassVar[str] = "images"
+
+    num_images: int = 16
+    num_views: int = 0
+    azimuth_degrees: float = 0.0
+    elevation_degrees: float = 15.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_range("num_images", self.num_images, 1, MAX_IMAGES)
+        _check_seed(self.seed + self.num_images - 1)
         _check_range("num_views", self.num_views, 0, 64)
         _check_range("azimuth_degrees", self.azimuth_degrees, -360, 360)
         _check_range("elevation_degrees", self.elevation_degrees, -80, 80)
@@ -195,8 +248,16 @@ class ImagesSpec(_Spec):
             )
         if self.num_views and self.init_image is not None:
             raise InputError("A given picture cannot be drawn anew from several sides; leave out --views or --init-image.")
-        if self.init_image is not None and self.strength is None:
-            object.__setattr__(self, "strength", 0.6 if self.mask is None else 1.0)
+
+    @property
+    def title(self) -> str:
+        """The prompt."""
+        return self.prompt
+
+    def picture(self, index: int) -> PictureSpec:
+        """Picture `index`, which is picture 0 of the seed that it has here; views of one object share its seed."""
+        shared = {item.name: getattr(self, item.name) for item in fields(PictureSpec)}
+        return PictureSpec(**shared | {"seed": self.seed + index // max(1, self.num_views)})
 
     def azimuth_of(self, index: int) -> float:
         """Degrees from the front of the camera that picture `index` is drawn from; of a job with `num_views`."""
@@ -204,7 +265,7 @@ class ImagesSpec(_Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSpec:
+class ExportSpec(Spec):
     """A finished 3D job cut and written again; it needs no prior.
 
     Args:
@@ -225,13 +286,10 @@ class ExportSpec:
         if not Path(self.run).is_absolute():
             raise InputError(f"The run folder {self.run!r} is not a full path; give one that begins with /.")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, with the kind of job beside the fields."""
-        return {"kind": self.kind, **codec.to_plain(self)}
-
-    def fingerprint(self) -> str:
-        """sha256 (hex) of the folder and the settings."""
-        return codec.fingerprint(self)
+    @property
+    def title(self) -> str:
+        """Which run is exported."""
+        return f"export {Path(self.run).name}"
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row
 from jobs.errors import InputError
 from jobs.prior_client import PriorInfo
-from jobs.specs import ImagesSpec
+from jobs.specs import PictureSpec
 from jobs.words.prompts import check_prompt
 
 __all__ = ["ALIASES", "SETTINGS", "Cause", "Failed", "Picture", "extra_columns", "extra_values", "failed", "read_row"]
@@ -47,17 +47,19 @@ class Picture:
     Args:
         row: where it comes from.
         image: prompt, seed and settings. Its init_image and mask are paths or URLs, as the cells say.
+        camera: (azimuth, elevation) in degrees of a view; None for a picture without a camera.
     """
 
     row: Row
-    image: ImagesSpec
+    image: PictureSpec
+    camera: tuple[float, float] | None = None
 
     @property
     def together(self) -> tuple[Any, ...]:
         """Pictures for which this is equal can share a forward pass."""
         image = self.image
         guidance = (image.guidance_scale, image.guidance_rescale, image.negative_prompt)
-        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance)
+        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance, self.camera is None)
         return settings if image.init_image is None else (*settings, image.strength, image.mask is not None)
 
 
@@ -93,7 +95,7 @@ def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo) -> Picture | Fail
         if "mask" in changes and "init_image" not in changes:
             raise InputError("There is a mask but no init_image; give the picture that the mask belongs to.")
         _check_size(cells.get("size"), info)
-        return Picture(row=row, image=spec.image(prompt, **{"seed": spec.seed + row.index, **changes}))
+        return Picture(row=row, image=spec.picture(prompt, **{"seed": spec.seed + row.index, **changes}))
     except InputError as error:
         return failed(row, "setting", str(error))
 

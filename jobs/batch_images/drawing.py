@@ -1,24 +1,47 @@
-"""The way from rows to pictures: grouped by settings, asked of the prior in chunks, answered in order."""
+"""The way from rows to pictures: grouped by settings, asked of the prior in chunks, answered in order.
+
+The pictures of one prompt (`jobs.images`) and those of a table go this way, so a picture is the same from either.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from diffusion.requests import Guidance
 from jobs.batch_images.cells import Failed, Picture, failed, read_row
 from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row, batched
 from jobs.errors import InputError, JobFailed
-from jobs.images import EditSource, draw_request
-from jobs.prior_client import PriorClient, PriorInfo
+from jobs.events import ImagesUnderWay
+from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
+from nerf3d.cameras import Cameras
 
-__all__ = ["Drawn", "LoadSource", "draw_rows"]
+__all__ = ["Drawing", "Drawn", "EditSource", "LoadSource", "draw_rows"]
 
 LEAST_ROWS_TO_BLAME_THE_PRIOR = 16
 CHUNKS_PER_WINDOW = 16
+
+
+@dataclass(frozen=True, eq=False)
+class EditSource:
+    """What an edited picture starts from, at the prior's image size.
+
+    Args:
+        image: (3, S, S) in [0, 1].
+        mask: (1, S, S) in [0, 1], 1 where the image is repainted, 0 where it stays to the last bit; None repaints all.
+        hashes: sha256 of the pixels as they were given, as `ImagesSpec.init_image` and `mask` have them.
+    """
+
+    image: Tensor
+    mask: Tensor | None = None
+    hashes: Mapping[str, str | None] = field(default_factory=dict)
+
 
 LoadSource = Callable[[Picture, int], EditSource]
 """(a picture with an initial image, pixels per side) -> what it starts from; raises InputError."""
@@ -38,94 +61,144 @@ class Drawn:
         return self.picture.row
 
 
-def draw_rows(
-    spec: BatchImagesSpec,
-    rows: Iterable[Row],
-    prior: PriorClient,
-    *,
-    info: PriorInfo,
-    load_source: LoadSource | None = None,
-) -> Iterator[Drawn | Failed]:
-    """Draw the rows and yield one answer a row, in their order.
-
-    Rows with the same settings are drawn together, at most `chunk_size` at once, within windows of 16 chunks: what is held
-    does not grow with the number of rows. When a forward pass fails, its rows are tried one by one, so that a poisonous
-    row fails alone.
-
-    Args:
-        info: the prior's; fetched once by the caller.
-        load_source: reads initial images and masks; without it such rows fail.
-
-    Raises:
-        JobFailed: the prior itself is gone, or failed at every one of many rows.
-    """
-    drawing = _Drawing(spec, prior, info, load_source)
-    reached = num_failed = 0
-    for window in batched(rows, spec.chunk_size * CHUNKS_PER_WINDOW):
-        for answer in drawing.window(window):
-            yield answer
-            blamed = isinstance(answer, Failed) and answer.cause == "prior"
-            reached += blamed or isinstance(answer, Drawn)
-            num_failed += blamed
-            if isinstance(answer, Failed) and num_failed == reached >= LEAST_ROWS_TO_BLAME_THE_PRIOR:
-                raise JobFailed(f"The prior failed at each of the first {num_failed} rows that reached it; {answer.message}")
+_Ready = tuple[Picture, EditSource | None]
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    spec: BatchImagesSpec
+class Drawing:
+    """How pictures are drawn.
+
+    Args:
+        prior: who draws. info: its own, fetched once by the caller.
+        chunk_size: pictures that are asked for at once, at most.
+        load_source: reads initial images and masks; without it such rows fail.
+        group_views: so many neighbouring pictures are views of one object.
+        preview_every: sampler steps between two looks at the unfinished pictures; 0 for none.
+        rows_fail_alone: when a forward pass fails its rows are tried one by one, so that a poisonous row fails alone;
+            otherwise the error is raised.
+    """
+
     prior: PriorClient
     info: PriorInfo
-    load_source: LoadSource | None
+    chunk_size: int
+    load_source: LoadSource | None = None
+    group_views: int = 1
+    preview_every: int = 0
+    rows_fail_alone: bool = True
 
-    def window(self, rows: Sequence[Row]) -> Iterator[Drawn | Failed]:
-        """Answers in the order of the rows, each as soon as those before it are there."""
+    def run(self, pictures: Iterable[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+        """One answer a picture, in their order.
+
+        Pictures with the same settings are drawn together, at most `chunk_size` at once, within windows of 16 chunks: what is
+        held does not grow with their number.
+
+        Raises:
+            JobFailed: the prior itself is gone, or failed at every one of many rows.
+        """
+        reached = num_failed = 0
+        for window in batched(pictures, self.chunk_size * CHUNKS_PER_WINDOW):
+            for answer in self._window(window):
+                yield answer
+                blamed = isinstance(answer, Failed) and answer.cause == "prior"
+                reached += blamed or isinstance(answer, Drawn)
+                num_failed += blamed
+                if isinstance(answer, Failed) and num_failed == reached >= LEAST_ROWS_TO_BLAME_THE_PRIOR:
+                    raise JobFailed(
+                        f"The prior failed at each of the first {num_failed} rows that reached it; {answer.message}"
+                    )
+
+    def _window(self, pictures: Sequence[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+        """Answers in the order of the pictures, each as soon as those before it are there."""
         answers: dict[int, Drawn | Failed] = {}
         groups: dict[object, list[Picture]] = {}
-        for row in rows:
-            picture = read_row(self.spec, row, self.info)
+        for picture in pictures:
             if isinstance(picture, Failed):
-                answers[row.index] = picture
+                answers[picture.row.index] = picture
             else:
                 groups.setdefault(picture.together, []).append(picture)
-        waiting = deque(row.index for row in rows)
-        for pictures in groups.values():
-            for chunk in batched(pictures, self.spec.chunk_size):
+        waiting = deque(picture.row.index for picture in pictures)
+        for group in groups.values():
+            for chunk in batched(group, self.chunk_size):
                 for answer in self._chunk(chunk):
-                    answers[answer.row.index] = answer
+                    if isinstance(answer, ImagesUnderWay):
+                        yield answer
+                    else:
+                        answers[answer.row.index] = answer
                 while waiting and waiting[0] in answers:
                     yield answers.pop(waiting.popleft())
         for index in waiting:
             yield answers[index]
 
-    def _chunk(self, pictures: Sequence[Picture]) -> Iterator[Drawn | Failed]:
-        ready: list[tuple[Picture, EditSource | None]] = []
+    def _chunk(self, pictures: Sequence[Picture]) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+        ready: list[_Ready] = []
         for picture in pictures:
             try:
                 ready.append((picture, self._source(picture)))
             except InputError as error:
+                if not self.rows_fail_alone:
+                    raise
                 yield failed(picture.row, "initial image", str(error))
         if not ready:
             return
         try:
             yield from self._together(ready)
         except Exception:
+            if not self.rows_fail_alone:
+                raise
             self.prior.info()  # raises where the prior is gone; then no row is to blame
-            for picture, source in ready:
-                yield self._alone(picture, source)
+            for one in ready:
+                yield self._alone(one)
 
-    def _alone(self, picture: Picture, source: EditSource | None) -> Drawn | Failed:
+    def _alone(self, one: _Ready) -> Drawn | Failed:
         try:
-            return self._together([(picture, source)])[0]
+            (drawn,) = (answer for answer in self._together([one]) if isinstance(answer, Drawn))
         except Exception as error:
             self.prior.info()
             words = str(error) if isinstance(error, (JobFailed, InputError)) else f"{type(error).__name__}: {error}"
-            return failed(picture.row, "prior", words)
+            return failed(one[0].row, "prior", words)
+        return drawn
 
-    def _together(self, ready: Sequence[tuple[Picture, EditSource | None]]) -> list[Drawn]:
-        request = draw_request([picture.image for picture, _ in ready], [source for _, source in ready])
-        images = self.prior.draw(request)
-        return [Drawn(picture=one, source=source, image=array) for (one, source), array in zip(ready, images, strict=True)]
+    def _together(self, ready: Sequence[_Ready]) -> Iterator[Drawn | ImagesUnderWay]:
+        request = self._request(ready)
+        if self.preview_every:
+            images = yield from self._watched(request, ready)
+        else:
+            images = self.prior.draw(request)
+        for (picture, source), image in zip(ready, images, strict=True):
+            yield Drawn(picture=picture, source=source, image=image)
+
+    def _watched(self, request: DrawRequest, ready: Sequence[_Ready]) -> Generator[ImagesUnderWay, None, np.ndarray]:
+        drawing = self.prior.draw_watched(request, every=self.preview_every)
+        while True:
+            try:
+                glimpse = next(drawing)
+            except StopIteration as finished:
+                return finished.value
+            indices = [picture.row.index for picture, _ in ready[glimpse.first : glimpse.first + len(glimpse.images)]]
+            yield ImagesUnderWay(indices=tuple(indices), steps=glimpse.steps, images=glimpse.images)
+
+    def _request(self, ready: Sequence[_Ready]) -> DrawRequest:
+        """One request for pictures that differ in prompt, seed, camera and initial picture alone."""
+        first = ready[0][0].image
+        given = [source for _, source in ready if source is not None]
+        masks = [source.mask for source in given if source.mask is not None]
+        cameras = [picture.camera for picture, _ in ready if picture.camera is not None]
+        suffix = self.info.picture_suffix if cameras else ""
+        return DrawRequest(
+            prompts=tuple(picture.image.prompt + suffix for picture, _ in ready),
+            seeds=tuple(picture.image.seed for picture, _ in ready),
+            cameras=Cameras.orbit(*map(list, zip(*cameras, strict=True))).pose_vectors() if cameras else None,
+            group_views=self.group_views,
+            num_steps=first.num_steps,
+            sampler=first.sampler,
+            timestep_spacing=first.timestep_spacing,
+            guidance=Guidance(scale=first.guidance_scale, rescale=first.guidance_rescale, interval=first.guidance_interval),
+            negative_prompt=first.negative_prompt,
+            init_images=torch.stack([source.image for source in given]) if given else None,
+            masks=torch.stack(masks) if masks else None,
+            strength=1.0 if first.strength is None else first.strength,
+            strict=first.strict,
+        )
 
     def _source(self, picture: Picture) -> EditSource | None:
         if picture.image.init_image is None:
@@ -133,3 +206,17 @@ class _Drawing:
         if self.load_source is None:
             raise InputError("The row has an init_image, but initial images cannot be read here.")
         return self.load_source(picture, self.info.image_size)
+
+
+def draw_rows(
+    spec: BatchImagesSpec,
+    rows: Iterable[Row],
+    prior: PriorClient,
+    *,
+    info: PriorInfo,
+    load_source: LoadSource | None = None,
+    preview_every: int = 0,
+) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+    """Draw the rows of a table: one answer a row, in their order. Arguments and errors are those of `Drawing`."""
+    drawing = Drawing(prior, info, spec.chunk_size, load_source, preview_every=preview_every)
+    return drawing.run(read_row(spec, row, info) for row in rows)

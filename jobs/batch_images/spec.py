@@ -7,12 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from diffusion.samplers import Spacing
 from jobs import codec
 from jobs.batch_images.table import Table
 from jobs.errors import InputError
-from jobs.specs import ImagesSpec
-from jobs.words.prompts import slug
+from jobs.specs import PictureSettings, PictureSpec, Spec
 
 __all__ = ["OUTPUT_FORMATS", "BatchImagesSpec", "shard_range"]
 
@@ -21,17 +19,12 @@ MAX_SHARD_SIZE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchImagesSpec:
-    """Every row of a table to one picture.
+class BatchImagesSpec(PictureSettings, Spec):
+    """Every row of a table to one picture; row r is drawn from seed + r. The settings are those of rows that say nothing else.
 
     Args:
         table: the prompts and what comes with them.
         prompt_column: the column that holds the prompts.
-        seed: row r is drawn from seed + r.
-        prior, num_steps, guidance_scale, guidance_rescale, guidance_interval, sampler, timestep_spacing,
-            negative_prompt, strength,
-            mask_feather, chunk_size: see `ImagesSpec`; of the rows that say nothing else.
-        strict: each picture is bit-identical whatever else the prior is asked meanwhile, which costs speed.
         shard_size: rows per shard, 1 to 100,000.
         output_format: "png", "webdataset" or "parquet".
 
@@ -43,19 +36,6 @@ class BatchImagesSpec:
 
     table: Table
     prompt_column: str = "prompt"
-    seed: int = 0
-    prior: str = ImagesSpec.prior
-    num_steps: int = ImagesSpec.num_steps
-    guidance_scale: float = ImagesSpec.guidance_scale
-    guidance_rescale: float = ImagesSpec.guidance_rescale
-    guidance_interval: tuple[int, int] = ImagesSpec.guidance_interval
-    sampler: str = ImagesSpec.sampler
-    timestep_spacing: Spacing | None = ImagesSpec.timestep_spacing
-    negative_prompt: str = ImagesSpec.negative_prompt
-    strength: float | None = ImagesSpec.strength
-    mask_feather: float = ImagesSpec.mask_feather
-    chunk_size: int = ImagesSpec.chunk_size
-    strict: bool = False
     shard_size: int = 1000
     output_format: str = "png"
 
@@ -69,12 +49,13 @@ class BatchImagesSpec:
             )
         if not self.table.num_rows:
             raise InputError(f"{self.table.name} holds no rows; give a table with at least one prompt.")
-        self.image("any", seed=self.seed + self.table.num_rows - 1)
+        super().__post_init__()
+        self.picture("any", seed=self.seed + self.table.num_rows - 1)
 
-    def image(self, prompt: str, **changes: Any) -> ImagesSpec:
+    def picture(self, prompt: str, **changes: Any) -> PictureSpec:
         """The settings of one row's picture, checked. Raises InputError naming the value that is not allowed."""
-        shared = {name: getattr(self, name) for name in _SHARED}
-        return ImagesSpec(**{"prompt": prompt, "num_images": 1, **shared, **changes})
+        shared = {item.name: getattr(self, item.name) for item in dataclasses.fields(PictureSettings)}
+        return PictureSpec(**{"prompt": prompt, **shared, **changes})
 
     @property
     def num_shards(self) -> int:
@@ -82,22 +63,9 @@ class BatchImagesSpec:
         return math.ceil(self.table.num_rows / self.shard_size)
 
     @property
-    def name(self) -> str:
-        """A safe, readable, practically unique name: the table's and eight digits of the fingerprint."""
-        return f"{slug(self.table.name)}-{self.fingerprint()[:8]}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, with the kind of job beside the fields."""
-        return {"kind": self.kind, **codec.to_plain(self)}
-
-    def fingerprint(self) -> str:
-        """sha256 (hex) of everything that can change the result, the table's content included."""
-        return codec.fingerprint(self)
-
-
-_SHARED = tuple(
-    item.name for item in dataclasses.fields(ImagesSpec) if item.name in {f.name for f in dataclasses.fields(BatchImagesSpec)}
-)
+    def title(self) -> str:
+        """The table's name."""
+        return self.table.name
 
 
 def shard_range(spec: BatchImagesSpec, shard: int) -> range:

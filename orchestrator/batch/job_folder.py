@@ -7,6 +7,7 @@
     OUT/_grids/00007.png       a few of its pictures
     OUT/_failures.jsonl        every row without a picture
     OUT/index.html, grid.png   for people
+    OUT/preview.png            unfinished pictures, where they are asked for; gone at the end
     OUT/...                    the shards, see `sinks`
 """
 
@@ -31,8 +32,8 @@ from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.storage import markers
 from orchestrator.batch.storage.stores import Store
 from orchestrator.batch.tables.source import TableSource
-from orchestrator.host.atomic import output_error
-from orchestrator.run.manifest import MANIFEST, begun, end_attempt, first_difference
+from orchestrator.run.artefacts import PREVIEW
+from orchestrator.run.manifest import MANIFEST, another_job, begun, end_attempt, first_difference, read_manifest
 from orchestrator.settings.batch import FAILURES
 
 __all__ = ["MANIFEST", "JobFolder", "Mode", "read_spec"]
@@ -60,7 +61,7 @@ class JobFolder:
         self._retry = mode == "retry-failed"
         self._begin = time.monotonic()
         self._clean()
-        manifest = _read_manifest(store)
+        manifest = _manifest_of(store)
         if manifest is not None and (mode == "overwrite" or manifest.get("state") == "clearing"):
             self._clear(manifest)
             manifest = None
@@ -152,6 +153,7 @@ class JobFolder:
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """All shards are committed."""
+        self._store.remove([PREVIEW])
         self._clean()  # what a worker left that died meanwhile
         self.manifest["report"] = dict(report)
         self._end("succeeded", report)
@@ -160,6 +162,7 @@ class JobFolder:
         """The job is not done; what cannot be written must not hide why."""
         if self.manifest.get("state") == "running":
             with contextlib.suppress(OutputError):
+                self._store.remove([PREVIEW])
                 self._end(state, report, reason)
 
     def attempts(self) -> list[Mapping[str, Any]]:
@@ -191,13 +194,10 @@ class JobFolder:
     def _check_same_job(self, manifest: Mapping[str, Any]) -> None:
         if manifest.get("fingerprint") == self.spec.fingerprint():
             return
-        where, theirs = self._store.location, manifest.get("spec", {})
-        other = first_difference({**theirs, "table": None}, {**self.spec.to_json(), "table": None})
-        if other or manifest.get("kind") != self.spec.kind:
-            raise InputError(
-                f"{where} belongs to another job ({other or 'of another kind'}); choose another --out, repeat that job's own "
-                "settings to continue it, or give --overwrite."
-            )
+        where = self._store.location
+        theirs, ours = ({**spec, "table": None} for spec in (manifest["spec"], self.spec.to_json()))
+        if first_difference(theirs, ours):
+            raise another_job(theirs, ours, where, or_else=", or give --overwrite")
         before = _spec_of(manifest)
         if not self._retry:
             raise InputError(
@@ -237,7 +237,7 @@ class JobFolder:
             for shard in some:
                 self._store.clean(f"{shard:05d}")
             self._store.remove([*names, *own])
-        self._store.remove([GRID, PAGE, FAILURES, MANIFEST])
+        self._store.remove([GRID, PAGE, PREVIEW, FAILURES, MANIFEST])
 
     def _end(self, state: str, report: Mapping[str, Any], reason: str | None = None) -> None:
         figures = {name: report[name] for name in ("num_drawn_by_last_attempt", "cpu_seconds") if name in report}
@@ -251,28 +251,18 @@ class JobFolder:
 
 def read_spec(store: Store) -> BatchImagesSpec:
     """What the job that wrote there draws. Raises OutputError where there is none."""
-    manifest = _read_manifest(store)
+    manifest = _manifest_of(store)
     if manifest is None or manifest["kind"] != BatchImagesSpec.kind:
         raise OutputError(f"{store.location} holds no job of a table of prompts; give the --out of one.")
     return _spec_of(manifest)
 
 
-def _read_manifest(store: Store) -> dict[str, Any] | None:
-    try:
+def _manifest_of(store: Store) -> dict[str, Any] | None:
+    def load() -> bytes:
         with store.open(MANIFEST) as file:
-            manifest = json.loads(file.read())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        message = f"{store.location}/{MANIFEST} cannot be read ({error}); choose another --out."
-        raise output_error(message, error) from error
-    lacking = {"kind", "spec", "fingerprint"} - (manifest.keys() if isinstance(manifest, dict) else set())
-    if lacking:
-        raise OutputError(
-            f"{store.location}/{MANIFEST} is damaged or not ours (it lacks {min(lacking)!r}); choose another --out, or delete "
-            "the file and what stands beside it."
-        )
-    return manifest
+            return file.read()
+
+    return read_manifest(load, store.location)
 
 
 def _spec_of(manifest: Mapping[str, Any]) -> BatchImagesSpec:

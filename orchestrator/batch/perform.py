@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
-from jobs.errors import DreamKilnError, Interrupted, OutputError
 from jobs.events import Progress
 from jobs.pace import Pace
 from jobs.prior_client import PriorClient
@@ -25,6 +23,8 @@ from orchestrator.batch.tables.source import TableSource
 from orchestrator.batch.workers import Report, Tasks, actor_options, run_here, run_in_actors
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.prior.source import PriorLoader, loading
+from orchestrator.run.artefacts import PREVIEW
+from orchestrator.run.manifest import noting_the_end
 from orchestrator.run.perform import make_runtime, started
 from orchestrator.runtimes.base import resolve_device
 from orchestrator.settings.batch import FAILURES, SHARD_WORKER_BYTES
@@ -114,29 +114,12 @@ def perform_batch(
             is_prior_shared=shared_prior is not None,
             shard_worker_bytes=SHARD_WORKER_BYTES if shared_prior is None and runtime.address else shard_worker_bytes,
         )
-        try:
-            with contextlib.ExitStack() as stack:
-                if shared_prior is None:
-                    device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
-                    made = make_runtime(spec, runtime, device, load_prior)  # type: ignore[arg-type]
-                    running = stack.enter_context(started(made, runtime, display))
-                    return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)
+        with noting_the_end(attempt.stop, attempt.stopped):
+            if shared_prior is not None:
                 return attempt.run(lambda: shared_prior, num_workers=num_workers)
-        except KeyboardInterrupt:
-            message = (
-                f"Stopped with {attempt.num_done:,} of {spec.table.num_rows:,} rows done in {store.location}; the same command "
-                "draws the rest."
-            )
-            folder.stop("interrupted", message, attempt.figures())
-            raise Interrupted(message) from None
-        except DreamKilnError as error:
-            if isinstance(error, OutputError) and error.is_in_use:
-                raise  # the manifest is the other one's now
-            folder.stop("failed", str(error), attempt.figures())
-            raise
-        except Exception as error:
-            folder.stop("failed", f"{type(error).__name__}: {error}", attempt.figures())
-            raise
+            device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
+            with started(make_runtime(spec, runtime, device, load_prior), runtime, display) as running:
+                return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)
 
 
 @dataclass
@@ -170,7 +153,9 @@ class _Attempt:
         self.num_gpus = int(info.device.startswith("cuda"))
         self.display.event(Progress(stage="start", step=1, total=1))
         location = absolute(self.store.location)  # workers have other working folders
-        job = ShardJob(self.spec, self.source, location, info, self.held)
+        job = ShardJob(self.spec, self.source, location, info, self.held, self.runtime.preview_every)
+        if self.runtime.preview_every:
+            self.display.message(f"{self.store.location}/{PREVIEW} shows unfinished pictures; it goes when they are finished.")
         tasks = self._until_stopped(self._with_warning(self.folder.tasks(self.source), prior))
         num_workers = min(num_workers, self.spec.num_shards)
         if num_workers == 1 and (self.runtime.kind == "inline" or self.is_prior_shared):
@@ -182,6 +167,15 @@ class _Attempt:
         if self.was_stopped:
             raise KeyboardInterrupt
         return self._finish()
+
+    def stopped(self) -> str:
+        """The sentence after Ctrl-C."""
+        rows = f"{self.num_done:,} of {self.spec.table.num_rows:,} rows"
+        return f"Stopped with {rows} done in {self.store.location}; the same command draws the rest."
+
+    def stop(self, state: Literal["failed", "interrupted"], reason: str) -> None:
+        """Note in the manifest how this attempt ended."""
+        self.folder.stop(state, reason, self.figures())
 
     def figures(self) -> dict[str, Any]:
         """Of this attempt. What a shared prior computed for one job among others is not known."""

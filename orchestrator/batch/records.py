@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Picture, Row, extra_columns, extra_values
-from orchestrator.exports.marks import marked
-from orchestrator.exports.png_metadata import encode_png
-from orchestrator.run.picture_metadata import picture_metadata
+from orchestrator.run.picture_metadata import encode_picture
 
 __all__ = ["COLUMNS", "Finished", "column_types", "encode", "failed", "stem"]
 
@@ -83,10 +81,8 @@ def encode(spec: BatchImagesSpec, drawn: Drawn, *, prior_hash: str, index: int |
         if source is None
         else replace(picture.image, init_image=source.hashes.get("init_image"), mask=source.hashes.get("mask"))
     )
-    settings = picture_metadata(image, prior_hash=prior_hash)
-    metadata = {**settings, "seed": str(image.seed), **({} if index is None else {"index": str(index)})}
+    png = encode_picture(image, drawn.image, prior_hash=prior_hash, index=index)
     height, width, _ = drawn.image.shape
-    png = encode_png(drawn.image, marked(metadata, size=(width, height)))
     return keep(spec, picture, png, (width, height), prior_hash=prior_hash)
 
 

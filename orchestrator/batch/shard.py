@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, draw_rows, read_row, row_digest, shard_range
 from jobs.errors import OutputError
+from jobs.events import ImagesUnderWay
 from jobs.prior_client import PriorClient, PriorInfo
 from orchestrator.batch.preview import Preview, grid_name
 from orchestrator.batch.records import Finished, encode, failed, keep
@@ -21,7 +22,10 @@ from orchestrator.batch.storage import markers
 from orchestrator.batch.storage.stores import Store, open_store
 from orchestrator.batch.tables.initial_images import InitialImages
 from orchestrator.batch.tables.source import TableSource
-from orchestrator.run.picture_metadata import shard_counts
+from orchestrator.exports.image_grid import image_grid
+from orchestrator.exports.png_metadata import encode_png
+from orchestrator.run.artefacts import PREVIEW
+from orchestrator.run.picture_metadata import commit_marker
 
 __all__ = ["Committed", "ShardJob", "ShardTask", "ShardWriter"]
 
@@ -31,13 +35,19 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What all shards of a job share; picklable. held: the token of the job's hold on its place."""
+    """What all shards of a job share; picklable.
+
+    Args:
+        held: the token of the job's hold on its place. preview_every: sampler steps between two versions of preview.png; 0
+            for none.
+    """
 
     spec: BatchImagesSpec
     source: TableSource
     location: str
     info: PriorInfo
     held: str
+    preview_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class ShardWriter:
         self._info = job.info
         self._prior = prior
         self._held = job.held
+        self._preview_every = job.preview_every
         self._store = store or open_store(job.location)
         self._sink = make_sink(job.spec, self._store)
         self._initial_images = InitialImages(job.source)
@@ -140,7 +151,7 @@ class ShardWriter:
     def _answers(self, task: ShardTask) -> Iterator[Drawn | Failed | Finished]:
         """One answer a row: drawn now, failed, or taken over."""
         fresh = [row for row in task.rows if row.index not in task.kept]
-        drawn = draw_rows(self._spec, fresh, self._prior, info=self._info, load_source=self._initial_images)
+        drawn = self._drawn(fresh)
         existing = self._sink.read(task.shard) if task.kept else iter(())
         for row in task.rows:
             if row.index not in task.kept:
@@ -156,6 +167,22 @@ class ShardWriter:
             size = struct.unpack(">II", png[16:24])
             yield keep(self._spec, picture, png, size, prior_hash=self._info.weights_hash, is_new=False)
 
+    def _drawn(self, rows: Sequence[Row]) -> Iterator[Drawn | Failed]:
+        """The rows' answers; unfinished pictures are shown meanwhile."""
+        answers = draw_rows(
+            self._spec,
+            rows,
+            self._prior,
+            info=self._info,
+            load_source=self._initial_images,
+            preview_every=self._preview_every,
+        )
+        for answer in answers:
+            if isinstance(answer, ImagesUnderWay):
+                self._store.put({PREVIEW: encode_png(image_grid(answer.images))})
+            else:
+                yield answer
+
     def _finish(self, answer: Drawn | Failed | Finished) -> Finished:
         match answer:
             case Finished():
@@ -170,16 +197,14 @@ class ShardWriter:
         if page is not None:
             self._store.put({grid_name(shard): page})
         content = {
-            **shard_counts(
+            **commit_marker(
                 shard,
                 shard_range(self._spec, shard),
-                num_succeeded=len(tally.succeeded),
                 num_failed=len(tally.failures),
                 num_drawn=tally.num_drawn,
+                seconds=seconds,
+                prior_hash=self._info.weights_hash,
             ),
-            "seconds": round(seconds, 3),
-            "images_per_second": round(tally.num_drawn / seconds, 3) if seconds else None,
-            "prior_hash": self._info.weights_hash,
             "file": {"name": written.name, "bytes": written.num_bytes, "sha256": written.sha256},
             "rows_sha256": row_digest(tally.succeeded),
             "preview": preview.captions,

@@ -118,10 +118,6 @@ def prepare(
             {"--num-images": num_images, "--views": views, "--init-image": init_image, "--mask": mask},
             because="--prompts draws one picture a row; say it in the table's columns",
         )
-        common.refuse(
-            {"--preview-every": preview_every},
-            because="a table's pictures are shown shard by shard, in index.html",
-        )
         words = common.settings_beside_table(prompts, prompt, overrides)
         return _of_table(prompts, words, options, seed=seed, out=out, shaping=shaping, how=how, working=working)
     common.refuse(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.events import ImageReady
 from jobs.specs import ImagesSpec, TextTo3DSpec
-from orchestrator.host.atomic import write_text
+from orchestrator.host.atomic import write_bytes, write_text
 from orchestrator.run.edit_pictures import expected_of_edit
-from orchestrator.run.picture_metadata import picture_metadata, shard_counts
+from orchestrator.run.picture_metadata import commit_marker, encode_picture, picture_metadata
 from orchestrator.settings.groups import ExportSettings
 
 if TYPE_CHECKING:
@@ -91,15 +91,10 @@ def write_mesh_files(
 
 def write_image(event: ImageReady, folder: Path, spec: ImagesSpec, *, prior_hash: str) -> Path:
     """One picture with the settings that drew it in its text chunks."""
-    from orchestrator.exports import write_png
-    from orchestrator.exports.marks import marked
-
-    metadata = {**picture_metadata(spec, prior_hash=prior_hash), "seed": str(event.seed), "index": str(event.index)}
-    if spec.num_views:
-        metadata["azimuth_degrees"] = f"{spec.azimuth_of(event.index):g}"
-        metadata["elevation_degrees"] = f"{spec.elevation_degrees:g}"
-    height, width, _ = event.image.shape
-    return write_png(event.image, folder / image_name(event.index), marked(metadata, size=(width, height)))
+    index = event.index
+    camera = (spec.azimuth_of(index), spec.elevation_degrees) if spec.num_views else None
+    png = encode_picture(spec.picture(index), event.image, prior_hash=prior_hash, index=index, camera=camera)
+    return write_bytes(folder / image_name(index), png)
 
 
 def write_preview(images: Mapping[int, np.ndarray], folder: Path) -> Path:
@@ -131,12 +126,10 @@ def write_images_summary(folder: Path, spec: ImagesSpec, *, prior_hash: str, sec
     grid = write_image_grid(pictures, folder / GRID, num_columns=spec.num_views or None, metadata=metadata)
     marker = folder / SHARD_MARKER
     marker.parent.mkdir(exist_ok=True)
-    statistics = {
-        **shard_counts(0, range(spec.num_images), num_succeeded=spec.num_images, num_failed=0, num_drawn=num_drawn),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(num_drawn / seconds, 3) if seconds else None,
-    }
-    return [grid, write_text(marker, json.dumps(statistics, indent=2) + "\n")]
+    content = commit_marker(
+        0, range(spec.num_images), num_failed=0, num_drawn=num_drawn, seconds=seconds, prior_hash=prior_hash
+    )
+    return [grid, write_text(marker, json.dumps(content, indent=2) + "\n")]
 
 
 def _read_pictures(folder: Path, num: int) -> np.ndarray:

@@ -27,19 +27,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from jobs.errors import InputError, OutputError
+from jobs.errors import OutputError
 from jobs.events import Checkpoint, Progress
 from jobs.prior_client import PriorInfo
 from jobs.specs import JobSpec
-from orchestrator.host.atomic import (
-    atomic_path,
-    clear_output_errors,
-    output_error,
-    remove_half_written,
-    write_bytes,
-    write_text,
-)
-from orchestrator.run.manifest import MANIFEST, PriorName, begun, end_attempt, first_difference
+from orchestrator.host.atomic import atomic_path, clear_output_errors, remove_half_written, write_bytes, write_text
+from orchestrator.run.manifest import MANIFEST, PriorName, another_job, begun, end_attempt, first_difference, read_manifest
 
 __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
 
@@ -100,10 +93,7 @@ def plan_attempt(
     theirs = manifest.get("spec", {})
     ours = spec.identity() if "identity" in manifest else spec.fingerprint()  # a manifest of an earlier version
     if manifest.get("identity", manifest.get("fingerprint")) != ours:
-        raise InputError(
-            f"{where} belongs to another job ({first_difference(theirs, spec.to_json())}); choose another --out, or repeat "
-            "that job's own settings to continue it."
-        )
+        raise another_job(theirs, spec.to_json(), where)
     written = manifest.get("artefacts", {})
     changed = tuple(n for n, entry in written.items() if n in present and present[n] != entry.get("bytes"))
     if manifest.get("state") != "succeeded":
@@ -137,7 +127,7 @@ class RunFolder:
         try:
             for folder in (path, path / SHARDS):
                 remove_half_written(folder)
-            self.manifest: dict[str, Any] = self._read_manifest() or {}
+            self.manifest: dict[str, Any] = read_manifest(self.file(MANIFEST).read_bytes, str(path)) or {}
             self.plan = plan_attempt(self.manifest or None, spec, self.expected, self._present(), where=str(path))
         except BaseException:
             os.close(self._handle)
@@ -260,17 +250,6 @@ class RunFolder:
 
     def _write_manifest(self) -> None:
         write_text(self.file(MANIFEST), json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
-
-    def _read_manifest(self) -> dict[str, Any] | None:
-        try:
-            manifest = json.loads(self.file(MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise output_error(f"{self.file(MANIFEST)} cannot be read ({error}); choose another --out.", error) from error
-        if not isinstance(manifest, dict):
-            raise OutputError(f"{self.file(MANIFEST)} is not a manifest; choose another --out.")
-        return manifest
 
     def _present(self) -> dict[str, int]:
         return {p.relative_to(self.path).as_posix(): p.stat().st_size for p in self.path.rglob("*") if p.is_file()}

@@ -8,16 +8,27 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
-from jobs.errors import InputError
+from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError
 from jobs.extensions import code_hashes
 from jobs.prior_client import PriorInfo
 from jobs.specs import TextTo3DSpec
+from orchestrator.host.atomic import output_error
 from orchestrator.settings.recipes import RECIPES
 
-__all__ = ["MANIFEST", "PriorName", "begun", "end_attempt", "first_difference", "versions"]
+__all__ = [
+    "MANIFEST",
+    "PriorName",
+    "another_job",
+    "begun",
+    "end_attempt",
+    "first_difference",
+    "noting_the_end",
+    "read_manifest",
+    "versions",
+]
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -88,6 +99,64 @@ def begun(
 def _source_of(recipe: str) -> str:
     """Where a recipe's numbers come from; a newer version may have known other ones."""
     return RECIPES[recipe].source if recipe in RECIPES else "unknown to this version"
+
+
+def read_manifest(load: Callable[[], bytes], where: str) -> dict[str, Any] | None:
+    """The manifest of a place, None where there is none.
+
+    Args:
+        load: reads the file. where: the folder or URL, for messages.
+
+    Raises:
+        OutputError: it cannot be read, or is not ours.
+    """
+    try:
+        manifest = json.loads(load())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        message = f"{where}/{MANIFEST} cannot be read ({error}); choose another --out."
+        raise output_error(message, error) from error
+    lacking = {"kind", "spec", "fingerprint"} - (manifest.keys() if isinstance(manifest, dict) else set())
+    if lacking:
+        raise OutputError(
+            f"{where}/{MANIFEST} is damaged or not ours (it lacks {min(lacking)!r}); choose another --out, or delete the file "
+            "and what stands beside it."
+        )
+    return manifest
+
+
+def another_job(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str, *, or_else: str = "") -> InputError:
+    """The refusal of a place whose manifest has another spec (`theirs`); or_else: what else helps."""
+    return InputError(
+        f"{where} belongs to another job ({first_difference(theirs, ours)}); choose another --out, or repeat that job's own "
+        f"settings to continue it{or_else}."
+    )
+
+
+@contextlib.contextmanager
+def noting_the_end(stop: Callable[[Literal["failed", "interrupted"], str], None], stopped: Callable[[], str]) -> Iterator[None]:
+    """Notes how an attempt ended that did not succeed.
+
+    Args:
+        stop: writes it to the manifest. stopped: the sentence after Ctrl-C.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM reached the block. Every other error goes on as it is.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = stopped()
+        stop("interrupted", message)
+        raise Interrupted(message) from None
+    except DreamKilnError as error:
+        if not (isinstance(error, OutputError) and error.is_in_use):  # else the manifest is the other one's now
+            stop("failed", str(error))
+        raise
+    except Exception as error:
+        stop("failed", f"{type(error).__name__}: {error}")
+        raise
 
 
 def end_attempt(manifest: dict[str, Any], state: str, *, seconds: float, reason: str | None = None, **figures: Any) -> None:

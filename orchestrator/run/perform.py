@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
-from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
+from jobs.errors import InputError, JobFailed
 from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesUnderWay, Message, Progress, ViewsUnderWay
 from jobs.images import EditSource
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
@@ -24,7 +25,7 @@ from orchestrator.prior.source import PriorLoader, check_prior, loading
 from orchestrator.run import artefacts, cost
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
 from orchestrator.run.folder import RunFolder, default_folder
-from orchestrator.run.manifest import first_difference
+from orchestrator.run.manifest import first_difference, noting_the_end
 from orchestrator.runtimes.base import Attempt, Runtime, resolve_device
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
 
@@ -106,23 +107,15 @@ def perform(
             return Outcome(folder_path, _artefacts(folder), "nothing to do", {}, folder.manifest.get("metrics", {}))
         device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
         begin = clock()
-        try:
-            with started(make_runtime(spec, runtime, device, load_prior), runtime, display) as running:
-                before = {"ray": clock() - begin} if runtime.kind == "ray" else {}
-                return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running, before)
-        except KeyboardInterrupt:
-            message = _stopped(folder)
-            folder.stop("interrupted", message)
-            raise Interrupted(message) from None
-        except DreamKilnError as error:
-            folder.stop("failed", str(error))
-            raise
-        except Exception as error:
-            folder.stop("failed", f"{type(error).__name__}: {error}")
-            raise
+        made = make_runtime(spec, runtime, device, load_prior)
+        with noting_the_end(folder.stop, lambda: _stopped(folder)), started(made, runtime, display) as running:
+            before = {"ray": clock() - begin} if runtime.kind == "ray" else {}
+            return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running, before)
 
 
-def make_runtime(spec: JobSpec, settings: RuntimeSettings, device: str, load_prior: PriorLoader | None = None) -> Runtime:
+def make_runtime(
+    spec: JobSpec | BatchImagesSpec, settings: RuntimeSettings, device: str, load_prior: PriorLoader | None = None
+) -> Runtime:
     """The runtime that the settings name, not yet started."""
     from orchestrator.prior import local
 
@@ -268,8 +261,8 @@ class _Attempt:
                 path = artefacts.write_preview(dict(enumerate(images)), self._folder.path)
                 if is_first:
                     self._display.message(f"{path} shows the unfinished object from four sides.")
-            case ImagesUnderWay(index=first, images=images, steps=steps):
-                self._under_way |= dict(enumerate(images, start=first))
+            case ImagesUnderWay(indices=indices, images=images, steps=steps):
+                self._under_way |= dict(zip(indices, images, strict=True))
                 is_first = not self._folder.file(artefacts.PREVIEW).exists()
                 path = artefacts.write_preview(self._under_way, self._folder.path)
                 if is_first:

@@ -1,15 +1,20 @@
-"""What is kept of pictures, the same for those of one prompt and those of a table: a PNG's text, a shard's counts."""
+"""What is kept of pictures, the same for those of one prompt and those of a table: the PNG file, a shard's commit marker."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.specs import ImagesSpec
+from jobs.specs import PictureSpec
+from orchestrator.exports.marks import marked
+from orchestrator.exports.png_metadata import encode_png
 
-__all__ = ["picture_metadata", "shard_counts"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["commit_marker", "encode_picture", "picture_metadata"]
 
 
-def picture_metadata(spec: ImagesSpec, *, prior_hash: str) -> dict[str, str]:
+def picture_metadata(spec: PictureSpec, *, prior_hash: str) -> dict[str, str]:
     """The settings that drew a picture, for the text chunks of its PNG file; the caller adds seed and index.
 
     Args:
@@ -30,13 +35,46 @@ def picture_metadata(spec: ImagesSpec, *, prior_hash: str) -> dict[str, str]:
     }
 
 
-def shard_counts(shard: int, rows: range, *, num_succeeded: int, num_failed: int, num_drawn: int) -> dict[str, Any]:
-    """How a commit marker begins: which shard of which rows, and what became of them."""
+def encode_picture(
+    spec: PictureSpec,
+    image: np.ndarray,
+    *,
+    prior_hash: str,
+    index: int | None = None,
+    camera: tuple[float, float] | None = None,
+) -> bytes:
+    """The PNG file of a picture, uint8 (H, W, 3), with everything that drew it in its text chunks.
+
+    Args:
+        index: of the picture, where pictures are numbered. camera: (azimuth, elevation) in degrees of a view.
+    """
+    metadata = {**picture_metadata(spec, prior_hash=prior_hash), "seed": str(spec.seed)}
+    if index is not None:
+        metadata["index"] = str(index)
+    if camera is not None:
+        metadata |= {"azimuth_degrees": f"{camera[0]:g}", "elevation_degrees": f"{camera[1]:g}"}
+    height, width, _ = image.shape
+    return encode_png(image, marked(metadata, size=(width, height)))
+
+
+def commit_marker(
+    shard: int,
+    rows: range,
+    *,
+    num_failed: int,
+    num_drawn: int,
+    seconds: float,
+    prior_hash: str,
+) -> dict[str, Any]:
+    """How every commit marker begins: which shard of which rows, what became of them, and how long it took."""
     return {
         "shard": shard,
         "first_index": rows.start,
         "num_rows": len(rows),
-        "num_succeeded": num_succeeded,
+        "num_succeeded": len(rows) - num_failed,
         "num_failed": num_failed,
         "num_drawn_by_last_attempt": num_drawn,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(num_drawn / seconds, 3) if seconds else None,
+        "prior_hash": prior_hash,
     }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs import codec
-from jobs.batch_images import BatchImagesSpec, Failed, Row, Table, TableFile, draw_rows
+from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, Table, TableFile, draw_rows
 from jobs.prior_client import PriorClient
 from orchestrator.batch.records import encode
 from orchestrator.batch.tables.initial_images import InitialImages
@@ -57,7 +57,7 @@ class DrawImages:
             cells: tuple[Any, ...]
             if isinstance(answer, Failed):
                 cells = (None, None, None, "failed", answer.message)
-            else:
+            elif isinstance(answer, Drawn):
                 drawn = encode(self._spec, answer, prior_hash=self._info.weights_hash)
                 cells = (drawn.png, drawn.record["sha256"], str(drawn.record["seed"]), "succeeded", None)
             for column, cell in zip(added.values(), cells, strict=True):

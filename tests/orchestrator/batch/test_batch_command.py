@@ -58,7 +58,6 @@ def test_the_default_folder_is_found_again(capsys, table, tiny_prior):
         (["--prompts", "missing.csv"], "There is no prompt table missing.csv."),
         (["--prompts", "prompts.csv", "--prompt-column", "promt"], "has no column 'promt' (did you mean prompt?)"),
         (["--prompts", "prompts.csv", "--num-images", "4"], "--num-images 4 does not go with the rest"),
-        (["--prompts", "prompts.csv", "--preview-every", "4"], "--preview-every 4 does not go with the rest"),
         (["--prompts", "prompts.csv", "--overwrite", "--retry-failed"], "--overwrite and --retry-failed exclude each other"),
         (["--prompts", "prompts.csv", "--sampler", "dimm"], "There is no sampler 'dimm' (did you mean ddim?)"),
         (["--prompts", "prompts.csv", "--shard-size", "0"], "shard_size is 0"),

@@ -16,6 +16,7 @@ from orchestrator.run.artefacts import write_image
 SPEC = ImagesSpec(
     prompt="a (red:1.2) fox, über snow: 8k",
     negative_prompt="blurry, low quality",
+    seed=42,
     num_steps=25,
     guidance_scale=7.5,
     sampler="dpmpp_2m",

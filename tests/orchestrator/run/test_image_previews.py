@@ -123,3 +123,26 @@ def test_glimpses_stream_out_of_the_priors_actor(tiny_prior):
         events = list(runtime.run(Attempt(spec, preview_every=2)))
     kinds = [type(event) for event in events if isinstance(event, ImagesUnderWay | ImageReady)]
     assert kinds == [ImagesUnderWay, ImageReady, ImageReady]
+
+
+def test_a_table_shows_its_unfinished_pictures_too(tmp_path, monkeypatch):
+    from orchestrator.batch.storage.stores import LocalStore
+    from tests.orchestrator.batch.batch_fakes import contents, run, write_table
+
+    table, pages = write_table(tmp_path / "t.jsonl", 6, num_steps=dict.fromkeys(range(6), 5)), []
+    put = LocalStore.put
+
+    def noticing(store, files):
+        put(store, files)
+        if "preview.png" in files:
+            with Image.open(tmp_path / "shown" / "preview.png") as page:
+                pages.append(page.size)
+
+    monkeypatch.setattr(LocalStore, "put", noticing)
+    display = Watching(tmp_path / "shown")
+    run(table, tmp_path / "shown", runtime=INLINE, display=display, load_prior=load_fake_prior)
+    # Shards of five rows and one, chunks of four: each chunk at steps 2 and 4.
+    assert pages == [(2 * 16 + 12, 2 * 16 + 12)] * 2 + [(16 + 8, 16 + 8)] * 4
+    assert f"{tmp_path / 'shown'}/preview.png shows unfinished pictures; it goes when they are finished." in display.sentences
+    run(table, tmp_path / "plain", load_prior=load_fake_prior)
+    assert contents(tmp_path / "shown") == contents(tmp_path / "plain")
