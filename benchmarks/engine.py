@@ -1,7 +1,7 @@
 """The engine against a bare PyTorch loop, and what company does to a picture.
 
 Four tables. "curve": rows per second of the network by batch size, and the knee that the engine takes as its cap. "cores": the
-same on a CPU with torch's own threads, and with rows that go their own way on each core (`diffusion.lanes`). "overhead":
+same on a CPU with torch's own threads, and data parallel over the cores (`diffusion.data_parallel`). "overhead":
 images drawn by the engine, as one request and as one request each, against the same sampler in a bare loop; repeats take
 turns. "company": pictures drawn alone and among strangers, fast and strict, compared, and what strict costs.
 
@@ -34,14 +34,14 @@ RESULTS = Path(__file__).parent / "results" / "engine.json"
 
 
 def cores(prior: Prior, *, repeats: int, sizes: Sequence[int] = (2, 8, 32)) -> dict[int, dict[str, float]]:
-    """Rows -> rows per second with torch's threads and in lanes, in turns; the median repeat counts."""
+    """Rows -> rows per second with torch's threads and data parallel, in turns; the median repeat counts."""
     rates: dict[int, dict[str, float]] = {}
     for size in sizes:
         x_t = torch.zeros((size, *prior.latent_shape))
         t, tokens = torch.full((size,), 500), prior.condition([""] * size).tokens
-        seconds: dict[str, list[float]] = {"torch's threads": [], "lanes": []}
+        seconds: dict[str, list[float]] = {"torch's threads": [], "data parallel": []}
         for repeat in range(repeats + 1):
-            for name, network in (("torch's threads", prior.predict_together), ("lanes", prior.predict)):
+            for name, network in (("torch's threads", prior.predict_together), ("data parallel", prior.predict)):
                 begin = time.perf_counter()
                 with torch.no_grad():
                     network(x_t, t, tokens)
@@ -138,7 +138,7 @@ def show(machine: dict[str, Any], figures: dict[str, Any]) -> None:
     for size, rate in curve.items():
         print(f"{size:>14}{rate:>9.1f}{'   <- knee' if size == knee else ''}")
     if figures["cores"]:
-        print("\ncores     rows   torch's threads   lanes")
+        print("\ncores     rows   torch's threads   data parallel")
         for size, rates in figures["cores"].items():
             print(f"{size:>14}" + "".join(f"{rate:>14.1f}" for rate in rates.values()))
     print(f"\n{'overhead, ' + str(above['batch_rows']) + ' rows':<32}{'row-steps/s':>12}{'of bare':>10}")

@@ -52,7 +52,7 @@ class Kind:
 
 
 def kinds_of_work(prior: Path, table: Path) -> list[Kind]:
-    """3D jobs of two seeds, a job of some images and a table with two bad rows, all strict: the same bits in any company."""
+    """3D jobs of two seeds, a job of some images and a table with two bad rows, all strict, so batch-invariant."""
     settings = compose(
         [
             *FAST_OVERRIDES,

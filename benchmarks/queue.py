@@ -1,10 +1,10 @@
-"""2,000 queued jobs of five users through the real orchestrator: the order, everyone's share, and how soon a wish is obeyed.
+"""2,000 queued jobs of five users through the real orchestrator: order, shares, how soon a request is applied.
 
     python -m benchmarks.queue [--jobs 2000] [--ledger URL]
 
 The ledger, the scheduler, the controller and the HTTP API are the product's own, in a process of their own; only the jobs do
 nothing: they sleep. Exit code 1 where a promise is broken: a less urgent job started before a waiting one, a user more than
-a few jobs from their share, a wish not obeyed within two seconds, a queue that starved.
+a few jobs from their share, a request not applied within two seconds, a queue that starved.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from orchestrator.scheduling import Capacity, PriorView
 RESULTS = Path(__file__).parent / "results" / "queue.json"
 WEIGHTS = {"ada": 2.0, "bob": 1.0, "cem": 1.0, "dora": 1.0, "eva": 1.0}
 PRIORITIES = (0, 1, 2, 3)
-MOST_SECONDS_TO_OBEY = 2.0
+MOST_SECONDS_TO_APPLY = 2.0
 LONG_SECONDS = 600.0
 
 
@@ -196,7 +196,7 @@ def unfairness(order: Sequence[Start], weights: Mapping[str, float]) -> float:
     return worst
 
 
-def wishes(client: Client, num_jobs: int) -> dict[str, dict[str, float]]:
+def control_requests(client: Client, num_jobs: int) -> dict[str, dict[str, float]]:
     """Seconds from the call until the ledger says so, for jobs that run; deaf: in the middle of an endless step."""
     taken: dict[str, list[float]] = defaultdict(list)
     for number in range(num_jobs):
@@ -215,12 +215,12 @@ def wishes(client: Client, num_jobs: int) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(num_jobs: int, *, ledger: str | None, num_workers: int, seconds: float, num_wishes: int) -> dict[str, Any]:
+def measure(num_jobs: int, *, ledger: str | None, num_workers: int, seconds: float, num_requests: int) -> dict[str, Any]:
     """The whole queue once."""
     with tempfile.TemporaryDirectory(prefix="dreamkiln-queue-") as folder:
         with orchestrator(Path(folder), ledger=ledger, num_workers=num_workers, seconds=seconds) as client:
             submitting = submit(client, num_jobs, num_workers=num_workers)
-            obeyed = wishes(client, num_wishes)
+            applied = control_requests(client, num_requests)
             running, status = wait_until_all_ended(client)
         order = [start for start in starts(ledger or StateFolder(Path(folder)).default_ledger) if start.priority < 1000]
     return {
@@ -235,7 +235,7 @@ def measure(num_jobs: int, *, ledger: str | None, num_workers: int, seconds: flo
         "never_started": num_jobs - len(order),
         "inversions": inversions(order),
         "most_jobs_from_the_fair_share": round(unfairness(order, WEIGHTS), 2),
-        "seconds_to_obey": obeyed,
+        "seconds_to_apply": applied,
         "status_milliseconds": {"median": round(statistics.median(status), 1), "slowest": round(max(status), 1)},
     }
 
@@ -243,7 +243,7 @@ def measure(num_jobs: int, *, ledger: str | None, num_workers: int, seconds: flo
 def broken_promises(figures: Mapping[str, Any]) -> list[str]:
     """In words."""
     slow = {
-        action: row["slowest"] for action, row in figures["seconds_to_obey"].items() if row["slowest"] > MOST_SECONDS_TO_OBEY
+        action: row["slowest"] for action, row in figures["seconds_to_apply"].items() if row["slowest"] > MOST_SECONDS_TO_APPLY
     }
     said = [f"{action} took {seconds:.1f} s" for action, seconds in slow.items()]
     if figures["inversions"]:
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.5, help="that a job sleeps")
-    parser.add_argument("--wishes", type=int, default=20, help="jobs that are paused, resumed and cancelled")
+    parser.add_argument("--requests", type=int, default=20, help="jobs that are paused, resumed and cancelled")
     parser.add_argument("--ledger", help="URL of an empty database; a SQLite file by default")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -279,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         ledger=options.ledger,
         num_workers=options.workers,
         seconds=options.seconds,
-        num_wishes=options.wishes,
+        num_requests=options.requests,
     )
     print(one_line(machine))
     for name, value in figures.items():

@@ -16,7 +16,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "engine": ("--repeats", "2", "--out", "runs/benchmarks/engine.json"),
     "mixed_load": ("--rounds", "1", "--out", "runs/benchmarks/mixed_load.json"),
     "service_latency": ("--rounds", "30", "--out", "runs/benchmarks/service_latency.json"),
-    "queue": ("--jobs", "100", "--wishes", "2", "--out", "runs/benchmarks/queue.json"),
+    "queue": ("--jobs", "100", "--requests", "2", "--out", "runs/benchmarks/queue.json"),
     "faults": ("--moments", "1", "--faults", "job", "--out", "runs/benchmarks/faults.json"),
     "sigkills": ("--kills", "3"),
     "ledger": ("--num-rows", "100000"),

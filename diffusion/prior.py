@@ -18,8 +18,8 @@ from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.read import read
 from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
+from diffusion.data_parallel import data_parallel
 from diffusion.guidance import guided_prediction
-from diffusion.lanes import in_lanes
 from diffusion.latent_colours import LatentColours
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.layout import channels_last
@@ -31,8 +31,8 @@ from diffusion.requests import (
     DenoiseRequest,
     EncodeGradientRequest,
     EncodeRequest,
-    GlimpseRequest,
     Guidance,
+    PreviewRequest,
     Request,
 )
 from diffusion.seeding import sent
@@ -288,8 +288,8 @@ class Prior(Checkpoint):
                 return self.encode(images)
             case DecodeRequest(latents):
                 return self.decode(latents)
-            case GlimpseRequest(latents):
-                return self.glimpse(latents)
+            case PreviewRequest(latents):
+                return self.preview(latents)
             case EncodeGradientRequest(images, latent_gradient):
                 return self.encoder_gradient(images, latent_gradient)
         raise TypeError(f"a prior cannot answer {type(request).__name__}")
@@ -305,7 +305,7 @@ class Prior(Checkpoint):
         cameras, num_views: see `Condition`.
         """
         columns = [sent(column, self.device) for column in (x_t, t, tokens, cameras) if column is not None]
-        return in_lanes(functools.partial(self.predict_together, num_views=num_views), *columns, together=num_views)
+        return data_parallel(functools.partial(self.predict_together, num_views=num_views), *columns, together=num_views)
 
     def predict_together(
         self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, *, num_views: int = 1
@@ -319,14 +319,14 @@ class Prior(Checkpoint):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w)."""
-        return in_lanes(self.autoencoder.encode, sent(images, self.device))
+        return data_parallel(self.autoencoder.encode, sent(images, self.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents on the prior's device -> images (B, 3, H, W) clamped to [0, 1]."""
-        return in_lanes(self.autoencoder.decode, latents).clamp(0, 1)
+        return data_parallel(self.autoencoder.decode, latents).clamp(0, 1)
 
-    def glimpse(self, latents: Tensor) -> Tensor:
+    def preview(self, latents: Tensor) -> Tensor:
         """Scaled latents on the prior's device -> small images (B, 3, h', w') in [0, 1].
 
         Decoded where that is cheap, else in `LatentColours`.
@@ -340,7 +340,7 @@ class Prior(Checkpoint):
 
     def encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         """Vector-Jacobian product of the encoder, (B, 3, H, W)."""
-        return in_lanes(self._encoder_gradient, sent(images, self.device), latent_gradient)
+        return data_parallel(self._encoder_gradient, sent(images, self.device), latent_gradient)
 
     def _encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         images = images.detach().requires_grad_()

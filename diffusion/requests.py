@@ -143,7 +143,7 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class GlimpseRequest:
+class PreviewRequest:
     """Asks for small pictures (B, 3, h', w') in [0, 1] that show cheaply what scaled latents (B, C, h, w) hold."""
 
     latents: Tensor
@@ -161,7 +161,7 @@ class EncodeGradientRequest:
     latent_gradient: Tensor
 
 
-Request = DenoiseRequest | EncodeRequest | DecodeRequest | GlimpseRequest | EncodeGradientRequest
+Request = DenoiseRequest | EncodeRequest | DecodeRequest | PreviewRequest | EncodeGradientRequest
 
 
 def run(generator: Generator[Any, Any, Result], answer: Callable[[Any], Any]) -> Result:

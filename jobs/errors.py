@@ -9,7 +9,7 @@
     ├── JobFailed           exit 1   the job was started and could not be finished
     │   ├── CollapsedError           the fit ended empty, full or not-a-number
     │   ├── PriorFailed              the prior (or the process that hosts it) died while answering
-    │   └── UnexpectedError          a mistake of ours in another process; its notes hold the traceback
+    │   └── UnexpectedError          an internal error of another process; its notes hold the traceback
     └── Interrupted         exit 130 the user stopped the job; it can be resumed
 
 A message is one sentence with four parts where they apply: what happened with the actual value, what was expected,

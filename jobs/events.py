@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Checkpoint", "Event", "Finished", "ImageReady", "ImagesUnderWay", "Message", "Progress", "ViewsUnderWay"]
+__all__ = ["Checkpoint", "Event", "Finished", "ImageReady", "ImagesPreview", "Message", "Progress", "ViewsPreview"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class ImageReady:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesUnderWay:
+class ImagesPreview:
     """What the images `indices` look like before they are finished: uint8 (n, h, w, 3), after `steps` steps."""
 
     indices: tuple[int, ...]
@@ -76,7 +76,7 @@ class ImagesUnderWay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewsUnderWay:
+class ViewsPreview:
     """How an object looks from a few sides before its fit is finished: uint8 (n, h, w, 3), after `step` steps."""
 
     step: int
@@ -98,4 +98,4 @@ class Finished:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | Message | Checkpoint | ImageReady | ImagesUnderWay | ViewsUnderWay | Finished
+Event = Progress | Message | Checkpoint | ImageReady | ImagesPreview | ViewsPreview | Finished

@@ -90,7 +90,7 @@ def own_form(name: str) -> Any:
 
 
 def own_field(name: str) -> Callable[..., Any]:
-    """A field that is code of one's own, guarded likewise."""
+    """A field that is code of one's own, whose errors are named as its own."""
     make = load_extension(name)
 
     def guarded(config: FieldConfig, *, seed: int) -> Field:

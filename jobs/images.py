@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jobs.batch_images import Drawing, Drawn, EditSource, Picture, Row
 from jobs.errors import InputError
-from jobs.events import Event, ImageReady, ImagesUnderWay, Message, Progress
+from jobs.events import Event, ImageReady, ImagesPreview, Message, Progress
 from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
 from jobs.prior_client import PriorClient, PriorInfo
@@ -85,7 +85,7 @@ def images(
     )
     pace = Pace(clock=clock)
     for answer in drawing.run(_row(spec, index) for chunk in todo for index in chunk):
-        if isinstance(answer, ImagesUnderWay):
+        if isinstance(answer, ImagesPreview):
             yield answer
             continue
         assert isinstance(answer, Drawn)  # a failure is raised

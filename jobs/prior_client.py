@@ -19,7 +19,7 @@ from diffusion.samplers import Spacing
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import Key
 
-__all__ = ["DistillationQuery", "DrawRequest", "Glimpse", "LossQuery", "PriorClient", "PriorInfo"]
+__all__ = ["DistillationQuery", "DrawRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class DrawRequest:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Glimpse:
+class PicturePreview:
     """What some pictures of a request look like before they are finished.
 
     Args:
@@ -186,6 +186,6 @@ class PriorClient(Protocol):
         """uint8 images (N, H, W, 3)."""
         ...
 
-    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
-        """`draw`, with a glimpse of the pictures each time the network has been asked `every` times more."""
+    def draw_with_previews(self, request: DrawRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
+        """`draw`, with a preview of the pictures each time the network has been asked `every` times more."""
         ...

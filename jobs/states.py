@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from jobs.errors import InputError
 
-__all__ = ["LEGAL", "TERMINAL", "FailureKind", "IllegalTransition", "State", "Wish", "check_transition"]
+__all__ = ["LEGAL", "TERMINAL", "DesiredState", "FailureKind", "IllegalTransition", "State", "check_transition"]
 
 
 class State(StrEnum):
@@ -33,8 +33,8 @@ class State(StrEnum):
     LOST = "lost"
 
 
-class Wish(StrEnum):
-    """What a user, or the scheduler, wants of a running job; its worker obeys at the next step or checkpoint."""
+class DesiredState(StrEnum):
+    """What a user, or the scheduler, wants of a running job; its worker stops at the next step or checkpoint."""
 
     RUN = "run"
     PAUSE = "pause"

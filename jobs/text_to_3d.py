@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion.distillation import DistillationConfig, Form, sample_timesteps
 from diffusion.seeding import stream
 from jobs.errors import CollapsedError, JobFailed
-from jobs.events import Checkpoint, Event, Message, Progress, ViewsUnderWay
+from jobs.events import Checkpoint, Event, Message, Progress, ViewsPreview
 from jobs.extensions import is_extension, own_field, own_form
 from jobs.mesh_stage import TextTo3DResult, cut, judge, reaches_edge
 from jobs.pace import Pace
@@ -46,7 +46,7 @@ class PriorGuide:
     Args:
         form: what config.form names. strict: see `DistillationQuery`.
         asking: whose thread waits for the answers to `ask`. It has one thread: the parts of
-            a step then never meet in the prior, where company would show in the last bits.
+            a step then never meet in the prior, where other rows would show in the last bits.
     """
 
     prior: PriorClient
@@ -66,7 +66,7 @@ class PriorGuide:
     def ask(
         self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int, first_view: int, num_views: int
     ) -> Callable[[], GuideReply]:
-        """Likewise on some of them; calling what it returns waits for the answer."""
+        """The guide's opinion of some of the views; calling what it returns waits for the answer."""
         del background
         assert self.asking is not None
         query = self._query(rgb, views, step=step, num_steps=num_steps, first_view=first_view, num_views=num_views)
@@ -205,7 +205,7 @@ class _Every:
     def events(self, progress: FitProgress) -> Iterator[Event]:
         """What is due after a step."""
         if self.preview_every and progress.step % self.preview_every == 0:
-            yield ViewsUnderWay(step=progress.step, images=preview_views(progress.state))
+            yield ViewsPreview(step=progress.step, images=preview_views(progress.state))
         is_due = progress.step % self.checkpoint_every == 0 or progress.step == progress.num_steps
         if is_due or self.wants_checkpoint():
             yield _checkpoint(progress)

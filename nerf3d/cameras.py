@@ -97,6 +97,7 @@ class Cameras:
         return self._map(lambda value: value[index])
 
     def to(self, device: torch.device | str) -> Cameras:
+        """A copy on the device, or this one where it is there already."""
         return self._map(lambda value: value.to(device))
 
     def _map(self, function) -> Cameras:

@@ -15,10 +15,11 @@ from nerf3d.cameras import Cameras
 class GuideReply:
     """A guide's opinion on V pictures.
 
-    gradient: (V, 3, H, W), d loss / d rgb of a loss summed over pixels; a step against it pleases the guide. The fit divides
-    by the number of values, so that its weights do not depend on V, H and W.
-    target: (V, 3, H, W) in [0, 1], the pictures that the guide would rather see, or None if it has none. Where it is
-    given, the fit descends the squared difference to it (the x0 form, whose gradient is 2 * (rgb - target)).
+    Args:
+        gradient: (V, 3, H, W), d loss / d rgb of a loss summed over pixels; a step against it pleases the guide. The fit
+            divides by the number of values, so that its weights do not depend on V, H and W.
+        target: (V, 3, H, W) in [0, 1], the pictures that the guide would rather see, or None if it has none. Where it is
+            given, the fit descends the squared difference to it (the x0 form, whose gradient is 2 * (rgb - target)).
     """
 
     gradient: Tensor
@@ -29,11 +30,12 @@ class Guide(Protocol):
     """Anything that judges pictures: score distillation, a CLIP loss, a photograph."""
 
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
-        """rgb: (V, 3, H, W) in [0, 1], detached. views: on the CPU. background: (V, 3) in [0, 1], the colour behind each view.
+        """Judge V pictures: a pure function of its arguments, as a resumed fit differs otherwise.
 
-        Of a learned background it is the mean colour.
-
-        Must be a pure function of its arguments (draw noise from (seed, step)), otherwise a resumed fit differs.
+        Args:
+            rgb: (V, 3, H, W) in [0, 1], detached. views: their V cameras, on the CPU.
+            background: (V, 3) in [0, 1], the colour behind each view; of a learned background its mean colour.
+            step, num_steps: where the fit is; noise is drawn from (seed, step).
         """
         ...
 
@@ -45,5 +47,5 @@ class PromptGuide(Guide, Protocol):
     def ask(
         self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int, first_view: int, num_views: int
     ) -> Callable[[], GuideReply]:
-        """As a call about views first_view, first_view + 1, ... of the step's num_views, but at once: the result waits."""
+        """Begin to judge v of the step's views, rgb (v, 3, H, W) from first_view on; calling the result waits for the reply."""
         ...

@@ -51,7 +51,7 @@ def global_stream(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform in [low, high), on the generator's device."""
+    """A tensor of this shape, uniform in [low, high), on the generator's device."""
     return torch.empty(shape, device=generator.device).uniform_(low, high, generator=generator)
 
 

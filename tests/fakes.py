@@ -98,7 +98,7 @@ class FakePrior:
                 return self._denoise(x_t, t, condition)
             case requests.EncodeRequest(images):
                 return F.avg_pool2d(images, 4) * 2 - 1
-            case requests.DecodeRequest(latents) | requests.GlimpseRequest(latents):
+            case requests.DecodeRequest(latents) | requests.PreviewRequest(latents):
                 return F.interpolate((latents + 1) / 2, scale_factor=4, mode="bilinear").clamp(0, 1)
             case requests.EncodeGradientRequest(_, latent_gradient):
                 return F.interpolate(latent_gradient, scale_factor=4) / 16

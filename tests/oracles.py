@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.guidance import guided_prediction
 from diffusion.parameterisation import Prediction
-from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, GlimpseRequest
+from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, PreviewRequest
 from diffusion.schedule import NoiseSchedule
 
 
@@ -93,7 +93,7 @@ class Oracle:
                 return guided_prediction(self.network, request, self.schedule)
             case EncodeRequest(images):
                 return self.encode(images)
-            case DecodeRequest(latents) | GlimpseRequest(latents):
+            case DecodeRequest(latents) | PreviewRequest(latents):
                 return self.decode(latents)
             case EncodeGradientRequest(images, latent_gradient):
                 return torch.autograd.functional.vjp(self.encode, images, latent_gradient)[1]

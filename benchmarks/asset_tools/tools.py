@@ -86,7 +86,7 @@ def blender_views(files: list[Path], poses: np.ndarray, folder: Path, *, size: i
 
 
 def three_views(files: list[Path], poses: np.ndarray, folder: Path, node: Path, *, size: int) -> dict[str, np.ndarray]:
-    """Likewise in three.js, in a headless Chromium; the files lie in one folder."""
+    """The views that three.js draws in a headless Chromium; the files lie in one folder."""
     served = node / "served"
     shutil.rmtree(served, ignore_errors=True)
     shutil.copytree(files[0].parent, served)

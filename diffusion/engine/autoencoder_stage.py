@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from diffusion.engine.memory import is_out_of_memory, release_cached_memory
-from diffusion.requests import DecodeRequest, EncodeGradientRequest, EncodeRequest, GlimpseRequest
+from diffusion.requests import DecodeRequest, EncodeGradientRequest, EncodeRequest, PreviewRequest
 
-CodingRequest = EncodeRequest | DecodeRequest | GlimpseRequest | EncodeGradientRequest
+CodingRequest = EncodeRequest | DecodeRequest | PreviewRequest | EncodeGradientRequest
 
 
 class Answers(Protocol):
     """See `diffusion.prior.Prior.answer`."""
 
-    def answer(self, request: Any) -> Any: ...
+    def answer(self, request: Any) -> Any:
+        """What the request asks for: latents, pictures or a gradient."""
+        ...
 
 
 class AutoencoderStage:

@@ -21,7 +21,7 @@ from diffusion.engine.packing import Batch, pack, pack_strictly
 from diffusion.engine.text_stage import TextStage
 from diffusion.engine.ticket import Begin, Kind, NotFinite, Preview, Ticket
 from diffusion.errors import DiffusionError
-from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, GlimpseRequest
+from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, PreviewRequest
 from diffusion.schedule import NoiseSchedule
 
 
@@ -30,10 +30,21 @@ class Model(Protocol):
 
     schedule: NoiseSchedule
 
-    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition: ...
-    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool: ...
-    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor: ...
-    def answer(self, request: Any) -> Any: ...
+    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+        """The encoded prompts, one row each, with what the unconditional side is told."""
+        ...
+
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool:
+        """Whether the pair is encoded already."""
+        ...
+
+    def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor, cameras: Tensor | None = None, num_views: int = 1) -> Tensor:
+        """The network's output (B, C, h, w) for x_t (B, C, h, w) at t (B,)."""
+        ...
+
+    def answer(self, request: Any) -> Any:
+        """What the autoencoder is asked for: latents, pictures or a gradient."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class Engine:
         self._queued: dict[Ticket, None] = {}
         self._denoising: dict[Ticket, None] = {}
         self._coding: dict[Ticket, Any] = {}
-        self._glimpses: list[tuple[Ticket, int, Tensor]] = []
+        self._unfinished: list[tuple[Ticket, int, Tensor]] = []
         self._last_served: dict[Any, int] = {}
         self._taken: dict[Ticket, int] = {}
         self._steps = 0
@@ -136,7 +147,7 @@ class Engine:
             job: rows are shared fairly among jobs, by `set_weight`.
             kind: "query" for what somebody waits for, "trajectory" for a sampling run.
             slots: strict mode, B integers, e.g. the seeds: requests whose slots differ modulo half of `strict_rows` share
-                a forward. The result is bit-identical for the same slots, alone and in any company.
+                a forward. The result is bit-identical for the same slots, alone and among others (batch-invariant).
             preview_every: denoising answers between two previews of a trajectory; 0 for none.
             size: (height, width) of the pictures in pixels, for networks that are told it; the prior's own by default.
         """
@@ -374,7 +385,7 @@ class Engine:
         ticket.rows = None
         ticket.steps += 1
         if ticket.preview_every and ticket.steps % ticket.preview_every == 0:
-            self._glimpses.append((ticket, ticket.steps, prediction.x0))
+            self._unfinished.append((ticket, ticket.steps, prediction.x0))
         self._advance(ticket, prediction)
 
     # -- the autoencoder ---------------------------------------------------------------------------------------------
@@ -408,9 +419,9 @@ class Engine:
         return taken
 
     def _preview(self) -> None:
-        glimpses, self._glimpses = self._glimpses, []
-        living = [(ticket, steps, x0) for ticket, steps, x0 in glimpses if not ticket.finished]
-        answers = self._autoencoder.answer_all([GlimpseRequest(x0) for _, _, x0 in living], strict=[False] * len(living))
+        waiting, self._unfinished = self._unfinished, []
+        living = [(ticket, steps, x0) for ticket, steps, x0 in waiting if not ticket.finished]
+        answers = self._autoencoder.answer_all([PreviewRequest(x0) for _, _, x0 in living], strict=[False] * len(living))
         for (ticket, steps, _), images in zip(living, answers, strict=True):
             if not isinstance(images, Exception):
                 self._report.previews.append(Preview(ticket, steps, images))

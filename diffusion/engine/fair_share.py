@@ -17,7 +17,9 @@ class Waits(Protocol):
     number: int
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """ "query" or "trajectory"."""
+        ...
 
 
 Item = TypeVar("Item", bound=Waits)

@@ -11,8 +11,13 @@ from diffusion.text.row_cache import side_by_side
 class EncodesText(Protocol):
     """See `diffusion.prior.Prior`, which keeps what it has encoded."""
 
-    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition: ...
-    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool: ...
+    def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+        """The encoded prompts, one row each, with what the unconditional side is told."""
+        ...
+
+    def has_condition(self, prompt: str, negative_prompt: str = "") -> bool:
+        """Whether the pair is encoded already."""
+        ...
 
 
 class TextStage:

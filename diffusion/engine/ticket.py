@@ -93,7 +93,7 @@ class Ticket:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """A glimpse of a running trajectory after `steps` answers: its x0 estimate as small images (B, 3, H, W) in [0, 1]."""
+    """A preview of a running trajectory after `steps` answers: its x0 estimate as small images (B, 3, H, W) in [0, 1]."""
 
     ticket: Ticket
     steps: int

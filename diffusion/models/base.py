@@ -197,7 +197,7 @@ def described(value: Any) -> str:
 
 
 def pictures_for(value: Any, shape: tuple[int, ...], count: int, *, option: str) -> Tensor:
-    """An option that is a picture for each sample, or one for all of them, as (B, C, H, W); points (D,) likewise.
+    """An option that is a picture for each sample, or one for all of them, as (B, C, H, W); points (D,) as (B, D).
 
     Args:
         value: (B or 1, C, H, W) or (C, H, W). shape: the (C, H, W) that it must have. count: B.

@@ -59,7 +59,9 @@ class Sampler(Protocol):
         condition: Condition,
         guidance: Guidance,
         noise: Noise = None,
-    ) -> Sampling: ...
+    ) -> Sampling:
+        """The sampler's generator; see the class for arguments, yields and errors."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jobs.batch_images.cells import Failed, Picture, failed, read_row
 from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row, batched
 from jobs.errors import InputError, JobFailed
-from jobs.events import ImagesUnderWay
+from jobs.events import ImagesPreview
 from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
 from nerf3d.cameras import Cameras
 
@@ -86,7 +86,7 @@ class Drawing:
     preview_every: int = 0
     rows_fail_alone: bool = True
 
-    def run(self, pictures: Iterable[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+    def run(self, pictures: Iterable[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesPreview]:
         """One answer a picture, in their order.
 
         Pictures with the same settings are drawn together, at most `chunk_size` at once, within windows of 16 chunks: what is
@@ -107,7 +107,7 @@ class Drawing:
                         f"The prior failed at each of the first {num_failed} rows that reached it; {answer.message}"
                     )
 
-    def _window(self, pictures: Sequence[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+    def _window(self, pictures: Sequence[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesPreview]:
         """Answers in the order of the pictures, each as soon as those before it are there."""
         answers: dict[int, Drawn | Failed] = {}
         groups: dict[object, list[Picture]] = {}
@@ -120,7 +120,7 @@ class Drawing:
         for group in groups.values():
             for chunk in batched(group, self.chunk_size):
                 for answer in self._chunk(chunk):
-                    if isinstance(answer, ImagesUnderWay):
+                    if isinstance(answer, ImagesPreview):
                         yield answer
                     else:
                         answers[answer.row.index] = answer
@@ -129,7 +129,7 @@ class Drawing:
         for index in waiting:
             yield answers[index]
 
-    def _chunk(self, pictures: Sequence[Picture]) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+    def _chunk(self, pictures: Sequence[Picture]) -> Iterator[Drawn | Failed | ImagesPreview]:
         ready: list[_Ready] = []
         for picture in pictures:
             try:
@@ -158,7 +158,7 @@ class Drawing:
             return failed(one[0].row, "prior", words)
         return drawn
 
-    def _together(self, ready: Sequence[_Ready]) -> Iterator[Drawn | ImagesUnderWay]:
+    def _together(self, ready: Sequence[_Ready]) -> Iterator[Drawn | ImagesPreview]:
         request = self._request(ready)
         if self.preview_every:
             images = yield from self._watched(request, ready)
@@ -167,15 +167,15 @@ class Drawing:
         for (picture, source), image in zip(ready, images, strict=True):
             yield Drawn(picture=picture, source=source, image=image)
 
-    def _watched(self, request: DrawRequest, ready: Sequence[_Ready]) -> Generator[ImagesUnderWay, None, np.ndarray]:
-        drawing = self.prior.draw_watched(request, every=self.preview_every)
+    def _watched(self, request: DrawRequest, ready: Sequence[_Ready]) -> Generator[ImagesPreview, None, np.ndarray]:
+        drawing = self.prior.draw_with_previews(request, every=self.preview_every)
         while True:
             try:
-                glimpse = next(drawing)
+                preview = next(drawing)
             except StopIteration as finished:
                 return finished.value
-            indices = [picture.row.index for picture, _ in ready[glimpse.first : glimpse.first + len(glimpse.images)]]
-            yield ImagesUnderWay(indices=tuple(indices), steps=glimpse.steps, images=glimpse.images)
+            indices = [picture.row.index for picture, _ in ready[preview.first : preview.first + len(preview.images)]]
+            yield ImagesPreview(indices=tuple(indices), steps=preview.steps, images=preview.images)
 
     def _request(self, ready: Sequence[_Ready]) -> DrawRequest:
         """One request for pictures that differ in prompt, seed, camera and initial picture alone."""
@@ -216,7 +216,7 @@ def draw_rows(
     info: PriorInfo,
     load_source: LoadSource | None = None,
     preview_every: int = 0,
-) -> Iterator[Drawn | Failed | ImagesUnderWay]:
+) -> Iterator[Drawn | Failed | ImagesPreview]:
     """Draw the rows of a table: one answer a row, in their order. Arguments and errors are those of `Drawing`."""
     drawing = Drawing(prior, info, spec.chunk_size, load_source, preview_every=preview_every)
     return drawing.run(read_row(spec, row, info) for row in rows)

@@ -14,7 +14,7 @@ from jobs.ledger.database import Database
 from jobs.ledger.records import ArtefactRecord, AttemptRecord, Lease
 from jobs.ledger.rows import end_attempt, find_job, held_job, move_job, storable
 from jobs.ledger.tables import Artefact, Attempt, Event, Job
-from jobs.states import FailureKind, IllegalTransition, State, Wish
+from jobs.states import DesiredState, FailureKind, IllegalTransition, State
 
 __all__ = ["AttemptTable"]
 
@@ -42,15 +42,15 @@ class AttemptTable:
             row.lease_holder, row.lease_expires_at = holder, now + seconds
             row.owner_epoch = self._database.epoch or 0
             row.started_at = row.started_at or now
-            row.wish = Wish.RUN
+            row.desired_state = DesiredState.RUN
             row.stage, row.step, row.total = "", 0, 0  # what was shown of the attempt before is no longer true
             session.add(
                 Attempt(job_id=job_id, fence=row.fence, holder=holder, outcome=State.RUNNING, reason="", started_at=now)
             )
             return Lease(job_id=job_id, fence=row.fence, holder=holder, expires_at=now + seconds)
 
-    def renew(self, lease: Lease, *, seconds: float, progress: Progress | None = None) -> tuple[Lease, Wish]:
-        """The worker lives: a longer lease, and what is wished of it.
+    def renew(self, lease: Lease, *, seconds: float, progress: Progress | None = None) -> tuple[Lease, DesiredState]:
+        """The worker lives: a longer lease, and its desired state.
 
         A lease that ran out but was given to nobody else may still be renewed: nothing can have gone wrong.
 
@@ -64,7 +64,7 @@ class AttemptTable:
             row.updated_at = now
             if progress is not None:
                 _note_progress(row, progress)
-            return dataclasses.replace(lease, expires_at=now + seconds), Wish(row.wish)
+            return dataclasses.replace(lease, expires_at=now + seconds), DesiredState(row.desired_state)
 
     def say(self, lease: Lease, text: str, level: str = "info") -> None:
         """A sentence for the user. Raises StaleLease."""
@@ -96,7 +96,7 @@ class AttemptTable:
     def release(self, lease: Lease, reason: str) -> State:
         """The worker stopped as it was asked to: running -> cancelled, paused or, if it only made room, queued.
 
-        What counts is what is wished now, not what was wished when the worker began to stop. Returns the new state.
+        What counts is the desired state of now, not of the moment when the worker began to stop. Returns the new state.
         Raises StaleLease.
         """
         with self._database.write() as session:
@@ -135,14 +135,14 @@ class AttemptTable:
             if row.state == State.LOST:
                 self._fail(session, row, FailureKind.WORKER_LOST, reason, retry_at, counts)
 
-    def wish(self, job_id: int, wish: Wish, reason: str) -> None:
-        """What a running job's worker is told at its next sign of life; what its user wished goes before."""
+    def set_desired_state(self, job_id: int, desired_state: DesiredState, reason: str) -> None:
+        """What a running job's worker is told at its next sign of life; what its user asked goes before."""
         with self._database.write() as session:
             row = find_job(session, job_id, lock=True)
             if row.state != State.RUNNING:
-                raise IllegalTransition(f"Job {job_id} is {row.state}, not running; nothing can be wished of its worker.")
-            if row.wish not in (Wish.CANCEL, Wish.PAUSE, wish):
-                row.wish = wish
+                raise IllegalTransition(f"Job {job_id} is {row.state}, not running; nothing can be asked of its worker.")
+            if row.desired_state not in (DesiredState.CANCEL, DesiredState.PAUSE, desired_state):
+                row.desired_state = desired_state
                 session.add(Event(job_id=job_id, at=self._database.clock(), kind="info", text=reason))
 
     def of(self, job_id: int) -> list[AttemptRecord]:

@@ -44,8 +44,8 @@ class GroupTable:
             row.decided_at = now
             for member in session.scalars(select(Job).where(Job.group_id == group_id)):
                 member.is_winner = member.id in winners
-                verdict = "won" if member.is_winner else "did not win"
-                session.add(Event(job_id=member.id, at=now, kind="info", text=f"{verdict} in {row.name}: {reason}"))
+                result = "won" if member.is_winner else "did not win"
+                session.add(Event(job_id=member.id, at=now, kind="info", text=f"{result} in {row.name}: {reason}"))
 
 
 def _record(row: Group) -> GroupRecord:

@@ -16,7 +16,7 @@ from jobs.ledger.records import EventRecord, JobRecord, NewGroup, Submission, ch
 from jobs.ledger.rows import find_job, job_record, move_job
 from jobs.ledger.submitting import LIVE, VALUES_PER_QUERY, Submitted, take_in
 from jobs.ledger.tables import Artefact, Attempt, Event, Group, Job, JobKey, Shard, User
-from jobs.states import TERMINAL, IllegalTransition, State, Wish
+from jobs.states import TERMINAL, DesiredState, IllegalTransition, State
 
 __all__ = ["JobTable", "WaitingJob"]
 
@@ -112,11 +112,11 @@ class JobTable:
         with self._database.read() as session:
             return [WaitingJob(*row) for row in session.execute(query)]
 
-    def wishes(self) -> dict[int, Wish]:
-        """Running job -> what is wished of it."""
-        query = select(Job.id, Job.wish).where(Job.state == State.RUNNING)
+    def desired_states(self) -> dict[int, DesiredState]:
+        """Running job -> its desired state."""
+        query = select(Job.id, Job.desired_state).where(Job.state == State.RUNNING)
         with self._database.read() as session:
-            return {job_id: Wish(wish) for job_id, wish in session.execute(query)}
+            return {job_id: DesiredState(desired_state) for job_id, desired_state in session.execute(query)}
 
     def counts(self) -> dict[State, int]:
         """State -> number of jobs, every state named."""
@@ -175,18 +175,18 @@ class JobTable:
 
     def cancel(self, job_id: int, reason: str = "cancelled by its user") -> State:
         """Now if it waits, at its worker's next step if it runs. Returns the state it is in. Raises IllegalTransition."""
-        return self._ask(job_id, State.CANCELLED, Wish.CANCEL, reason)
+        return self._ask(job_id, State.CANCELLED, DesiredState.CANCEL, reason)
 
     def pause(self, job_id: int, reason: str = "paused by its user") -> State:
         """Like `cancel`; `resume` goes on from the checkpoint."""
-        return self._ask(job_id, State.PAUSED, Wish.PAUSE, reason)
+        return self._ask(job_id, State.PAUSED, DesiredState.PAUSE, reason)
 
     def resume(self, job_id: int, reason: str = "resumed by its user") -> State:
         """paused -> queued. A job that was only asked to pause goes on running."""
         with self._database.write() as session:
             row = find_job(session, job_id, lock=True)
-            if row.state == State.RUNNING and row.wish == Wish.PAUSE:
-                row.wish = Wish.RUN
+            if row.state == State.RUNNING and row.desired_state == DesiredState.PAUSE:
+                row.desired_state = DesiredState.RUN
                 return State.RUNNING
             if row.state != State.PAUSED:
                 raise IllegalTransition(f"Job {job_id} is {row.state}; only a paused job can be resumed.")
@@ -255,14 +255,14 @@ class JobTable:
                 (mine if job_id in these else others).add(folder or "")
         return mine - others - {""}
 
-    def _ask(self, job_id: int, state: State, wish: Wish, reason: str) -> State:
+    def _ask(self, job_id: int, state: State, desired_state: DesiredState, reason: str) -> State:
         with self._database.write() as session:
             now = self._database.clock()
             row = find_job(session, job_id, lock=True)
             if row.state == State.RUNNING:
                 # A cancelled job stays cancelled, whatever comes after.
-                if row.wish != Wish.CANCEL and row.wish != wish:
-                    row.wish = wish
+                if row.desired_state != DesiredState.CANCEL and row.desired_state != desired_state:
+                    row.desired_state = desired_state
                     session.add(Event(job_id=job_id, at=now, kind="info", text=f"to be {state} at the next step"))
             elif row.state != state:
                 move_job(session, row, state, reason, now)

@@ -27,7 +27,7 @@ class Ledger:
         with Ledger.own("sqlite:///ledger.db") as ledger:
             (submitted,) = ledger.jobs.submit([Submission.of(spec, out="/runs/a")])
             lease = ledger.attempts.start(submitted.id, "worker-1", seconds=30)
-            lease, wish = ledger.attempts.renew(lease, seconds=30)
+            lease, desired_state = ledger.attempts.renew(lease, seconds=30)
             ledger.attempts.succeed(lease)
     """
 

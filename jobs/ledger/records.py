@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.codec import canonical_json
 from jobs.errors import DreamKilnError, InputError
-from jobs.states import TERMINAL, FailureKind, State, Wish
+from jobs.states import TERMINAL, DesiredState, FailureKind, State
 from jobs.words.safe_text import check_stored
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class JobRecord:
     idempotency_key: str | None
     group_id: int | None
     state: State
-    wish: Wish
+    desired_state: DesiredState
     reason: str
     failure_kind: FailureKind | None
     is_dead_letter: bool

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import NotFound
 from jobs.ledger.records import JobRecord, Lease, StaleLease
 from jobs.ledger.tables import Attempt, Event, Job
-from jobs.states import TERMINAL, FailureKind, State, Wish, check_transition
+from jobs.states import TERMINAL, DesiredState, FailureKind, State, check_transition
 
 __all__ = ["end_attempt", "find_job", "held_job", "job_record", "move_job", "storable"]
 
@@ -68,13 +68,13 @@ def end_attempt(
         # A failure that will be retried leaves the job queued, but the attempt has failed.
         attempt.outcome = State.FAILED if kind and state == State.QUEUED else state
         row.seconds_run += max(0.0, attempt.ended_at - attempt.started_at)
-    # What its user asked for holds, also when the worker was lost or failed before it obeyed.
-    if state in (State.QUEUED, State.LOST) and row.wish in (Wish.CANCEL, Wish.PAUSE):
-        state, reason = (State.CANCELLED, "cancelled") if row.wish == Wish.CANCEL else (State.PAUSED, "paused")
+    # What its user asked for holds, also when the worker was lost or failed before it stopped.
+    if state in (State.QUEUED, State.LOST) and row.desired_state in (DesiredState.CANCEL, DesiredState.PAUSE):
+        state, reason = (State.CANCELLED, "cancelled") if row.desired_state == DesiredState.CANCEL else (State.PAUSED, "paused")
     move_job(session, row, state, reason, now)
     row.lease_holder = row.lease_expires_at = None
     row.seconds_left = None
-    row.wish = Wish.RUN
+    row.desired_state = DesiredState.RUN
 
 
 def storable(text: str) -> str:
@@ -91,7 +91,7 @@ def job_record(row: Job) -> JobRecord:
     values = {field.name: getattr(row, field.name) for field in dataclasses.fields(JobRecord)}
     values |= {
         "state": State(row.state),
-        "wish": Wish(row.wish),
+        "desired_state": DesiredState(row.desired_state),
         "failure_kind": FailureKind(row.failure_kind) if row.failure_kind else None,
     }
     return JobRecord(**values)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import InputError
 from jobs.ledger.records import NewGroup, Submission
 from jobs.ledger.tables import Event, Group, Job, JobKey
-from jobs.states import TERMINAL, State, Wish
+from jobs.states import TERMINAL, DesiredState, State
 
 __all__ = ["LIVE", "VALUES_PER_QUERY", "Submitted", "take_in"]
 
@@ -149,7 +149,7 @@ def _check_folder(submission: Submission, row: Job) -> None:
             f"Job {row.id}, which is {row.state} and has {difference}, writes into {row.out}; give this one another folder "
             f"(--out), or end that one with 'dreamkiln jobs cancel {row.id}'."
         )
-    if row.wish == Wish.CANCEL:
+    if row.desired_state == DesiredState.CANCEL:
         raise InputError(
             f"Job {row.id}, which is the same and writes into {row.out}, is being cancelled; submit this one when it has "
             f"stopped: 'dreamkiln jobs watch {row.id}' waits for that."
@@ -184,7 +184,7 @@ def _new_job(submission: Submission, now: float) -> Job:
         idempotency_key=submission.idempotency_key,
         max_failures=submission.max_failures,
         state=State.PAUSED if submission.is_paused else State.QUEUED,
-        wish=Wish.RUN,
+        desired_state=DesiredState.RUN,
         metrics={},
         created_at=now,
         updated_at=now,

@@ -107,7 +107,7 @@ class Job(Base):
     group_id: Mapped[int | None] = mapped_column(ForeignKey("groups.id"))
 
     state: Mapped[str] = mapped_column(String(16))
-    wish: Mapped[str] = mapped_column(String(16), default="run")
+    desired_state: Mapped[str] = mapped_column("wish", String(16), default="run")
     reason: Mapped[str] = mapped_column(default="")
     failure_kind: Mapped[str | None] = mapped_column(String(32))
     is_dead_letter: Mapped[bool] = mapped_column(default=False)

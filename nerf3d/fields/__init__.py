@@ -12,8 +12,14 @@ FIELDS: dict[str, Callable[..., Field]] = {"dense_pyramid": DensePyramid, "hash_
 
 
 def make_field(config: FieldConfig, *, seed: int = 0) -> Field:
-    """The field that config.kind names, with its initial blob. seed: of its first weights, where they are random. Raises
-    ValueError for an unknown kind.
+    """The field that config.kind names, with its initial blob.
+
+    Args:
+        config: kind and sizes of the field.
+        seed: of its first weights, where they are random.
+
+    Raises:
+        ValueError: an unknown kind.
     """
     if config.kind not in FIELDS:
         raise ValueError(f"Field kind is {config.kind!r}; choose one of {', '.join(FIELDS)}.")

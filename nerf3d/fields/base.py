@@ -18,13 +18,18 @@ FIELD_KINDS = ("dense_pyramid", "hash_grid")
 class FieldConfig:
     """Both kinds of field. Lengths in metres of the scene box [-1, 1]^3.
 
-    kind: "dense_pyramid" (fast on CPU), "hash_grid" (for CUDA), or a class of one's own as module:name.
-    radius: density is 0 outside this sphere; the toybox's objects lie within 0.8.
-    density_scale: density (1/m) per unit of softplus. blob_*, density_bias: the initial pre-activation density is
-    density_bias + blob_scale * max(0, 1 - |x| / blob_radius) (Magic3D, Lin et al. 2022, section 4.1).
-    resolutions: the pyramid's grids, vertices per side.
-    num_levels, features_per_level, log2_table_size, base_resolution, finest_resolution: as in Instant-NGP, table 1.
-    hidden_width: of the hash grid's one hidden layer.
+    Args:
+        kind: "dense_pyramid" (fast on CPU), "hash_grid" (for CUDA), or a class of one's own as module:name.
+        radius: density is 0 outside this sphere; the toybox's objects lie within 0.8.
+        density_scale: density (1/m) per unit of softplus.
+        density_bias, blob_scale, blob_radius: the initial pre-activation density is
+            density_bias + blob_scale * max(0, 1 - |x| / blob_radius) (Magic3D, Lin et al. 2022, section 4.1).
+        resolutions: the pyramid's grids, vertices per side.
+        num_levels, features_per_level, log2_table_size, base_resolution, finest_resolution: as in Instant-NGP, table 1.
+        hidden_width: of the hash grid's one hidden layer.
+
+    Raises:
+        ValueError: a value out of range, named.
     """
 
     kind: str = "dense_pyramid"
@@ -69,7 +74,13 @@ class FieldConfig:
 
 
 class FieldSamples(NamedTuple):
-    """density: (N,) 1/m, at least 0. colour: (N, 3) albedo in [0, 1]. normals: (N, 3), at most unit length, or None."""
+    """What a field holds at N points.
+
+    Args:
+        density: (N,) 1/m, at least 0.
+        colour: (N, 3) albedo in [0, 1].
+        normals: (N, 3) pointing out of the surface, at most unit length; None where they were not asked for.
+    """
 
     density: Tensor
     colour: Tensor
@@ -85,11 +96,11 @@ class FieldQuery(abc.ABC):
 
     @abc.abstractmethod
     def samples(self, points: Tensor) -> FieldSamples:
-        """Density, albedo and, if the query was prepared with them, normals. No gradient flows to the points."""
+        """Density, albedo and, if the query was prepared with them, normals at points (N, 3), to which no gradient flows."""
 
     @abc.abstractmethod
     def total_variation(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Mean absolute difference of neighbours, of the density before its activation and of the albedo."""
+        """Mean absolute difference of neighbours, two scalars: of the density before its activation, and of the albedo."""
 
     @abc.abstractmethod
     def density_beyond(self, radius: float, generator: torch.Generator) -> Tensor:

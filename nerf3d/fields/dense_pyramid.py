@@ -18,7 +18,11 @@ _READS = 2
 
 
 class DensePyramid(Field):
-    """config.resolutions grids of density and albedo over [-1, 1]^3, vertices on the corners. No network."""
+    """config.resolutions grids of density and albedo over [-1, 1]^3, vertices on the corners. No network.
+
+    `start` (1, 1, R, R, R) and `distance` (R, R, R), at the vertices of the finest grid, are the initial density before its
+    activation and the distance from the centre.
+    """
 
     start: Tensor
     distance: Tensor
@@ -36,9 +40,11 @@ class DensePyramid(Field):
         self._beyond: tuple[float, Tensor] | None = None
 
     def density_parameters(self) -> list[nn.Parameter]:
+        """The parameters that shape the density."""
         return list(self.density_grids)
 
     def colour_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only colour depends on."""
         return list(self.colour_grids)
 
     def volume(self) -> Tensor:
@@ -54,6 +60,7 @@ class DensePyramid(Field):
         return torch.cat([total[:, :1] + self.start, total[:, 1:]], 1)
 
     def query(self, *, normals: bool = False) -> DensePyramidQuery:
+        """This moment's field: its grids summed up once."""
         return DensePyramidQuery(self, self.volume(), normals)
 
     def beyond(self, radius: float) -> Tensor:
@@ -71,9 +78,11 @@ class DensePyramidQuery(FieldQuery):
         self._table = torch.cat([volume, volume_gradient(volume[:, :1])], 1) if normals else volume
 
     def density(self, points: Tensor) -> Tensor:
+        """Density (N,) in 1/m at points (N, 3); 0 outside the sphere. No gradient flows to the points."""
         return self._density(read(self.volume[:, :1], points)[:, 0], points)
 
     def samples(self, points: Tensor) -> FieldSamples:
+        """Density (N,), albedo (N, 3) and perhaps normals (N, 3) at points (N, 3)."""
         raw = read(self._table, points)
         normals = None
         if self.normals:
@@ -83,13 +92,14 @@ class DensePyramidQuery(FieldQuery):
         return FieldSamples(self._density(raw[:, 0], points), raw[:, 1:4].sigmoid(), normals)
 
     def total_variation(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Over the whole volume, so nothing is drawn. Rudin, Osher and Fatemi 1992, anisotropic."""
+        """Two scalars over the whole volume, so nothing is drawn. Rudin, Osher and Fatemi 1992, anisotropic."""
         volume = torch.cat([self.volume[:, :1], self.volume[:, 1:].sigmoid()], 1)
         steps = [volume.diff(dim=axis).abs().mean((0, 2, 3, 4)) for axis in (2, 3, 4)]
         mean = steps[0] + steps[1] + steps[2]
         return mean[0], mean[1:].mean()
 
     def density_beyond(self, radius: float, generator: torch.Generator) -> Tensor:
+        """Mean density (1/m) over the scene box, a scalar that counts only what lies outside a sphere of this radius."""
         outside = self.volume[0, 0].flatten().index_select(0, self.field.beyond(radius))
         return self.field.config.density_scale * F.softplus(outside).sum() / self.volume[0, 0].numel()
 

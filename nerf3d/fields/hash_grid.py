@@ -41,9 +41,11 @@ class HashGrid(Field):
         nn.init.zeros_(self.colour_head.bias)
 
     def density_parameters(self) -> list[nn.Parameter]:
+        """The parameters that shape the density."""
         return [*self.tables, *self.trunk.parameters(), *self.density_head.parameters()]
 
     def colour_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only colour depends on."""
         return list(self.colour_head.parameters())
 
     def encode(self, points: Tensor) -> Tensor:
@@ -57,6 +59,7 @@ class HashGrid(Field):
         return self.density_head(hidden)[:, 0] + initial_density(points, self.config), hidden
 
     def query(self, *, normals: bool = False) -> HashGridQuery:
+        """This moment's field; the network is asked anew each time."""
         return HashGridQuery(self, normals)
 
 
@@ -67,15 +70,17 @@ class HashGridQuery(FieldQuery):
         self.field, self.normals = field, normals
 
     def density(self, points: Tensor) -> Tensor:
+        """Density (N,) in 1/m at points (N, 3); 0 outside the sphere. No gradient flows to the points."""
         return self._density(self.field.raw(points)[0], points)
 
     def samples(self, points: Tensor) -> FieldSamples:
+        """Density (N,), albedo (N, 3) and perhaps normals (N, 3) at points (N, 3)."""
         raw, hidden = self.field.raw(points)
         colour = self.field.colour_head(hidden).sigmoid()
         return FieldSamples(self._density(raw, points), colour, self._normals(points) if self.normals else None)
 
     def total_variation(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Between 8,192 random points and a neighbour of each, one coarse voxel away."""
+        """Two scalars, between 8,192 random points and a neighbour of each, one coarse voxel away."""
         spacing = 2 / 63
         points = uniform((8192, 3), generator, -1, 1)
         offset = torch.eye(3)[torch.randint(3, (8192,), generator=generator)] * spacing
@@ -86,6 +91,7 @@ class HashGridQuery(FieldQuery):
         return 3 * (here - there).abs().mean(), 3 * (here_colour - there_colour).abs().mean()
 
     def density_beyond(self, radius: float, generator: torch.Generator) -> Tensor:
+        """Mean density (1/m) over the scene box, a scalar that counts only what lies outside a sphere of this radius."""
         points = sent(uniform((8192, 3), generator, -1, 1), self.field.tables[0].device)
         outside = points.norm(dim=-1) > radius
         return self.field.config.density_scale * (F.softplus(self.field.raw(points)[0]) * outside).mean()

@@ -64,10 +64,23 @@ def fit(
     device: torch.device | str = "cpu",
     state: FitState | Mapping[str, Tensor] | None = None,
 ) -> Generator[FitProgress, None, FitResult]:
-    """Optimises a field from a blob, or goes on from `state` (a FitState or its state_dict()).
+    """Optimises a field from a blob, or goes on from a saved state.
 
-    Yields after every step; returns the result. Raises FitCollapsed when nothing is left, when everything is full, or
-    when a number is not finite, and StateMismatch for a state of another seed or with tensors of other shapes.
+    Args:
+        config: settings of the fit. guide: judges the rendered pictures.
+        seed: every random number of the fit follows from it.
+        device: where the field lives and is rendered.
+        state: a FitState, or the tensors of its `state_dict`, of any shapes that `config` gives them.
+
+    Yields:
+        FitProgress after every step.
+
+    Returns:
+        The field, its occupancy and the settings.
+
+    Raises:
+        FitCollapsed: nothing is left, everything is full, or a number is not finite.
+        StateMismatch: a state of another seed or with tensors of other shapes.
     """
     if torch.device(device).type == "cuda":
         # Minutes the first time, which no step shall be charged with; without them the renderer's torch path does.
@@ -86,9 +99,12 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Some views of a step before the guide. rgb: as large as it wants them. reply: waits for its opinion.
+    """Some views of a step before the guide.
 
-    background: (V, 3), or (V, 3, H, W) where it is learned.
+    Args:
+        background: (V, 3), or (V, 3, H, W) where it is learned. picture: as it was rendered.
+        rgb: (v, 3, h, w) in [0, 1], as large as the guide wants it.
+        reply: waits for the guide's opinion.
     """
 
     background: Tensor

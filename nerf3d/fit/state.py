@@ -63,7 +63,7 @@ class FitState:
         return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a saved state. Raises StateMismatch if it is of another seed, field, or is incomplete."""
+        """Goes on from the tensors of `state_dict`. Raises StateMismatch for another seed or field, or if some miss."""
         try:
             step, empty_steps, full_steps, seed = tensors["counters"].tolist()
             if seed != self.seed:

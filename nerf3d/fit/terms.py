@@ -15,7 +15,7 @@ from nerf3d.rendering import RenderOutput
 def on_views(config: FitConfig, picture: RenderOutput, *, target: Tensor | None, background: Tensor, progress: float) -> Tensor:
     """The weighted sum of the terms that are means over views; a term with weight 0 is not computed.
 
-    target: (V, 3, H, W), what the guide wishes to see, if it says so. background: (V, 3) or (V, 3, H, W), what the pictures
+    target: (V, 3, H, W), what the guide wants to see, if it says so. background: (V, 3) or (V, 3, H, W), what the pictures
     stand before.
     """
     alpha = picture.alpha
@@ -25,8 +25,8 @@ def on_views(config: FitConfig, picture: RenderOutput, *, target: Tensor | None,
     if weight := config.opaqueness.value(progress):
         total = total + weight * regularisers.opaqueness(alpha)
     if (weight := config.background.value(progress)) and target is not None:
-        wished = F.interpolate(target, size=alpha.shape[-2:], mode="area")
-        total = total + weight * regularisers.background_carving(alpha, wished, background)
+        wanted = F.interpolate(target, size=alpha.shape[-2:], mode="area")
+        total = total + weight * regularisers.background_carving(alpha, wanted, background)
     if (weight := config.orientation.value(progress)) and picture.samples.normals is not None:
         total = total + weight * regularisers.orientation(picture.samples, alpha.numel())
     if weight := config.depth_variance.value(progress):
@@ -35,7 +35,7 @@ def on_views(config: FitConfig, picture: RenderOutput, *, target: Tensor | None,
 
 
 def on_field(config: FitConfig, query: FieldQuery, *, progress: float, draws: torch.Generator) -> Tensor | float:
-    """The weighted sum of the terms on the field itself, likewise."""
+    """The weighted sum of the terms on the field itself, a scalar."""
     total: Tensor | float = 0.0
     density_weight = config.density_variation.value(progress)
     colour_weight = config.colour_variation.value(progress)

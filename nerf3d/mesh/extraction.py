@@ -109,8 +109,10 @@ def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, devic
 
 
 def bytes_to_extract(config: MeshConfig) -> int:
-    """Memory that an extraction needs at its peak, estimated: 20 bytes a grid point were measured for a smooth object, 68
-    for a rough one."""
+    """Memory that an extraction needs at its peak, an estimate.
+
+    20 bytes a grid point were measured for a smooth object, 68 for a rough one.
+    """
     return _BYTES_PER_POINT * config.resolution**3
 
 
@@ -167,10 +169,10 @@ def density_grid(field: DensityField, resolution: int, *, device: torch.device |
 
 
 def smooth_levels(grid: np.ndarray, smoothing: float) -> np.ndarray:
-    """log(1 + density) after a Gaussian of `smoothing` voxels; values at the box's walls go on beyond them, so that a solid
-    there does not get thin.
+    """log(1 + density), (R, R, R) to (R, R, R), after a Gaussian of `smoothing` voxels.
 
-    The logarithm keeps a few very dense voxels from swallowing their surroundings.
+    Values at the box's walls go on beyond them, so that a solid there does not get thin. The logarithm keeps
+    a few very dense voxels from swallowing their surroundings.
     """
     levels = np.log1p(np.maximum(grid, 0))
     if smoothing:

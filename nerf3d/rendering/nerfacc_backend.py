@@ -183,8 +183,9 @@ def _show_ninja() -> None:
 
 
 def _extensions_folder() -> Path:
-    """One folder for each (environment, torch, CUDA, kind of GPU): environments that share one freeze each other (nerfacc issue
-    164), and kernels of one architecture do not run on another.
+    """One folder for each (environment, torch, CUDA, kind of GPU).
+
+    Environments that share one freeze each other (nerfacc issue 164), and kernels of one architecture do not run on another.
     """
     if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(chosen)

@@ -18,7 +18,12 @@ SHADINGS: tuple[str, ...] = ("albedo", "lambert", "textureless", "normal")
 
 @dataclasses.dataclass(frozen=True)
 class Lights:
-    """One light per view. direction: (V, 3) unit, world, toward the light. ambient: (V,) in [0, 1]."""
+    """One light per view.
+
+    Args:
+        direction: (V, 3) unit vectors of the world, toward the light.
+        ambient: (V,) in [0, 1], the share of light that comes from everywhere.
+    """
 
     direction: Tensor
     ambient: Tensor
@@ -27,11 +32,12 @@ class Lights:
         return Lights(self.direction[views], self.ambient[views])
 
     def to(self, device: torch.device | str) -> Lights:
+        """A copy on the device, or this one where it is there already."""
         return Lights(self.direction.to(device), self.ambient.to(device))
 
 
 def needs_normals(shading: Shading) -> bool:
-    """Raises ValueError for a shading that is not one of SHADINGS."""
+    """Whether the shading asks the field for normals. Raises ValueError for one that is not among SHADINGS."""
     if shading not in SHADINGS:
         raise ValueError(f"shading is {shading!r}; choose one of {', '.join(SHADINGS)}.")
     return shading != "albedo"

@@ -1,8 +1,7 @@
-"""Volume rendering of a field through nerfacc: batched rays in plain torch on any device, or its traversal's flattened samples
-on CUDA where its kernels are compiled.
+"""Volume rendering of a field through nerfacc: batched rays in plain torch, or its traversal's flattened samples.
 
-Mildenhall et al. 2020 (NeRF), equation 3. Both paths cut a ray at the same places and end in the same sums; the tests hold a
-plain torch twin.
+The traversal needs CUDA and compiled kernels; the batched rays any device. Both paths cut a ray at the same places and end in
+the same sums (Mildenhall et al. 2020, NeRF, equation 3); the tests hold a plain torch twin.
 """
 
 from __future__ import annotations
@@ -37,8 +36,14 @@ class RaySamples:
 
 @dataclasses.dataclass(frozen=True)
 class RenderOutput:
-    """rgb: (V, 3, H, W) in [0, 1] over the background. alpha: (V, 1, H, W) in [0, 1]. depth: (V, 1, H, W) metres, the
-    mean distance of what the ray hits, 0 where alpha is 0. normals: (V, 3, H, W), weighted by alpha, or None.
+    """V rendered views.
+
+    Args:
+        rgb: (V, 3, H, W) in [0, 1] over the background.
+        alpha: (V, 1, H, W) in [0, 1].
+        depth: (V, 1, H, W) metres, the mean distance of what the ray hits, 0 where alpha is 0.
+        normals: (V, 3, H, W), weighted by alpha; None for a shading without them.
+        samples: of all rays, for losses on them.
     """
 
     rgb: Tensor

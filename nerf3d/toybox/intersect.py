@@ -24,6 +24,9 @@ class LocalRays:
     """Rays in local spaces: point = origin + depth * (right * px + up * py + ahead), one row per part.
 
     px and py are image-plane coordinates times tan(fov / 2); depth is the distance along the optical axis, metres.
+
+    Args:
+        origin, right, up, ahead: (T, 3) each, of T bundles of rays.
     """
 
     origin: Tensor
@@ -36,7 +39,10 @@ class LocalRays:
 
 
 def hit_hexahedron(params: Tensor, rays: LocalRays, px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
-    """Slab method: behind the last plane entered, before the first one left."""
+    """Slab method: behind the last plane entered, before the first one left.
+
+    params (T, 6), px (T, 1, K) and py (T, K, 1) to depths and hits (T, K, K).
+    """
     normals, offsets = primitives.hexahedron_planes(params)
     gap = offsets - (normals * rays.origin[:, None]).sum(-1)
     slope_x, slope_y, slope = ((normals * v[:, None]).sum(-1) for v in (rays.right, rays.up, rays.ahead))
@@ -59,7 +65,10 @@ def _directions(rays: LocalRays, px: Tensor, py: Tensor) -> tuple[Tensor, ...]:
 
 
 def hit_quadric(params: Tensor, rays: LocalRays, px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
-    """Roots of q(t) = A t^2 + 2 B t + C cut with the slab; where A < 0 the inside lies beyond the roots."""
+    """Roots of q(t) = A t^2 + 2 B t + C cut with the slab; where A < 0 the inside lies beyond the roots.
+
+    params (T, 6), px (T, 1, K) and py (T, K, 1) to depths and hits (T, K, K).
+    """
     a, b, c, y0, y1, _ = (v[:, None, None] for v in params.unbind(-1))
     dx, dy, dz = _directions(rays, px, py)
     ox, oy, oz = (v[:, None, None] for v in rays.origin.unbind(-1))
@@ -83,7 +92,7 @@ def hit_quadric(params: Tensor, rays: LocalRays, px: Tensor, py: Tensor) -> tupl
 
 
 def hit_torus(params: Tensor, rays: LocalRays, px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
-    """Sphere tracing in local space, from the entry into the ring's bounding can, for the rays that enter it."""
+    """Sphere tracing to (T, K, K) in local space, from the entry into the ring's bounding can, for the rays that enter it."""
     r = params[:, :1].squeeze(-1)
     can = torch.stack([(1 + r) ** 2, r * 0, r * 0, -r, r, r * 0], -1)
     start, near_can = hit_quadric(can, rays, px, py)

@@ -43,6 +43,7 @@ class Parts:
         return Parts(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
 
     def to(self, device: torch.device | str) -> Parts:
+        """A copy on the device, or this one where it is there already."""
         return Parts(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
     def sdf(self, points: Tensor) -> Tensor:

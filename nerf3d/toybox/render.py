@@ -31,13 +31,19 @@ _NO_HIT = torch.iinfo(torch.int64).max
 
 @dataclasses.dataclass(frozen=True)
 class Lighting:
-    """V images' light. direction: (V, 3) unit, toward the light. ambient: (V,). background: (V, 3) in [0, 1]."""
+    """The light and the background of V images.
+
+    Args:
+        direction: (V, 3) unit vectors toward the light.
+        ambient: (V,) in [0, 1]. background: (V, 3) in [0, 1].
+    """
 
     direction: Tensor
     ambient: Tensor
     background: Tensor
 
     def to(self, device: torch.device | str) -> Lighting:
+        """A copy on the device, or this one where it is there already."""
         return Lighting(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
     def __getitem__(self, index) -> Lighting:

@@ -34,7 +34,12 @@ _ITEMS_PER_CALL = 512
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """images: (n, 3, size, size) uint8. records: n dictionaries with at least "index", "caption" and "prompt"."""
+    """n pictures and what is known of them.
+
+    Args:
+        images: (n, 3, size, size) uint8.
+        records: n dictionaries with at least "index", "caption" and "prompt".
+    """
 
     images: Tensor
     records: list[dict]

@@ -33,7 +33,7 @@ from orchestrator.batch.storage import markers
 from orchestrator.batch.storage.stores import Store
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.run.artefacts import PREVIEW
-from orchestrator.run.manifest import MANIFEST, another_job, begun, end_attempt, first_difference, read_manifest
+from orchestrator.run.manifest import MANIFEST, another_job, end_attempt, first_difference, new_manifest, read_manifest
 from orchestrator.settings.batch import FAILURES
 
 __all__ = ["MANIFEST", "JobFolder", "Mode", "read_spec"]
@@ -110,7 +110,7 @@ class JobFolder:
             InputError: an earlier attempt drew with other weights.
         """
         where, or_else = self._store.location, ", or --overwrite"
-        manifest = begun(
+        manifest = new_manifest(
             self.manifest,
             self.spec,
             info,

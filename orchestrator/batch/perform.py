@@ -25,7 +25,7 @@ from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.prior.source import PriorLoader, loading
 from orchestrator.run.artefacts import PREVIEW
 from orchestrator.run.manifest import noting_the_end
-from orchestrator.run.perform import make_runtime, started
+from orchestrator.run.perform import entered, make_runtime
 from orchestrator.runtimes.base import resolve_device
 from orchestrator.settings.batch import FAILURES, SHARD_WORKER_BYTES
 from orchestrator.settings.groups import RuntimeSettings
@@ -118,7 +118,7 @@ def perform_batch(
             if shared_prior is not None:
                 return attempt.run(lambda: shared_prior, num_workers=num_workers)
             device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
-            with started(make_runtime(spec, runtime, device, load_prior), runtime, display) as running:
+            with entered(make_runtime(spec, runtime, device, load_prior), runtime, display) as running:
                 return attempt.run(running.prior, num_workers=1 if runtime.kind == "inline" else num_workers)
 
 

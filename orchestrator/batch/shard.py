@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, draw_rows, read_row, row_digest, shard_range
 from jobs.errors import OutputError
-from jobs.events import ImagesUnderWay
+from jobs.events import ImagesPreview
 from jobs.prior_client import PriorClient, PriorInfo
 from orchestrator.batch.preview import Preview, grid_name
 from orchestrator.batch.records import Finished, encode, failed, keep
@@ -178,7 +178,7 @@ class ShardWriter:
             preview_every=self._preview_every,
         )
         for answer in answers:
-            if isinstance(answer, ImagesUnderWay):
+            if isinstance(answer, ImagesPreview):
                 self._store.put({PREVIEW: encode_png(image_grid(answer.images))})
             else:
                 yield answer

@@ -13,7 +13,7 @@ from orchestrator.batch.job_folder import MANIFEST
 from orchestrator.batch.shard import Committed, ShardJob, ShardTask, ShardWriter
 from orchestrator.batch.storage.stores import Store
 from orchestrator.batch.storage.urls import is_url
-from orchestrator.host.shared_disk import require_witness
+from orchestrator.host.shared_disk import require_sentinel
 from orchestrator.host.threads import use_threads
 from orchestrator.metrics.meters import meter_shard
 from orchestrator.prior.deaths import last_words
@@ -44,14 +44,14 @@ class ShardActor:
     def __init__(self, job: ShardJob, prior: PriorClient) -> None:
         use_threads(1)
         self._writer = ShardWriter(job, prior)
-        self._witness = "" if is_url(job.location) else str(Path(job.location) / MANIFEST)
+        self._sentinel = "" if is_url(job.location) else str(Path(job.location) / MANIFEST)
 
     def run(self, task: ShardTask) -> Iterator[Any]:
         """See `ShardWriter.run`."""
         from orchestrator.prior.wire import Raised
 
         try:
-            require_witness(self._witness)
+            require_sentinel(self._sentinel)
             for item in self._writer.run(task):
                 if isinstance(item, Committed):
                     meter_shard(item.marker)

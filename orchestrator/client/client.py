@@ -55,7 +55,7 @@ class Client:
         return self._call("GET", f"{path}?{urlencode(given, doseq=True)}" if given else path)
 
     def post(self, path: str, body: Any = None, *, timeout_seconds: float | None = None) -> Any:
-        """Likewise; a call that takes long, as the first one for a prior of gigabytes, is given its own time."""
+        """POST a JSON body; a call that takes long, as the first one for a prior of gigabytes, is given its own time."""
         before, self._timeout = self._timeout, timeout_seconds or self._timeout
         try:
             return self._call("POST", path, body)
@@ -68,7 +68,7 @@ class Client:
         return self.post("/v1/jobs", body, timeout_seconds=SUBMIT_SECONDS)
 
     def put(self, path: str, **query: Any) -> Any:
-        """Likewise."""
+        """PUT; parameters and errors are those of `get`."""
         return self._call("PUT", f"{path}?{urlencode(query)}")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:

@@ -80,7 +80,7 @@ def submit_and_wait(job: PreparedJob, client: Client, *, state: Path, user: str,
             display.message(f"Job {number} of the orchestrator at {client.endpoint.url}; --local runs it here instead.")
         last = _Watcher(client, number, display).follow(until=_has_ended)
     except KeyboardInterrupt as stop:
-        if signal.SIGTERM in stop.args:  # not a wish about the job: `timeout`, or the end of a session
+        if signal.SIGTERM in stop.args:  # not a request about the job: `timeout`, or the end of a session
             raise Interrupted(f"Stopped waiting; job {number} goes on, and the same command joins it.") from None
         raise Interrupted(_cancel(client, number, job)) from None
     return _outcome(job, last)

@@ -11,9 +11,9 @@ from collections import Counter
 
 from jobs.events import Message, Progress
 from jobs.ledger import Ledger, StaleLease
-from jobs.states import FailureKind, IllegalTransition, State, Wish
+from jobs.states import DesiredState, FailureKind, IllegalTransition, State
 from orchestrator.daemon.job_log import JobLog
-from orchestrator.daemon.outcomes import verdict_on
+from orchestrator.daemon.outcomes import retry_decision
 from orchestrator.daemon.prior_sizes import PriorSizes
 from orchestrator.daemon.queue_view import ready_at, view_of
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Workers
@@ -51,12 +51,12 @@ class Controller:
         self.capacity = capacity
         self.wake = threading.Event()
         """Set by whoever changed the ledger, so that the next round comes at once."""
-        self.wished = threading.Event()
-        """Set before `wake` by whoever wishes something of a job: a round that is under way breaks off for it."""
+        self.has_request = threading.Event()
+        """Set before `wake` by whoever asks something of a job: a round that is under way breaks off for it."""
         self.waiting: dict[int, str] = {}
         """Job -> why it does not start, as of the last round of scheduling."""
         self.longest_wait_seconds = 0.0
-        """Of the job that has been ready to start longest, likewise."""
+        """Of the job that has been ready to start longest, as of the last round of scheduling."""
         self._ledger, self._workers, self._folder = ledger, workers, folder
         self._policy, self._timing = policy or Policy(), timing or Timing()
         self._prior_sizes = PriorSizes(ledger, replicas=prior_replicas)
@@ -67,10 +67,10 @@ class Controller:
         self._is_closing = False
 
     def tick(self, *, is_woken: bool = False) -> None:
-        """One round: wishes, signs of life, ends, losses, groups, starts.
+        """One round: control requests, signs of life, ends, losses, groups, starts.
 
-        On a slow disk ten ends and ten starts take a second, so a round breaks off where a wish comes in or is to be enforced:
-        who is not heard is heard first in the next one, and who is not started is planned for again.
+        On a slow disk ten ends and ten starts take a second, so a round breaks off where a request comes or is to be enforced:
+        who is not polled is polled first in the next one, and who is not started is planned for again.
 
         Raises:
             LedgerError: the database does not answer; the next round may succeed.
@@ -80,18 +80,18 @@ class Controller:
         if now >= self._heartbeat_at:
             self._ledger.heartbeat()
             self._heartbeat_at = now + self._timing.heartbeat
-        is_due = is_woken or self.wished.is_set() or now >= self._schedule_at
-        self.wished.clear()
+        is_due = is_woken or self.has_request.is_set() or now >= self._schedule_at
+        self.has_request.clear()
         if is_due:
-            self._obey_wishes()
+            self._apply_control_requests()
         for running in self._in_turn():
-            self._hear(running)
-            if self._is_pressed:
+            self._poll(running)
+            if self._must_yield:
                 break
         self._enforce_stops()
-        if is_due and not self.wished.is_set():
+        if is_due and not self.has_request.is_set():
             self._schedule_at = now + self._timing.schedule
-            self._take_up_losses()
+            self._reap_expired_leases()
             self._settle_groups()
             if not self._is_closing:
                 self._schedule()
@@ -99,20 +99,20 @@ class Controller:
             self._forget_old(now)
 
     @property
-    def _is_pressed(self) -> bool:
-        """Somebody wishes something, or a worker that was told to stop has had its time."""
+    def _must_yield(self) -> bool:
+        """Somebody asks something, or a worker that was told to stop has had its time."""
         now = self._ledger.now()
-        return self.wished.is_set() or any(r.kill_at is not None and now >= r.kill_at for r in self._running.values())
+        return self.has_request.is_set() or any(r.kill_at is not None and now >= r.kill_at for r in self._running.values())
 
     def _in_turn(self) -> list[Running]:
-        """Those that were told to stop, then the others, those first that have not been heard for longest."""
-        return sorted(self._running.values(), key=lambda running: (running.obeying == Wish.RUN, running.heard_at))
+        """Those that were told to stop, then the others, those first that have not been polled for longest."""
+        return sorted(self._running.values(), key=lambda running: (running.told == DesiredState.RUN, running.polled_at))
 
     def close(self) -> None:
         """Start nothing more, and ask everything that runs to stop; `num_running` says when it has."""
         self._is_closing = True
         for running in self._running.values():
-            self._tell(running, Wish.YIELD, at_checkpoint=False)
+            self._tell(running, DesiredState.YIELD, at_checkpoint=False)
 
     @property
     def num_running(self) -> int:
@@ -127,8 +127,8 @@ class Controller:
 
     # What workers say
 
-    def _hear(self, running: Running) -> None:
-        running.heard_at = self._ledger.now()
+    def _poll(self, running: Running) -> None:
+        running.polled_at = self._ledger.now()
         reports = running.worker.poll()
         if reports is None:
             return
@@ -170,20 +170,20 @@ class Controller:
 
     def _fail(self, running: Running, failed: Failed) -> None:
         job = self._ledger.jobs.get(running.job.id)
-        if running.obeying != Wish.RUN and failed.kind == FailureKind.WORKER_LOST:
+        if running.told != DesiredState.RUN and failed.kind == FailureKind.WORKER_LOST:
             self._ledger.attempts.release(running.lease, failed.reason)
             return
-        verdict = verdict_on(self._ledger, job, failed.kind, since=running.started_at)
-        reason = failed.reason if verdict.retry_at is None else f"{failed.reason} ({verdict.reason})"
-        running.log.write(f"failed: {verdict.reason}\n{failed.reason}\n{failed.details}")
-        self._ledger.attempts.fail(running.lease, failed.kind, reason, retry_at=verdict.retry_at, counts=verdict.counts)
+        decision = retry_decision(self._ledger, job, failed.kind, since=running.started_at)
+        reason = failed.reason if decision.retry_at is None else f"{failed.reason} ({decision.reason})"
+        running.log.write(f"failed: {decision.reason}\n{failed.reason}\n{failed.details}")
+        self._ledger.attempts.fail(running.lease, failed.kind, reason, retry_at=decision.retry_at, counts=decision.counts)
 
     def _renew(self, running: Running) -> None:
         now = self._ledger.now()
         if now - running.renewed_at < self._timing.renew:
             return
         try:
-            running.lease, wish = self._ledger.attempts.renew(
+            running.lease, desired_state = self._ledger.attempts.renew(
                 running.lease, seconds=self._timing.lease, progress=running.progress
             )
         except StaleLease as error:
@@ -192,22 +192,22 @@ class Controller:
             self._forget(running)
             return
         running.progress, running.renewed_at = None, now
-        self._obey(running, wish)
+        self._apply(running, desired_state)
 
-    # What users wish
+    # What users ask
 
-    def _obey_wishes(self) -> None:
-        wishes = self._ledger.jobs.wishes() if self._running else {}
+    def _apply_control_requests(self) -> None:
+        desired = self._ledger.jobs.desired_states() if self._running else {}
         for running in list(self._running.values()):
-            self._obey(running, wishes.get(running.job.id, running.obeying))
+            self._apply(running, desired.get(running.job.id, running.told))
 
-    def _obey(self, running: Running, wish: Wish) -> None:
-        if self._is_closing or wish == running.obeying or wish == Wish.RUN:
+    def _apply(self, running: Running, desired_state: DesiredState) -> None:
+        if self._is_closing or desired_state == running.told or desired_state == DesiredState.RUN:
             return  # a stop that is under way is not taken back: `release` queues the job again
-        self._tell(running, wish, at_checkpoint=wish == Wish.YIELD)
+        self._tell(running, desired_state, at_checkpoint=desired_state == DesiredState.YIELD)
 
-    def _tell(self, running: Running, wish: Wish, *, at_checkpoint: bool) -> None:
-        running.obeying = wish
+    def _tell(self, running: Running, desired_state: DesiredState, *, at_checkpoint: bool) -> None:
+        running.told = desired_state
         running.worker.stop(at_checkpoint=at_checkpoint)
         running.kill_at = None if at_checkpoint else self._ledger.now() + self._timing.stop
 
@@ -220,7 +220,7 @@ class Controller:
 
     # What was lost
 
-    def _take_up_losses(self) -> None:
+    def _reap_expired_leases(self) -> None:
         for job_id in self._ledger.attempts.expire():
             running = self._running.pop(job_id, None)
             if running is not None:
@@ -228,9 +228,9 @@ class Controller:
                 running.worker.kill()
         for lost in self._ledger.jobs.recent(states=[State.LOST], limit=10_000):
             attempt = self._ledger.attempts.of(lost.id)[-1]
-            verdict = verdict_on(self._ledger, lost, FailureKind.WORKER_LOST, since=attempt.started_at)
+            decision = retry_decision(self._ledger, lost, FailureKind.WORKER_LOST, since=attempt.started_at)
             self._ledger.attempts.settle_lost(
-                lost.id, reason=f"{attempt.reason} ({verdict.reason})", retry_at=verdict.retry_at, counts=verdict.counts
+                lost.id, reason=f"{attempt.reason} ({decision.reason})", retry_at=decision.retry_at, counts=decision.counts
             )
 
     # Groups
@@ -239,12 +239,12 @@ class Controller:
         for group in self._ledger.groups.undecided():
             jobs = self._ledger.jobs.recent(group_id=group.id, limit=10_000)
             members = [Member(id=job.id, state=job.state, ended_at=job.ended_at, metrics=job.metrics) for job in jobs]
-            verdict = settle(members, num_wanted=group.num_wanted, metric=group.metric, largest_is_best=group.largest_is_best)
-            if not members or verdict is None:
+            outcome = settle(members, num_wanted=group.num_wanted, metric=group.metric, largest_is_best=group.largest_is_best)
+            if not members or outcome is None:
                 continue
-            for job_id in verdict.cancel:
-                self._ledger.jobs.cancel(job_id, f"not needed: {verdict.reason}")
-            self._ledger.groups.decide(group.id, verdict.winners, verdict.reason)
+            for job_id in outcome.cancel:
+                self._ledger.jobs.cancel(job_id, f"not needed: {outcome.reason}")
+            self._ledger.groups.decide(group.id, outcome.winners, outcome.reason)
             self.wake.set()
 
     # Who runs next
@@ -275,13 +275,13 @@ class Controller:
             self._workers.evict(source)
         for job_id, reason in plan.start.items():
             self._start(job_id, reason)
-            if self._is_pressed or self._ledger.now() - now > self._timing.round:
+            if self._must_yield or self._ledger.now() - now > self._timing.round:
                 self.wake.set()
                 return
         for job_id, reason in plan.make_room.items():
-            with contextlib.suppress(IllegalTransition):  # given up a moment ago, as its user wished it to stop
-                self._ledger.attempts.wish(job_id, Wish.YIELD, f"makes room: {reason}")
-                self._obey(self._running[job_id], Wish.YIELD)
+            with contextlib.suppress(IllegalTransition):  # given up a moment ago, as its user asked it to stop
+                self._ledger.attempts.set_desired_state(job_id, DesiredState.YIELD, f"makes room: {reason}")
+                self._apply(self._running[job_id], DesiredState.YIELD)
 
     def _start(self, job_id: int, reason: str) -> None:
         job = self._ledger.jobs.get(job_id)  # first: once the job is leased, nothing may fail before its worker begins

@@ -28,7 +28,7 @@ from jobs.errors import DreamKilnError
 from jobs.ledger import Ledger, LedgerError, OwnershipError
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.options import DaemonOptions
-from orchestrator.daemon.orphans import end_strays, mark_descendants
+from orchestrator.daemon.orphans import end_orphans, mark_descendants
 from orchestrator.daemon.reports import Workers
 from orchestrator.daemon.running import Timing
 from orchestrator.host.state_folder import Endpoint, StateFolder
@@ -71,8 +71,8 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger.own(url, name=name))
         stack.enter_context(folder.held())
-        if num_strays := end_strays(folder):
-            log.info("ended %d processes that an earlier orchestrator had left", num_strays)
+        if num_orphans := end_orphans(folder):
+            log.info("ended %d processes that an earlier orchestrator had left", num_orphans)
         mark_descendants(folder)
         workers = stack.enter_context(make_workers(options, ledger.now))
         controller = Controller(
@@ -113,7 +113,7 @@ class _Metrics:
 
 
 def _run(controller: Controller, stop: _StopSignal, metrics: _Metrics) -> None:
-    """Rounds until told to stop, then a few more for the workers to obey."""
+    """Rounds until told to stop, then a few more for the workers to stop."""
     deadline: float | None = None
     while deadline is None or (controller.num_running and time.monotonic() < deadline):
         is_woken = controller.wake.wait(ROUND_SECONDS)

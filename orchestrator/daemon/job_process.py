@@ -22,7 +22,7 @@ from jobs.specs import ExportSpec, JobSpec
 from orchestrator.batch.shard import Committed
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.host.gpus import use_gpu
-from orchestrator.host.shared_disk import require_witness
+from orchestrator.host.shared_disk import require_sentinel
 from orchestrator.prior.source import PriorLoader
 from orchestrator.scheduling.failures import failure_kind, sentence
 from orchestrator.settings.job import JobSettings
@@ -40,7 +40,7 @@ class JobProcess:
         spec: JSON of the job's spec. settings: of its row. out: its run folder, or of a batch job its folder or URL.
         prior: the shared prior, wherever it is; None for a job that needs none.
         is_rows_retry: of a batch job that was finished before: draw the rows that have no picture.
-        witness: see `orchestrator.host.shared_disk`; it is looked for before `poll` can be answered.
+        sentinel: see `orchestrator.host.shared_disk`; it is looked for before `poll` can be answered.
         shard_worker_bytes: that each shard worker of a batch job asks of Ray; 0: none.
         gpu: the one that this process sees, see `orchestrator.host.gpus`; "" leaves what it sees alone.
     """
@@ -52,7 +52,7 @@ class JobProcess:
         out: str,
         prior: PriorClient | None,
         is_rows_retry: bool = False,
-        witness: str = "",
+        sentinel: str = "",
         shard_worker_bytes: int = 0,
         gpu: str = "",
     ) -> None:
@@ -67,7 +67,7 @@ class JobProcess:
         self._stop = _StopRequest()
         self._refusal: InputError | None = None
         try:
-            require_witness(witness)
+            require_sentinel(sentinel)
         except InputError as error:
             self._refusal = error
         self._thread = threading.Thread(target=self._perform, name="job", daemon=True)
@@ -184,7 +184,7 @@ class JobProcess:
 
 
 class _StopRequest:
-    """Set by one thread, obeyed by another."""
+    """Set by one thread, read by another."""
 
     def __init__(self) -> None:
         self.is_asked = False

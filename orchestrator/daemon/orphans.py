@@ -14,7 +14,7 @@ import psutil
 
 from orchestrator.host.state_folder import StateFolder
 
-__all__ = ["end_strays", "mark_descendants"]
+__all__ = ["end_orphans", "mark_descendants"]
 
 MARK = "DREAMKILN_ORCHESTRATOR_STATE"
 SECONDS_TO_END = 5.0
@@ -25,7 +25,7 @@ def mark_descendants(folder: StateFolder) -> None:
     os.environ[MARK] = str(folder.path)
 
 
-def end_strays(folder: StateFolder) -> int:
+def end_orphans(folder: StateFolder) -> int:
     """Kill what an earlier orchestrator of the folder left; returns how many there were.
 
     Only for the one that holds the folder: then no other orchestrator of the folder is alive.
@@ -33,18 +33,18 @@ def end_strays(folder: StateFolder) -> int:
     me = psutil.Process()
     ours = {me.pid, *(process.pid for process in (*me.parents(), *me.children(recursive=True)))}
     session = _dead_session(folder)
-    strays = [
+    orphans = [
         process
         for process in psutil.process_iter()
         if process.pid not in ours and (_is_marked(process, folder) or _is_ray_in(process, session))
     ]
-    for process in strays:
+    for process in orphans:
         try:
             process.kill()
         except psutil.Error:
             continue
-    psutil.wait_procs(strays, timeout=SECONDS_TO_END)
-    return len(strays)
+    psutil.wait_procs(orphans, timeout=SECONDS_TO_END)
+    return len(orphans)
 
 
 def _dead_session(folder: StateFolder) -> int | None:

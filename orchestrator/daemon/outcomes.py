@@ -9,12 +9,12 @@ from jobs.ledger import JobRecord, Ledger
 from jobs.states import FailureKind
 from orchestrator.run.artefacts import image_name
 from orchestrator.run.folder import CHECKPOINT
-from orchestrator.scheduling.retries import Verdict, after_failure
+from orchestrator.scheduling.retries import RetryDecision, after_failure
 
-__all__ = ["verdict_on"]
+__all__ = ["retry_decision"]
 
 
-def verdict_on(ledger: Ledger, job: JobRecord, kind: FailureKind, *, since: float) -> Verdict:
+def retry_decision(ledger: Ledger, job: JobRecord, kind: FailureKind, *, since: float) -> RetryDecision:
     """Decide after a failure of the job's last attempt.
 
     Args:

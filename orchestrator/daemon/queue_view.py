@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from jobs.ledger import Ledger
 from jobs.ledger.job_table import WaitingJob
-from jobs.states import Wish
+from jobs.states import DesiredState
 from orchestrator.daemon.running import Running
 from orchestrator.scheduling import Capacity, PriorView, QueuedJob, RunningJob, View
 
@@ -73,5 +73,5 @@ def _running(running: Running) -> RunningJob:
         prior=job.prior,
         memory_bytes=job.memory_bytes,
         started_at=running.started_at,
-        is_yielding=running.obeying != Wish.RUN,
+        is_yielding=running.told != DesiredState.RUN,
     )

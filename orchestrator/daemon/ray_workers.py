@@ -18,7 +18,7 @@ from orchestrator.daemon.job_request import bytes_of_its_own_process
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed, Report
 from orchestrator.host.gpus import Gpus
-from orchestrator.host.shared_disk import lay_witness, lift_witness
+from orchestrator.host.shared_disk import remove_sentinel, write_sentinel
 from orchestrator.metrics.meters import FitMeter
 from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
 from orchestrator.prior.client import RayPrior
@@ -102,14 +102,14 @@ class RayWorkers:
         prior = self._client(job) if job.prior else None
         is_rows_retry = bool(job.metrics.get("num_failed"))  # said only by a batch job's end
         settings = self._placement.settings_there(job.settings)
-        witness = lay_witness(job.out) if self._options.address and not is_url(job.out) else ""
+        sentinel = write_sentinel(job.out) if self._options.address and not is_url(job.out) else ""
         shard_worker_bytes = SHARD_WORKER_BYTES if self._placement.is_memory_asked else 0
-        arguments = (job.spec, settings, job.out, prior, is_rows_retry, witness, shard_worker_bytes)
+        arguments = (job.spec, settings, job.out, prior, is_rows_retry, sentinel, shard_worker_bytes)
         holder = object()
         actor = ray.remote(JobProcess).options(**options).remote(*arguments, gpu=self._gpus.for_job(holder))
         place = f"{options['num_cpus']:g} cores, {options['num_gpus']:g} GPUs, {memory_bytes / 1e9:.1f} GB"
         leave = functools.partial(self._gpus.release, holder)
-        return RayWorker(actor, prior, witness=witness, place=place if self._options.address else "", leave=leave)
+        return RayWorker(actor, prior, sentinel=sentinel, place=place if self._options.address else "", leave=leave)
 
     def _client(self, job: JobRecord) -> RayPrior:
         """The job's way to its prior."""
@@ -164,8 +164,8 @@ class RayWorker:
     """A `JobProcess` in an actor.
 
     Args:
-        witness: to be lifted when the actor has looked for it. place: in words what the actor asks of a cluster, which may have
-            to start a node first; "" where its place is certain. leave: called when the process has ended.
+        sentinel: to be removed once the actor has seen it. place: in words what the actor asks of a cluster, which may
+            have to start a node first; "" where its place is certain. leave: called when the process has ended.
     """
 
     def __init__(
@@ -173,12 +173,12 @@ class RayWorker:
         actor: Any,
         prior: RayPrior | None,
         *,
-        witness: str = "",
+        sentinel: str = "",
         place: str = "",
         leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._leave = leave
-        self._actor, self._prior, self._witness, self._meter = actor, prior, witness, FitMeter()
+        self._actor, self._prior, self._sentinel, self._meter = actor, prior, sentinel, FitMeter()
         self._place, self._begin = place, time.monotonic()
         self._is_waiting_said = False
         self._answer = actor.poll.remote()
@@ -200,7 +200,7 @@ class RayWorker:
                 Failed(kind, f"The process that ran the job ended ({last_words(error) or type(error).__name__}).", str(error))
             ]
         self._answer = self._actor.poll.remote()
-        self._lift_witness()
+        self._remove_sentinel()
         self._meter.see(reports)
         return reports
 
@@ -221,7 +221,7 @@ class RayWorker:
         self._leave()
         if self._prior is not None:
             self._prior.end()
-        self._lift_witness()
+        self._remove_sentinel()
 
     def _while_waiting(self) -> list[Report] | None:
         """Signs of life for an actor that waits for its place, with a word on it; None when it ought to have one."""
@@ -233,7 +233,7 @@ class RayWorker:
         self._is_waiting_said = True
         return [Message(text=f"Waits for a place on the cluster: {self._place}.")]
 
-    def _lift_witness(self) -> None:
-        if self._witness:
-            lift_witness(self._witness)
-            self._witness = ""
+    def _remove_sentinel(self) -> None:
+        if self._sentinel:
+            remove_sentinel(self._sentinel)
+            self._sentinel = ""

@@ -7,7 +7,7 @@ from collections import deque
 
 from jobs.events import Progress
 from jobs.ledger import JobRecord, Lease
-from jobs.states import Wish
+from jobs.states import DesiredState
 from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.reports import Report, Worker
 
@@ -22,7 +22,7 @@ class Timing:
         lease: without a sign of life a worker is lost after so long; `first_lease` until its first one, while its process
             starts.
         renew, heartbeat, schedule: between two of them.
-        round: jobs are started for so long before the others are heard again.
+        round: jobs are started for so long before the others are polled again.
         stop: a worker that was told to stop at its next step is killed after so long; its checkpoint is whole at any time.
         weigh: a prior is told its jobs' shares again after so long, because a replica that was started anew knows none.
         usage_window: how far back a user's share is counted.
@@ -48,9 +48,9 @@ class Running:
 
     Args:
         pending: reports that the ledger has not taken yet. progress: the newest that it does not know of.
-        heard_at, renewed_at: when the worker was asked for reports last, and its lease prolonged.
+        polled_at, renewed_at: when the worker was asked for reports last, and its lease prolonged.
         weight: the share of the prior that it was given last, at `weighed_at`.
-        obeying: what the worker was told last. kill_at: when it is killed if it has not stopped by then.
+        told: what the worker was told last. kill_at: when it is killed if it has not stopped by then.
     """
 
     job: JobRecord
@@ -59,10 +59,10 @@ class Running:
     log: JobLog
     started_at: float
     pending: deque[Report] = dataclasses.field(default_factory=deque)
-    heard_at: float = 0.0
+    polled_at: float = 0.0
     progress: Progress | None = None
     renewed_at: float = 0.0
     weight: float = 1.0
     weighed_at: float = 0.0
-    obeying: Wish = Wish.RUN
+    told: DesiredState = DesiredState.RUN
     kill_at: float | None = None

@@ -24,7 +24,7 @@ Origin = Literal["centre", "base"]
 class Placement:
     """Where and how large an object stands in a file.
 
-    size_metres: its longest side in files for viewers and engines. print_millimetres: likewise in files for printers (STL and
+    size_metres: its longest side in files for viewers and engines. print_millimetres: that side in files for printers (STL and
     3MF). origin: "centre", the middle of its bounding box at the origin, or "base", that box standing on the ground over it.
     """
 

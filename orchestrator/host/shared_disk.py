@@ -14,39 +14,39 @@ from pathlib import Path
 
 from jobs.errors import InputError
 
-__all__ = ["lay_witness", "lift_witness", "require_witness"]
+__all__ = ["remove_sentinel", "require_sentinel", "write_sentinel"]
 
 _PREFIX = ".seen-"
 
 
-def lay_witness(folder: str) -> str:
+def write_sentinel(folder: str) -> str:
     """Put a hidden file there, to be found by a worker; "" where it cannot be, which the worker will find out too.
 
     A ledger lets one job at a time into a folder, and gives it one worker, so what an orchestrator that was killed has left
     there goes.
     """
-    witness = Path(folder) / f"{_PREFIX}{secrets.token_hex(8)}"
+    sentinel = Path(folder) / f"{_PREFIX}{secrets.token_hex(8)}"
     try:
-        witness.parent.mkdir(parents=True, exist_ok=True)
-        for left in witness.parent.glob(f"{_PREFIX}*"):
-            lift_witness(str(left))
-        witness.touch()
+        sentinel.parent.mkdir(parents=True, exist_ok=True)
+        for left in sentinel.parent.glob(f"{_PREFIX}*"):
+            remove_sentinel(str(left))
+        sentinel.touch()
     except OSError:
         return ""
-    return str(witness)
+    return str(sentinel)
 
 
-def lift_witness(witness: str) -> None:
+def remove_sentinel(sentinel: str) -> None:
     """Take it away; nothing happens if it is gone."""
     with contextlib.suppress(OSError):
-        Path(witness).unlink(missing_ok=True)
+        Path(sentinel).unlink(missing_ok=True)
 
 
-def require_witness(witness: str) -> None:
+def require_sentinel(sentinel: str) -> None:
     """Raises InputError where the file is not seen; "" is always seen."""
-    if witness and not Path(witness).exists():
+    if sentinel and not Path(sentinel).exists():
         raise InputError(
-            f"{Path(witness).parent} on this node ({socket.gethostname()}) is not the folder that the job was started with; "
+            f"{Path(sentinel).parent} on this node ({socket.gethostname()}) is not the folder that the job was started with; "
             "give a folder on a disk that every node of the cluster mounts, or, for a table of prompts, a URL such as "
             "s3://bucket/images."
         )

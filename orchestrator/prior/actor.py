@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.prior_client import Glimpse
+from jobs.prior_client import PicturePreview
 from orchestrator.host.gpus import use_gpu
 from orchestrator.host.threads import use_threads
 from orchestrator.metrics.meters import PriorMeter, keep_metering_weights
@@ -70,11 +70,11 @@ class PriorActor:
         except Exception as error:
             return Raised(error)
 
-    def draw_watched(self, request: Wire, every: int, *, job: str = "") -> Iterator[Glimpse | np.ndarray | Raised]:
-        """A stream of glimpses; its last item is what `draw` answers, or the error."""
+    def draw_with_previews(self, request: Wire, every: int, *, job: str = "") -> Iterator[PicturePreview | np.ndarray | Raised]:
+        """A stream of previews; its last item is what `draw` answers, or the error."""
         try:
             with self._meter.request("draw"):
-                pictures = yield from self._loaded().draw_watched(request.open(), every=every, job=job)
+                pictures = yield from self._loaded().draw_with_previews(request.open(), every=every, job=job)
             yield pictures
         except Exception as error:
             yield Raised(error)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion.distillation import Distilled
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, LossQuery, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery, PicturePreview, PriorInfo
 from orchestrator.prior.deaths import last_words
 from orchestrator.prior.wire import Raised, Wire
 
@@ -65,18 +65,18 @@ class RayPrior:
         """uint8 images (N, H, W, 3)."""
         return self._call("draw", Wire(request))
 
-    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
-        """`draw` with glimpses; a replica that is asked after another one died begins anew with them."""
+    def draw_with_previews(self, request: DrawRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
+        """`draw` with previews; a replica that is asked after another one died begins anew with them."""
         import ray
 
         wire = Wire(request)
 
         def stream(replica: Any) -> Iterator[Any]:
-            for reference in replica.draw_watched.options(num_returns="streaming").remote(wire, every, job=self._job):
+            for reference in replica.draw_with_previews.options(num_returns="streaming").remote(wire, every, job=self._job):
                 yield ray.get(reference)
 
         for item in self._ask(stream):
-            if not isinstance(item, Glimpse):
+            if not isinstance(item, PicturePreview):
                 return item
             yield item
         raise PriorFailed("The prior ended its answer without pictures; run the command again.")

@@ -24,7 +24,7 @@ from diffusion.engine.ticket import Begin
 from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, LossQuery, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery, PicturePreview, PriorInfo
 from orchestrator.prior.room import check_fits
 from orchestrator.prior.source import refusal
 
@@ -94,13 +94,13 @@ class Pending:
         """Whether `result` has something to say: every part is there, or one of them failed."""
         return all(ticket.finished for ticket in self.tickets) or any(ticket.error is not None for ticket in self.tickets)
 
-    def glimpses(self, previews: Sequence[Preview]) -> Iterator[Glimpse]:
+    def shown(self, previews: Sequence[Preview]) -> Iterator[PicturePreview]:
         """Those of the engine's previews that show pictures of this request."""
         for preview in previews:
             if preview.ticket in self.tickets:
                 before = self.tickets[: self.tickets.index(preview.ticket)]
                 first = sum(len(ticket.prompts) for ticket in before)
-                yield Glimpse(first=first, steps=preview.steps, images=_uint8(preview.images))
+                yield PicturePreview(first=first, steps=preview.steps, images=_uint8(preview.images))
 
     def result(self) -> Any:
         """The answer.
@@ -202,12 +202,12 @@ class LocalPrior:
         """
         return self._wait(self.begin_draw(request))
 
-    def draw_watched(self, request: DrawRequest, *, every: int) -> Generator[Glimpse, None, np.ndarray]:
-        """`draw`, with a glimpse of the pictures each time the network has been asked `every` times more."""
+    def draw_with_previews(self, request: DrawRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
+        """`draw`, with a preview of the pictures each time the network has been asked `every` times more."""
         pending = self.begin_draw(request, preview_every=every)
         try:
             while not pending.finished:
-                yield from pending.glimpses(self.engine.step().previews)
+                yield from pending.shown(self.engine.step().previews)
             return pending.result()
         finally:
             for ticket in pending.tickets:

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.distillation import Distilled
 from diffusion.engine import StepReport
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, Glimpse, LossQuery, PriorInfo
+from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery, PicturePreview, PriorInfo
 from orchestrator.host.threads import use_threads
 from orchestrator.prior.local import LocalPrior, Pending
 
@@ -54,11 +54,11 @@ class EngineFigures:
 
 
 class _Caller(NamedTuple):
-    """Who waits for a request, and what to do with glimpses of its pictures."""
+    """Who waits for a request, and what to do with previews of its pictures."""
 
     future: Future[Any]
     job: str
-    on_glimpse: Callable[[Glimpse], None] | None
+    on_preview: Callable[[PicturePreview], None] | None
 
 
 class ResidentPrior:
@@ -132,14 +132,16 @@ class ResidentPrior:
         """uint8 images (N, H, W, 3)."""
         return self.start_draw(request, job=job).result()
 
-    def draw_watched(self, request: DrawRequest, *, every: int, job: str = "") -> Generator[Glimpse, None, np.ndarray]:
-        """`draw`, with a glimpse of the pictures each time the network has been asked `every` times more."""
-        news: queue.SimpleQueue[Glimpse | None] = queue.SimpleQueue()
-        future = self._start(lambda: self._prior.begin_draw(request, job=job, preview_every=every), job, on_glimpse=news.put)
+    def draw_with_previews(
+        self, request: DrawRequest, *, every: int, job: str = ""
+    ) -> Generator[PicturePreview, None, np.ndarray]:
+        """`draw`, with a preview of the pictures each time the network has been asked `every` times more."""
+        news: queue.SimpleQueue[PicturePreview | None] = queue.SimpleQueue()
+        future = self._start(lambda: self._prior.begin_draw(request, job=job, preview_every=every), job, on_preview=news.put)
         future.add_done_callback(lambda _: news.put(None))
         try:
-            while (glimpse := news.get()) is not None:
-                yield glimpse
+            while (preview := news.get()) is not None:
+                yield preview
             return future.result()
         finally:
             future.cancel()
@@ -184,7 +186,7 @@ class ResidentPrior:
             self._inbox.put(action)
 
     def _start(
-        self, begin: Callable[[], Pending], job: str, on_glimpse: Callable[[Glimpse], None] | None = None
+        self, begin: Callable[[], Pending], job: str, on_preview: Callable[[PicturePreview], None] | None = None
     ) -> Future[Any]:
         future: Future[Any] = Future()
 
@@ -192,7 +194,7 @@ class ResidentPrior:
             if future.cancelled():
                 return
             try:
-                self._waiting[begin()] = _Caller(future, job, on_glimpse)
+                self._waiting[begin()] = _Caller(future, job, on_preview)
             except Exception as error:
                 _resolve(future, error)
 
@@ -246,9 +248,9 @@ class ResidentPrior:
     def _show(self, report: StepReport) -> None:
         if report.previews:
             for pending, caller in self._waiting.items():
-                if caller.on_glimpse is not None:
-                    for glimpse in pending.glimpses(report.previews):
-                        caller.on_glimpse(glimpse)
+                if caller.on_preview is not None:
+                    for preview in pending.shown(report.previews):
+                        caller.on_preview(preview)
 
     def _give_up(self, failure: PriorFailed) -> None:
         for caller in self._waiting.values():

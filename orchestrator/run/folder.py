@@ -11,7 +11,7 @@ different jobs never mix their files.
     OUT/...                      the artefacts
 
 The program never deletes an artefact. What goes is its own scaffolding: files that a killed process left half-written, the page
-of unfinished pictures (preview.png) and a cluster's witnesses (`orchestrator.host.shared_disk`).
+of unfinished pictures (preview.png) and a cluster's sentinel files (`orchestrator.host.shared_disk`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ from jobs.events import Checkpoint, Progress
 from jobs.prior_client import PriorInfo
 from jobs.specs import JobSpec
 from orchestrator.host.atomic import atomic_path, clear_output_errors, remove_half_written, write_bytes, write_text
-from orchestrator.run.manifest import MANIFEST, PriorName, another_job, begun, end_attempt, first_difference, read_manifest
+from orchestrator.run.manifest import (
+    MANIFEST,
+    PriorName,
+    another_job,
+    end_attempt,
+    first_difference,
+    new_manifest,
+    read_manifest,
+)
 
 __all__ = ["Plan", "RunFolder", "default_folder", "plan_attempt"]
 
@@ -156,7 +164,7 @@ class RunFolder:
         """
         kept = {name: dict(self.manifest.get(name, {})) for name in ("timings", "metrics", "artefacts")}
         self.manifest = {
-            **begun(
+            **new_manifest(
                 self.manifest,
                 self.spec,
                 info,

@@ -22,9 +22,9 @@ __all__ = [
     "MANIFEST",
     "PriorName",
     "another_job",
-    "begun",
     "end_attempt",
     "first_difference",
+    "new_manifest",
     "noting_the_end",
     "read_manifest",
     "versions",
@@ -43,7 +43,7 @@ class PriorName:
     weights_hash: str
 
 
-def begun(
+def new_manifest(
     before: Mapping[str, Any],
     spec: Any,
     info: PriorInfo | PriorName,

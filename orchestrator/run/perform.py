@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
 from jobs.errors import InputError, JobFailed
-from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesUnderWay, Message, Progress, ViewsUnderWay
+from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesPreview, Message, Progress, ViewsPreview
 from jobs.images import EditSource
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator.host.progress_display import Display, SilentDisplay
@@ -32,7 +32,7 @@ from orchestrator.settings.groups import ExportSettings, RuntimeSettings
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Outcome", "artefact_order", "make_runtime", "perform", "shaping", "started"]
+__all__ = ["Outcome", "artefact_order", "entered", "make_runtime", "perform", "shaping"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def perform(
         device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
         begin = clock()
         made = make_runtime(spec, runtime, device, load_prior)
-        with noting_the_end(folder.stop, lambda: _stopped(folder)), started(made, runtime, display) as running:
+        with noting_the_end(folder.stop, lambda: _stopped(folder)), entered(made, runtime, display) as running:
             before = {"ray": clock() - begin} if runtime.kind == "ray" else {}
             return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running, before)
 
@@ -140,7 +140,7 @@ def make_runtime(
 
 
 @contextlib.contextmanager
-def started(runtime: Runtime, settings: RuntimeSettings, display: Display) -> Iterator[Runtime]:
+def entered(runtime: Runtime, settings: RuntimeSettings, display: Display) -> Iterator[Runtime]:
     """The runtime, entered; that Ray is being started is shown, which may take half a minute."""
     if settings.kind == "ray":
         display.event(Progress(stage="ray", step=0, total=1))
@@ -170,7 +170,7 @@ class _Attempt:
         self._display = display
         self._pictures = pictures
         self._clock = clock
-        self._under_way: dict[int, np.ndarray] = {}
+        self._unfinished: dict[int, np.ndarray] = {}
         self._progress = Progress(stage="draw", step=0, total=1)
         self._messages: list[str] = []
         self._begun_at = 0
@@ -255,16 +255,16 @@ class _Attempt:
                 if not self._folder.file(artefacts.image_name(index)).exists():
                     path = artefacts.write_image(event, self._folder.path, self._images, prior_hash=self._prior_hash)
                     self._folder.record([path])
-                self._under_way.pop(index, None)
-            case ViewsUnderWay(images=images):
+                self._unfinished.pop(index, None)
+            case ViewsPreview(images=images):
                 is_first = not self._folder.file(artefacts.PREVIEW).exists()
                 path = artefacts.write_preview(dict(enumerate(images)), self._folder.path)
                 if is_first:
                     self._display.message(f"{path} shows the unfinished object from four sides.")
-            case ImagesUnderWay(indices=indices, images=images, steps=steps):
-                self._under_way |= dict(zip(indices, images, strict=True))
+            case ImagesPreview(indices=indices, images=images, steps=steps):
+                self._unfinished |= dict(zip(indices, images, strict=True))
                 is_first = not self._folder.file(artefacts.PREVIEW).exists()
-                path = artefacts.write_preview(self._under_way, self._folder.path)
+                path = artefacts.write_preview(self._unfinished, self._folder.path)
                 if is_first:
                     self._display.message(f"{path} shows the unfinished images; it goes when they are finished.")
                 self._handle(replace(self._progress, metrics={"denoising_steps": steps}))

@@ -58,17 +58,17 @@ class Runtime(Protocol):
 
 
 class Asked:
-    """A wish that one thread has and another one fulfils, once."""
+    """A request that one thread makes and another one takes, once."""
 
     def __init__(self) -> None:
         self._is_set = threading.Event()
 
     def ask(self) -> None:
-        """Wish for it."""
+        """DesiredState for it."""
         self._is_set.set()
 
     def take(self) -> bool:
-        """Whether it is wished for; from here on it is not."""
+        """Whether it was made; from here on it is not."""
         is_set = self._is_set.is_set()
         self._is_set.clear()
         return is_set

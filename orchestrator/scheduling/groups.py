@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.states import TERMINAL, State
 
-__all__ = ["GroupVerdict", "Member", "settle"]
+__all__ = ["GroupOutcome", "Member", "settle"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class GroupVerdict:
+class GroupOutcome:
     """winners: best or first one first. cancel: jobs that are needed no more."""
 
     winners: tuple[int, ...]
@@ -38,8 +38,8 @@ class GroupVerdict:
 
 def settle(
     members: Sequence[Member], *, num_wanted: int, metric: str | None = None, largest_is_best: bool = True
-) -> GroupVerdict | None:
-    """The verdict, or None while it is open."""
+) -> GroupOutcome | None:
+    """The group's outcome, or None while it is open."""
     succeeded = [member for member in members if member.state == State.SUCCEEDED]
     unfinished = [member for member in members if member.state not in TERMINAL]
     if metric is None:
@@ -47,15 +47,15 @@ def settle(
             return None
         first = sorted(succeeded, key=lambda member: (member.ended_at or 0.0, member.id))[:num_wanted]
         reason = f"the first {len(first)} of {len(members)} to finish" if first else "none of them succeeded"
-        return GroupVerdict(tuple(m.id for m in first), tuple(m.id for m in unfinished), reason)
+        return GroupOutcome(tuple(m.id for m in first), tuple(m.id for m in unfinished), reason)
     if unfinished:
         return None
     sign = -1 if largest_is_best else 1
     best = sorted(succeeded, key=lambda member: (sign * _value(member, metric, largest_is_best), member.id))[:num_wanted]
     if not best:
-        return GroupVerdict((), (), "none of them succeeded")
+        return GroupOutcome((), (), "none of them succeeded")
     reason = f"{metric} {_value(best[0], metric, largest_is_best):.4g}, the best of {len(members)}"
-    return GroupVerdict(tuple(member.id for member in best), (), reason)
+    return GroupOutcome(tuple(member.id for member in best), (), reason)
 
 
 def _value(member: Member, metric: str, largest_is_best: bool) -> float:

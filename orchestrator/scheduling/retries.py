@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jobs.states import FailureKind
 
-__all__ = ["RULES", "Rule", "Verdict", "after_failure"]
+__all__ = ["RULES", "RetryDecision", "Rule", "after_failure"]
 
 JITTER = 0.2
 
@@ -42,7 +42,7 @@ RULES: dict[FailureKind, Rule | None] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RetryDecision:
     """retry_at: seconds since 1970, None: never. counts: towards the cap. reason: for the user."""
 
     retry_at: float | None
@@ -52,7 +52,7 @@ class Verdict:
 
 def after_failure(
     kind: FailureKind, *, job_id: int, num_failures: int, max_failures: int, now: float, has_advanced: bool = False
-) -> Verdict:
+) -> RetryDecision:
     """Decide after a failure.
 
     Args:
@@ -62,13 +62,13 @@ def after_failure(
     """
     rule = RULES[kind]
     if rule is None:
-        return Verdict(None, True, f"{kind}: the same job would fail again")
+        return RetryDecision(None, True, f"{kind}: the same job would fail again")
     counts = rule.counts and not has_advanced
     if counts and num_failures + 1 >= max_failures:
-        return Verdict(None, True, f"{kind}, after {num_failures + 1} failed attempts; 'jobs retry' tries again")
+        return RetryDecision(None, True, f"{kind}, after {num_failures + 1} failed attempts; 'jobs retry' tries again")
     delay = min(rule.longest_seconds, rule.first_seconds * 2 ** min(num_failures, 30))
     delay *= 1 + JITTER * _spread(job_id, num_failures)
-    return Verdict(now + delay, counts, f"{kind}, tried again in {delay:.0f} s: {rule.why}")
+    return RetryDecision(now + delay, counts, f"{kind}, tried again in {delay:.0f} s: {rule.why}")
 
 
 def _spread(job_id: int, num_failures: int) -> float:

@@ -472,7 +472,7 @@ def test_groups_are_never_parted_and_share_forwards_with_their_like(row_cap: int
 
 
 @pytest.mark.parametrize("strict_rows", [1, 8, 16])
-def test_strict_groups_have_their_place_in_any_company(strict_rows: int) -> None:
+def test_strict_groups_are_batch_invariant(strict_rows: int) -> None:
     class Places(GroupModel):
         """Rounds by the place in the batch, as tiles of a matrix product do."""
 

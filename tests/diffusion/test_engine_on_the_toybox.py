@@ -1,4 +1,4 @@
-"""The engine on the prior that ships: strict results are bit-identical in any company, fast ones nearly."""
+"""The engine on the prior that ships: strict results are batch-invariant, fast ones nearly."""
 
 from collections.abc import Sequence
 

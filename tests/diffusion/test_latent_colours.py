@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from diffusion.latent_colours import LatentColours
 from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffusion.prior import Prior
-from diffusion.requests import GlimpseRequest
+from diffusion.requests import PreviewRequest
 from diffusion.seeding import normal_rows, stream
 from nerf3d.toybox.items import make_item
 from nerf3d.toybox.render import render_items
@@ -28,14 +28,14 @@ def test_colours_that_are_kept_linearly_are_found_exactly() -> None:
     assert colours(-10 * encode(pictures)).min() == 0 and colours(10 * encode(pictures)).max() == 1
 
 
-def test_a_glimpse_of_a_large_autoencoders_latents_is_one_pixel_a_latent(tmp_path) -> None:
+def test_a_preview_of_a_large_autoencoders_latents_is_one_pixel_a_latent(tmp_path) -> None:
     prior = Prior.load(save_tiny_prior(tmp_path))
     latents = normal_rows(prior.latent_shape, [stream(0, row) for row in range(2)])
-    torch.testing.assert_close(prior.answer(GlimpseRequest(latents)), prior.decode(latents))
+    torch.testing.assert_close(prior.answer(PreviewRequest(latents)), prior.decode(latents))
     config = AutoencoderKLConfig(block_out_channels=(32, 32), layers_per_block=1, latent_channels=8)
     torch.manual_seed(0)
     large = replace(prior, autoencoder=AutoencoderKL(config).eval().requires_grad_(False))
-    seen = large.answer(GlimpseRequest(latents))
+    seen = large.answer(PreviewRequest(latents))
     assert seen.shape == (2, 3, 4, 4) and seen.min() >= 0 and seen.max() <= 1
 
 

@@ -1,4 +1,4 @@
-"""The prior that ships: within its size limits, read alike by diffusers and by us, and obeying the colours it is asked for."""
+"""The prior that ships: within its size limits, read alike by diffusers and by us, and told the colours it is asked for."""
 
 import numpy as np
 import pytest

@@ -172,7 +172,7 @@ class Ghost(torch.Tensor):
         return f"Ghost({self.inner!r})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Saved as a tensor of the CPU; `torch.load` puts it where it is wished."""
+        """Saved as a tensor of the CPU; `torch.load` puts it where it is wanted."""
         return self.inner.detach().__reduce_ex__(protocol)
 
     @classmethod

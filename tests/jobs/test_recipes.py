@@ -11,7 +11,7 @@ import torch
 from diffusion.distillation import DistillationConfig
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import CollapsedError, InputError, JobFailed, PriorFailed
-from jobs.events import Checkpoint, ImageReady, Message, Progress, ViewsUnderWay
+from jobs.events import Checkpoint, ImageReady, Message, Progress, ViewsPreview
 from jobs.images import chunks, images
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, DrawRequest, PriorInfo
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_asked_for_comes_after_the_step_and_previews_change
     asked = iter([False, False, True] + [False] * 20)
     events, result = exhaust(text_to_3d(SPEC, prior, checkpoint_every=5, preview_every=4, wants_checkpoint=lambda: next(asked)))
     assert [event.step for event in events if isinstance(event, Checkpoint)] == [3, 5, 10, 12]
-    views = [event for event in events if isinstance(event, ViewsUnderWay)]
+    views = [event for event in events if isinstance(event, ViewsPreview)]
     assert [event.step for event in views] == [4, 8, 12]
     assert views[0].images.shape == (4, 96, 96, 3) and views[0].images.dtype == np.uint8 and views[0].images.std() > 1
     assert_same_mesh(result.mesh, undisturbed[1].mesh)

@@ -122,7 +122,7 @@ class Calls:
         if action not in ACTIONS:
             raise InputError(f"A job cannot be asked to {action}; choose one of {', '.join(ACTIONS)}.")
         state = getattr(self._ledger.jobs, action)(job_id)
-        self._controller.wished.set()
+        self._controller.has_request.set()
         self._controller.wake.set()
         return {"id": job_id, "state": state}
 

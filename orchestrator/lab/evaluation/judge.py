@@ -1,6 +1,6 @@
 """The judge: a CLIP of its own architecture and seed that lies beside a prior and never conditions or guides it.
 
-A prior must not grade itself: distillation climbs its own text tower's wishes, right or wrong (the point of Park et al.
+A prior must not grade itself: distillation climbs its own text tower's preferences, right or wrong (the point of Park et al.
 2021 and Dream Fields, section 4.1, who score with other towers than those that guided).
 """
 

@@ -32,10 +32,10 @@ class Tile:
 
 
 def ranked_tile(images: Sequence[np.ndarray], prompt: str, rank: int, taken_for: str, *figures: str) -> Tile:
-    """A tile of pictures side by side with its verdict."""
+    """A tile of pictures side by side with its score."""
     hit = rank == 1
-    verdict = " · ".join([f"rank {rank}", *figures])
-    lines = (prompt, verdict) if hit else (prompt, verdict, f"taken for {taken_for}")
+    score = " · ".join([f"rank {rank}", *figures])
+    lines = (prompt, score) if hit else (prompt, score, f"taken for {taken_for}")
     return Tile(np.concatenate(list(images), 1), lines, GREEN if hit else RED, INK if hit else MISS_INK)
 
 

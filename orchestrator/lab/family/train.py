@@ -246,9 +246,9 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _steps(model: Model, data: Data, loop: LoopConfig, out: Path, *, device: str) -> Iterator[TrainProgress]:
     """The training loop with its log, checkpoints and plot; stops between two steps, never within one."""
-    from orchestrator.lab.training.parts import started
+    from orchestrator.lab.training.parts import load_or_create_state
 
-    state = started(model, out, loop)
+    state = load_or_create_state(model, out, loop)
     steps = train(state, loss_of(model, data, device), loop, num_rows=len(data), device=torch.device(device).type)
     _cut_log(out / LOG, state.step)
     saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""Does a network hear where the camera is? Printed and plotted while it trains; the truth says where left and right differ.
+"""Does a network heed where the camera is? Printed and plotted while it trains; the truth says where left and right differ.
 
 A denoising classifier: the loss of a picture under its own camera (or view words) against that under the camera on the
 object's other side. A case counts where the object, seen from there, looks different.

@@ -39,7 +39,7 @@ class Part:
     steps: Iterator[TrainProgress]
 
 
-def started(module: nn.Module, folder: Path, config: LoopConfig) -> TrainState:
+def load_or_create_state(module: nn.Module, folder: Path, config: LoopConfig) -> TrainState:
     """The state at the folder's checkpoint, or at the beginning.
 
     Raises:
@@ -69,7 +69,7 @@ def autoencoder(data: Pictures, root: Path, config: LoopConfig, device: str) -> 
     """The autoencoder, on pictures alone."""
     torch.manual_seed(config.seed)
     module = channels_last(AutoencoderTiny(recipe.AUTOENCODER)).to(device)
-    state = started(module, root / "autoencoder", config)
+    state = load_or_create_state(module, root / "autoencoder", config)
     loss = reconstruction_loss(module, lambda rows: data.batch(rows).to(device))
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 
@@ -79,7 +79,7 @@ def decoder(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part
     torch.manual_seed(config.seed)
     whole = channels_last(trained_autoencoder(root)).to(device)
     whole.decoder.requires_grad_(True)
-    state = started(whole.decoder, root / "decoder", config)
+    state = load_or_create_state(whole.decoder, root / "decoder", config)
     loss = decoder_loss(whole, lambda rows: data.batch(rows).to(device), lambda rows: data.masks(rows).to(device))
     return Part(state, train(state, loss, config, num_rows=len(data), device=device))
 
@@ -110,7 +110,7 @@ def _towers(
     torch.manual_seed(config.seed)
     tokenizer = recipe.toybox_tokenizer()
     module = Clip(sizes(tokenizer)).to(device)
-    state = started(module, folder, config)
+    state = load_or_create_state(module, folder, config)
     table = tokenizer(texts).to(torch.int16)
     wrong = tokenizer(distractors).to(torch.int16) if distractors else None
     loss = clip_loss(
@@ -137,7 +137,7 @@ def denoiser(data: Pictures, root: Path, config: LoopConfig, device: str) -> Par
         module.clip.load_state_dict(load_averaged(Clip(recipe.clip_config(tokenizer)), root / "clip").state_dict())
     latents = all_latents(data, trained_autoencoder(root), root, device=device)
     ids = tokenizer(data.captions).to(torch.int16)
-    state = started(module.to(device), root / "denoiser", config)
+    state = load_or_create_state(module.to(device), root / "denoiser", config)
     loss = denoising_loss(
         module,
         recipe.SCHEDULE,
@@ -192,7 +192,7 @@ def views(data: Pictures, root: Path, config: LoopConfig, device: str) -> Part:
         empty_ids=empty_tokens(tokenizer, 1)[0].to(device),
         images=lambda rows: data.batch(rows).to(device),
     )
-    state = started(module.to(device), root / "views", config)
+    state = load_or_create_state(module.to(device), root / "views", config)
     loss = multi_view_loss(module, recipe.SCHEDULE, view_data)
     return Part(state, train(state, loss, config, num_rows=view_data.num_objects, device=device))
 

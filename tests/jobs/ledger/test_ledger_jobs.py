@@ -10,7 +10,7 @@ from jobs.errors import InputError
 from jobs.events import Progress
 from jobs.ledger import Ledger, NewGroup, OwnershipError, ShardRecord, StaleLease, Submission
 from jobs.specs import ImagesSpec
-from jobs.states import FailureKind, IllegalTransition, State, Wish
+from jobs.states import DesiredState, FailureKind, IllegalTransition, State
 from tests.jobs.ledger.conftest import Clock, submission
 
 
@@ -35,8 +35,8 @@ def test_a_job_from_submission_to_success(ledger: Ledger, clock: Clock):
     lease = ledger.attempts.start(job.id, "worker-1", seconds=30)
     clock.advance(10)
     progress = Progress(stage="draw", step=2, total=3, metrics={"loss": 0.5}, seconds_left=4.0)
-    lease, wish = ledger.attempts.renew(lease, seconds=30, progress=progress)
-    assert wish == Wish.RUN and lease.expires_at == clock.now + 30
+    lease, desired_state = ledger.attempts.renew(lease, seconds=30, progress=progress)
+    assert desired_state == DesiredState.RUN and lease.expires_at == clock.now + 30
     ledger.attempts.say(lease, "a word is unknown", "warning")
     job = ledger.jobs.get(job.id)
     assert (job.state, job.stage, job.step, job.total, job.seconds_left) == (State.RUNNING, "draw", 2, 3, 4.0)
@@ -224,9 +224,9 @@ def test_cancel_pause_and_resume_of_waiting_and_running_jobs(ledger: Ledger):
 
     lease = ledger.attempts.start(running, "w", seconds=30)
     assert ledger.jobs.pause(running) == State.RUNNING
-    assert ledger.attempts.renew(lease, seconds=30)[1] == Wish.PAUSE
+    assert ledger.attempts.renew(lease, seconds=30)[1] == DesiredState.PAUSE
     assert ledger.jobs.resume(running) == State.RUNNING
-    assert ledger.attempts.renew(lease, seconds=30)[1] == Wish.RUN
+    assert ledger.attempts.renew(lease, seconds=30)[1] == DesiredState.RUN
     ledger.jobs.pause(running)
     assert ledger.attempts.release(lease, "stopped") == State.PAUSED
     ledger.jobs.resume(running)
@@ -234,20 +234,20 @@ def test_cancel_pause_and_resume_of_waiting_and_running_jobs(ledger: Ledger):
     ledger.jobs.pause(running)
     ledger.jobs.cancel(running)
     ledger.jobs.pause(running)
-    ledger.attempts.wish(running, Wish.YIELD, "make room")
-    assert ledger.attempts.renew(lease, seconds=30)[1] == Wish.CANCEL, "a cancelled job stays cancelled"
+    ledger.attempts.set_desired_state(running, DesiredState.YIELD, "make room")
+    assert ledger.attempts.renew(lease, seconds=30)[1] == DesiredState.CANCEL, "a cancelled job stays cancelled"
     assert ledger.attempts.release(lease, "stopped") == State.CANCELLED
     assert ledger.jobs.retry(running) == State.QUEUED
     with pytest.raises(IllegalTransition, match="it needs no retry"):
         ledger.jobs.retry(running)
 
 
-def test_a_wish_outlives_the_worker_that_should_have_obeyed(ledger: Ledger, clock: Clock):
+def test_a_desired_state_outlives_the_worker_that_was_told(ledger: Ledger, clock: Clock):
     cancelled, paused, yielding = (submit(ledger, number) for number in range(3))
     leases = [ledger.attempts.start(job, "w", seconds=30) for job in (cancelled, paused, yielding)]
     ledger.jobs.cancel(cancelled)
     ledger.jobs.pause(paused)
-    ledger.attempts.wish(yielding, Wish.YIELD, "make room")
+    ledger.attempts.set_desired_state(yielding, DesiredState.YIELD, "make room")
     clock.advance(31)
     assert ledger.attempts.expire() == [yielding]
     states = [ledger.jobs.get(job).state for job in (cancelled, paused, yielding)]
@@ -272,14 +272,14 @@ def test_what_was_wished_of_a_lost_job_stands(ledger: Ledger, clock: Clock, acti
 def test_yielding_goes_back_to_the_queue_without_a_failure(ledger: Ledger):
     job = submit(ledger)
     lease = ledger.attempts.start(job, "w", seconds=30)
-    ledger.attempts.wish(job, Wish.YIELD, "makes room for job 9")
+    ledger.attempts.set_desired_state(job, DesiredState.YIELD, "makes room for job 9")
     assert ledger.attempts.release(lease, "made room") == State.QUEUED
     record = ledger.jobs.get(job)
-    assert (record.num_failures, record.wish, record.not_before) == (0, Wish.RUN, 0.0)
+    assert (record.num_failures, record.desired_state, record.not_before) == (0, DesiredState.RUN, 0.0)
     assert [attempt.outcome for attempt in ledger.attempts.of(job)] == [State.QUEUED]
     assert "makes room for job 9" in texts(ledger, job)
     with pytest.raises(IllegalTransition, match="not running"):
-        ledger.attempts.wish(job, Wish.YIELD, "again")
+        ledger.attempts.set_desired_state(job, DesiredState.YIELD, "again")
 
 
 def test_lists_counts_and_pages(ledger: Ledger):
@@ -297,7 +297,9 @@ def test_lists_counts_and_pages(ledger: Ledger):
     assert [job.id for job in waiting] == ids[1:] and waiting[0].memory_bytes == jobs[1].memory_bytes
     ledger.attempts.start(ids[3], "w", seconds=10)
     ledger.jobs.pause(ids[3])
-    assert ids[3] not in [job.id for job in ledger.jobs.waiting()] and ledger.jobs.wishes() == {ids[3]: Wish.PAUSE}
+    assert ids[3] not in [job.id for job in ledger.jobs.waiting()] and ledger.jobs.desired_states() == {
+        ids[3]: DesiredState.PAUSE
+    }
 
 
 def test_usage_counts_the_seconds_inside_the_window(ledger: Ledger, clock: Clock):

@@ -14,14 +14,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from jobs.errors import InputError
 from jobs.ledger import Lease, Ledger, StaleLease
-from jobs.states import LEGAL, TERMINAL, FailureKind, IllegalTransition, State, Wish
+from jobs.states import LEGAL, TERMINAL, DesiredState, FailureKind, IllegalTransition, State
 from tests.jobs.ledger.conftest import Clock, submission
 
 LEASE_SECONDS = 30
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The model: each job's state, wish, token, the time its lease runs out, and its folder, which holds one job at a time."""
+    """The model: each job's state, desired state, token, the end of its lease, and its folder, which holds one job."""
 
     jobs = Bundle("jobs")
     leases = Bundle("leases")
@@ -32,7 +32,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.ledger = Ledger.own(str(self.folder / "ledger.db"), clock=self.clock)
         self.state: dict[int, State] = {}
-        self.wish: dict[int, Wish] = {}
+        self.desired: dict[int, DesiredState] = {}
         self.fence: dict[int, int] = {}
         self.expires: dict[int, float] = {}
         self.place: dict[int, int] = {}
@@ -46,7 +46,7 @@ class LedgerMachine(RuleBasedStateMachine):
         others = {"spec": {"prompt": "another"}} if is_other else {}
         asked = submission(place, is_paused=is_paused, **others)
         there = self.living_in(place)
-        if there is not None and (self.wish[there] == Wish.CANCEL or self.ledger.jobs.get(there).spec != asked.spec):
+        if there is not None and (self.desired[there] == DesiredState.CANCEL or self.ledger.jobs.get(there).spec != asked.spec):
             with pytest.raises(InputError, match=f"Job {there}, which is "):
                 self.ledger.jobs.submit([asked])
             return multiple()
@@ -58,7 +58,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return multiple()
         assert job not in self.state
         self.state[job] = State.PAUSED if is_paused else State.QUEUED
-        self.wish[job], self.fence[job], self.place[job] = Wish.RUN, 0, place
+        self.desired[job], self.fence[job], self.place[job] = DesiredState.RUN, 0, place
         return job
 
     @rule(target=leases, job=jobs)
@@ -75,9 +75,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(lease=leases)
     def renew(self, lease: Lease):
         with self.fresh_only(lease) as is_fresh:
-            _, wish = self.ledger.attempts.renew(lease, seconds=LEASE_SECONDS)
+            _, desired_state = self.ledger.attempts.renew(lease, seconds=LEASE_SECONDS)
         if is_fresh:
-            assert wish == self.wish[lease.job_id]
+            assert desired_state == self.desired[lease.job_id]
             self.expires[lease.job_id] = self.clock.now + LEASE_SECONDS
 
     @rule(lease=leases)
@@ -103,17 +103,17 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(job=jobs)
     def cancel(self, job: int):
-        self.ask(job, State.CANCELLED, Wish.CANCEL, self.ledger.jobs.cancel)
+        self.ask(job, State.CANCELLED, DesiredState.CANCEL, self.ledger.jobs.cancel)
 
     @rule(job=jobs)
     def pause(self, job: int):
-        self.ask(job, State.PAUSED, Wish.PAUSE, self.ledger.jobs.pause)
+        self.ask(job, State.PAUSED, DesiredState.PAUSE, self.ledger.jobs.pause)
 
     @rule(job=jobs)
     def resume(self, job: int):
-        if self.state[job] == State.RUNNING and self.wish[job] == Wish.PAUSE:
+        if self.state[job] == State.RUNNING and self.desired[job] == DesiredState.PAUSE:
             self.ledger.jobs.resume(job)
-            self.wish[job] = Wish.RUN
+            self.desired[job] = DesiredState.RUN
         elif self.state[job] == State.PAUSED:
             self.ledger.jobs.resume(job)
             self.end(job, State.QUEUED)
@@ -159,8 +159,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def they_agree(self):
-        found = {job.id: (job.state, job.wish, job.fence) for job in self.ledger.jobs.recent(limit=1000)}
-        assert found == {job: (state, self.wish[job], self.fence[job]) for job, state in self.state.items()}
+        found = {job.id: (job.state, job.desired_state, job.fence) for job in self.ledger.jobs.recent(limit=1000)}
+        assert found == {job: (state, self.desired[job], self.fence[job]) for job, state in self.state.items()}
 
     def living_in(self, place: int) -> int | None:
         """The job that has not ended there."""
@@ -169,16 +169,16 @@ class LedgerMachine(RuleBasedStateMachine):
         return found[0] if found else None
 
     def end(self, job: int, state: State) -> None:
-        if state in (State.QUEUED, State.LOST) and self.wish[job] in (Wish.CANCEL, Wish.PAUSE):
-            state = State.CANCELLED if self.wish[job] == Wish.CANCEL else State.PAUSED
+        if state in (State.QUEUED, State.LOST) and self.desired[job] in (DesiredState.CANCEL, DesiredState.PAUSE):
+            state = State.CANCELLED if self.desired[job] == DesiredState.CANCEL else State.PAUSED
         assert state in LEGAL[self.state[job]]
-        self.state[job], self.wish[job] = state, Wish.RUN
+        self.state[job], self.desired[job] = state, DesiredState.RUN
 
-    def ask(self, job: int, state: State, wish: Wish, call) -> None:
+    def ask(self, job: int, state: State, desired_state: DesiredState, call) -> None:
         if self.state[job] == State.RUNNING:
             call(job)
-            if self.wish[job] != Wish.CANCEL:
-                self.wish[job] = wish
+            if self.desired[job] != DesiredState.CANCEL:
+                self.desired[job] = desired_state
         elif self.state[job] == state:
             assert call(job) == state
         else:

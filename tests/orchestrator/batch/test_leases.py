@@ -51,8 +51,8 @@ def test_a_queued_job_that_meets_a_live_predecessor_is_tried_again_until_a_dead_
     error = refusal_of(store)
     there = pickle.loads(pickle.dumps(error))
     assert failure_kind(error) == failure_kind(there) == FailureKind.PLACE_IN_USE
-    verdict = after_failure(failure_kind(error), job_id=1, num_failures=0, max_failures=4, now=0.0)
-    assert verdict.retry_at is not None
+    decision = after_failure(failure_kind(error), job_id=1, num_failures=0, max_failures=4, now=0.0)
+    assert decision.retry_at is not None
     assert holder(store)["token"] == "foreign", "the lease is its holder's"
 
 

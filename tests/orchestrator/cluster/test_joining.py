@@ -11,7 +11,7 @@ from jobs.errors import InputError
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.reports import Failed
-from orchestrator.host.shared_disk import lay_witness, lift_witness, require_witness
+from orchestrator.host.shared_disk import remove_sentinel, require_sentinel, write_sentinel
 from orchestrator.runtimes.ray_start import has_token, start_ray
 
 
@@ -82,13 +82,13 @@ def test_a_metrics_port_is_for_a_ray_of_our_own(tmp_path):
 
 def test_a_worker_that_sees_another_folder_makes_no_file(tmp_path):
     out = tmp_path / "run"
-    witness = lay_witness(str(out))
-    require_witness(witness)
-    lift_witness(witness)
-    lift_witness(witness)
+    sentinel = write_sentinel(str(out))
+    require_sentinel(sentinel)
+    remove_sentinel(sentinel)
+    remove_sentinel(sentinel)
     assert list(out.iterdir()) == []
 
-    worker = JobProcess({}, {}, str(out), prior=None, witness=witness)
+    worker = JobProcess({}, {}, str(out), prior=None, sentinel=sentinel)
     worker._thread.join(timeout=10)
     (report,) = worker.poll()
     assert isinstance(report, Failed) and report.kind == "bad input"
@@ -99,15 +99,15 @@ def test_a_worker_that_sees_another_folder_makes_no_file(tmp_path):
     assert list(out.iterdir()) == []
 
 
-def test_a_witness_left_by_a_killed_orchestrator_goes_with_the_next(tmp_path):
-    left = Path(lay_witness(str(tmp_path)))
+def test_a_sentinel_left_by_a_killed_orchestrator_goes_with_the_next(tmp_path):
+    left = Path(write_sentinel(str(tmp_path)))
     (tmp_path / "mesh.glb").touch()
     assert left.exists()
-    lift_witness(lay_witness(str(tmp_path)))
+    remove_sentinel(write_sentinel(str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["mesh.glb"]
 
 
 def test_a_folder_that_cannot_be_written_is_left_for_the_worker_to_name(tmp_path):
     (tmp_path / "file").write_text("")
-    assert lay_witness(str(tmp_path / "file" / "run")) == ""
-    require_witness("")
+    assert write_sentinel(str(tmp_path / "file" / "run")) == ""
+    require_sentinel("")

@@ -127,7 +127,7 @@ def test_progress_messages_and_success_reach_the_ledger_and_the_log(rig: Rig, on
     assert "fit 3/9 loss=0.25" in log and "warning: a word is unknown" in log and "log: a library's word" in log
 
 
-def test_a_worker_that_obeys_is_not_killed_before_it_has(rig: Rig, one: int):
+def test_a_worker_that_stops_is_not_killed_before_it_has(rig: Rig, one: int):
     rig.ledger.jobs.pause(one)
     rig.tick()
     worker = rig.worker(one)
@@ -143,7 +143,7 @@ def test_a_worker_that_obeys_is_not_killed_before_it_has(rig: Rig, one: int):
 
 
 @pytest.mark.parametrize(("action", "state"), [("cancel", State.CANCELLED), ("pause", State.PAUSED)])
-def test_a_worker_that_does_not_obey_is_killed_within_two_seconds(rig: Rig, one: int, action: str, state: State):
+def test_a_worker_that_does_not_stop_is_killed_within_two_seconds(rig: Rig, one: int, action: str, state: State):
     getattr(rig.ledger.jobs, action)(one)
     for _ in range(7):
         rig.tick(0.25)
@@ -151,14 +151,14 @@ def test_a_worker_that_does_not_obey_is_killed_within_two_seconds(rig: Rig, one:
 
 
 class Pressed(ScriptedWorkers):
-    """Somebody wishes something of a job whenever another one starts."""
+    """Somebody asks something of a job whenever another one starts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.wish: Callable[[], None] = lambda: None
+        self.ask: Callable[[], None] = lambda: None
 
     def start(self, job: JobRecord) -> ScriptedWorker:
-        self.wish()
+        self.ask()
         return super().start(job)
 
 
@@ -169,34 +169,34 @@ def test_a_wish_does_not_wait_for_the_rest_of_a_round(tmp_path: Path):
 
     def pause_the_first() -> None:
         rig.ledger.jobs.pause(first)
-        rig.controller.wished.set()
-        rig.workers.wish = lambda: None
+        rig.controller.has_request.set()
+        rig.workers.ask = lambda: None
 
-    rig.workers.wish = pause_the_first
+    rig.workers.ask = pause_the_first
     others = rig.submit(*(submission(number) for number in range(1, 5)))
     rig.tick()
     assert rig.controller.wake.is_set() and not rig.worker(first).stops
-    assert [rig.state(job) for job in others] == [State.RUNNING, *[State.QUEUED] * 3], "the wish broke the round off"
+    assert [rig.state(job) for job in others] == [State.RUNNING, *[State.QUEUED] * 3], "the request broke the round off"
     rig.tick()
     assert rig.worker(first).stops == [False] and all(rig.state(job) == State.RUNNING for job in others)
     rig.ledger.close()
 
 
-def test_a_wish_does_not_wait_until_all_are_heard_and_nobody_is_forgotten(rig: Rig):
+def test_a_wish_does_not_wait_until_all_are_polled_and_nobody_is_forgotten(rig: Rig):
     jobs = rig.submit(submission(1), submission(2))
     rig.tick()
-    heard: list[int] = []
+    polled: list[int] = []
 
-    def hear(job: int) -> list[Report]:
-        heard.append(job)
-        rig.controller.wished.set()
+    def poll(job: int) -> list[Report]:
+        polled.append(job)
+        rig.controller.has_request.set()
         return []
 
     for job in jobs:
-        rig.worker(job).poll = lambda job=job: hear(job)
+        rig.worker(job).poll = lambda job=job: poll(job)
     for _ in range(6):
         rig.tick()
-    assert heard == jobs * 3
+    assert polled == jobs * 3
 
 
 def test_a_job_that_was_resumed_before_it_stopped_is_queued_again(rig: Rig, one: int):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import OutputError
-from orchestrator.daemon.orphans import MARK, end_strays, mark_descendants
+from orchestrator.daemon.orphans import MARK, end_orphans, mark_descendants
 from orchestrator.host.state_folder import Endpoint, StateFolder
 
 
@@ -37,14 +37,14 @@ def is_running(pid: int) -> bool:
 def test_only_marked_processes_that_are_not_ours_are_ended(tmp_path, monkeypatch):
     monkeypatch.setenv(MARK, "")
     mine, others = StateFolder(tmp_path / "mine"), StateFolder(tmp_path / "others")
-    stray, neighbour = orphan(mine), orphan(others)
+    own, neighbour = orphan(mine), orphan(others)
     mark_descendants(mine)
     child = sleeper(mine)
     try:
-        assert end_strays(mine) == 1 and end_strays(mine) == 0
-        assert not is_running(stray) and is_running(neighbour) and child.poll() is None
+        assert end_orphans(mine) == 1 and end_orphans(mine) == 0
+        assert not is_running(own) and is_running(neighbour) and child.poll() is None
     finally:
-        assert end_strays(others) == 1
+        assert end_orphans(others) == 1
         child.kill()
         child.wait()
 
@@ -56,11 +56,11 @@ def test_what_hides_its_environment_is_known_by_the_dead_orchestrators_session(t
     start = "import os, subprocess as s; kwargs = dict(stdout=s.DEVNULL, stderr=s.DEVNULL); print(os.getpid());"
     start += "[print(s.Popen([name, '60'], executable='/bin/sleep', **kwargs).pid) for name in ('ray::Agent', 'neighbour')]"
     done = subprocess.run([sys.executable, "-c", start], start_new_session=True, capture_output=True, check=True)
-    leader, stray, neighbour = map(int, done.stdout.split())
+    leader, own, neighbour = map(int, done.stdout.split())
     folder.announce(Endpoint(url="http://127.0.0.1:9", pid=leader, ledger="x"))
     try:
-        assert is_running(stray) and end_strays(folder) == 1
-        assert not is_running(stray) and is_running(neighbour)
+        assert is_running(own) and end_orphans(folder) == 1
+        assert not is_running(own) and is_running(neighbour)
     finally:
         os.kill(neighbour, signal.SIGKILL)
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from jobs.errors import Interrupted
-from jobs.events import ImageReady, ImagesUnderWay
-from jobs.prior_client import DrawRequest, Glimpse
+from jobs.events import ImageReady, ImagesPreview
+from jobs.prior_client import DrawRequest, PicturePreview
 from jobs.specs import ImagesSpec
 from orchestrator.host.progress_display import SilentDisplay
 from orchestrator.prior.local import load_prior
@@ -28,40 +28,40 @@ INLINE = RuntimeSettings(kind="inline", num_threads=1, preview_every=2)
 
 
 def watch(drawing):
-    """(glimpses, pictures)"""
-    glimpses = []
+    """(previews, pictures)"""
+    previews = []
     while True:
         try:
-            glimpses.append(next(drawing))
+            previews.append(next(drawing))
         except StopIteration as finished:
-            return glimpses, finished.value
+            return previews, finished.value
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_glimpses_come_in_time_and_do_not_change_the_pictures(tiny_prior, strict):
+def test_previews_come_in_time_and_do_not_change_the_pictures(tiny_prior, strict):
     request = dataclasses.replace(REQUEST, strict=strict)
     alone = load_prior(str(tiny_prior))
-    glimpses, pictures = watch(alone.draw_watched(request, every=2))
+    previews, pictures = watch(alone.draw_with_previews(request, every=2))
     assert (pictures == alone.draw(request)).all()
-    shown = sorted((glimpse.steps, glimpse.first + n) for glimpse in glimpses for n in range(len(glimpse.images)))
+    shown = sorted((preview.steps, preview.first + n) for preview in previews for n in range(len(preview.images)))
     # At step 6 they are finished.
     assert shown == [(steps, n) for steps in (2, 4) for n in range(3)]
-    last = {glimpse.first + n: image for glimpse in glimpses for n, image in enumerate(glimpse.images)}
+    last = {preview.first + n: image for preview in previews for n, image in enumerate(preview.images)}
     nearest = [np.abs(last[n].astype(int) - pictures).mean(axis=(1, 2, 3)).argmin() for n in range(3)]
     assert nearest == [0, 1, 2]
     resident = ResidentPrior(alone, num_threads=1)
     with ThreadPoolExecutor() as pool:
         beside = pool.submit(resident.draw, REQUEST, job="another")
-        again, same = watch(resident.draw_watched(request, every=2, job="watched"))
+        again, same = watch(resident.draw_with_previews(request, every=2, job="watched"))
         beside.result()
     resident.close()
-    assert [(glimpse.steps, glimpse.first) for glimpse in again] == [(glimpse.steps, glimpse.first) for glimpse in glimpses]
+    assert [(preview.steps, preview.first) for preview in again] == [(preview.steps, preview.first) for preview in previews]
     assert np.abs(same.astype(int) - pictures).max() <= (0 if strict else 1)
 
 
 def test_who_stops_watching_stops_the_drawing(tiny_prior):
     resident = ResidentPrior(load_prior(str(tiny_prior)), num_threads=1, measure=False)
-    drawing = resident.draw_watched(dataclasses.replace(REQUEST, num_steps=1000), every=1, job="watched")
+    drawing = resident.draw_with_previews(dataclasses.replace(REQUEST, num_steps=1000), every=1, job="watched")
     assert next(drawing).steps == 1
     drawing.close()
     # Whoever asks next is alone with the engine.
@@ -113,16 +113,16 @@ def test_an_interrupted_job_leaves_no_unfinished_images(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # ray opens files at interpreter exit and warns in its own modules
-def test_glimpses_stream_out_of_the_priors_actor(tiny_prior):
+def test_previews_stream_out_of_the_priors_actor(tiny_prior):
     with RayRuntime(load_prior, str(tiny_prior), num_threads=1) as runtime:
-        glimpses, pictures = watch(runtime.prior().draw_watched(REQUEST, every=3))
-        assert all(isinstance(glimpse, Glimpse) for glimpse in glimpses)
-        assert [(glimpse.steps, len(glimpse.images)) for glimpse in glimpses] == [(3, 3)]
+        previews, pictures = watch(runtime.prior().draw_with_previews(REQUEST, every=3))
+        assert all(isinstance(preview, PicturePreview) for preview in previews)
+        assert [(preview.steps, len(preview.images)) for preview in previews] == [(3, 3)]
         assert (pictures == load_prior(str(tiny_prior)).draw(REQUEST)).all()
         spec = ImagesSpec(prompt="a red table", num_images=2, num_steps=4, prior=str(tiny_prior))
         events = list(runtime.run(Attempt(spec, preview_every=2)))
-    kinds = [type(event) for event in events if isinstance(event, ImagesUnderWay | ImageReady)]
-    assert kinds == [ImagesUnderWay, ImageReady, ImageReady]
+    kinds = [type(event) for event in events if isinstance(event, ImagesPreview | ImageReady)]
+    assert kinds == [ImagesPreview, ImageReady, ImageReady]
 
 
 def test_a_table_shows_its_unfinished_pictures_too(tmp_path, monkeypatch):

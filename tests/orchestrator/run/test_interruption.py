@@ -58,7 +58,7 @@ def session_members(session: int) -> Iterator[psutil.Process]:
             continue
 
 
-def strays(session: int, descendants: set[int], *, seconds: float) -> list[str]:
+def left_running(session: int, descendants: set[int], *, seconds: float) -> list[str]:
     """What still lives of the command's processes after a moment's patience."""
     deadline = time.monotonic() + seconds
     while True:
@@ -99,7 +99,7 @@ def test_a_signal_ends_everything_and_the_run_goes_on(tmp_path, tiny_prior, undi
     assert stopped and stopped[1] == stopped[2], last  # a checkpoint is written before the end
     assert "Traceback" not in errors
     assert json.loads((out / "manifest.json").read_text())["state"] == "interrupted"
-    assert not strays(process.pid, descendants, seconds=5)
+    assert not left_running(process.pid, descendants, seconds=5)
 
     again = start(out, tiny_prior, "inline")
     _, errors = again.communicate(timeout=300)
@@ -132,4 +132,4 @@ def test_a_signal_while_ray_starts_is_a_clean_stop_too(tmp_path, tiny_prior):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "Stopped" in errors and "Traceback" not in errors
-    assert not strays(process.pid, descendants, seconds=10)
+    assert not left_running(process.pid, descendants, seconds=10)

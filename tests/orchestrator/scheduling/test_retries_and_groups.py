@@ -28,8 +28,8 @@ NOW = 1000.0
 
 
 def delay(kind: FailureKind, num_failures: int, **others) -> float | None:
-    verdict = after_failure(kind, job_id=7, num_failures=num_failures, max_failures=99, now=NOW, **others)
-    return None if verdict.retry_at is None else verdict.retry_at - NOW
+    decision = after_failure(kind, job_id=7, num_failures=num_failures, max_failures=99, now=NOW, **others)
+    return None if decision.retry_at is None else decision.retry_at - NOW
 
 
 def test_every_kind_has_a_rule():
@@ -38,8 +38,8 @@ def test_every_kind_has_a_rule():
 
 @pytest.mark.parametrize("kind", [FailureKind.BAD_INPUT, FailureKind.COLLAPSED])
 def test_what_would_fail_again_is_never_retried(kind):
-    verdict = after_failure(kind, job_id=1, num_failures=0, max_failures=4, now=NOW)
-    assert verdict.retry_at is None and verdict.reason == f"{kind}: the same job would fail again"
+    decision = after_failure(kind, job_id=1, num_failures=0, max_failures=4, now=NOW)
+    assert decision.retry_at is None and decision.reason == f"{kind}: the same job would fail again"
 
 
 def test_delays_double_up_to_a_bound():
@@ -51,9 +51,9 @@ def test_delays_double_up_to_a_bound():
 @given(kind=st.sampled_from([kind for kind in FailureKind if RULES[kind]]), num=st.integers(0, 10**6), job=st.integers(1))
 def test_delays_are_positive_and_bounded(kind, num, job):
     rule = RULES[kind]
-    verdict = after_failure(kind, job_id=job, num_failures=num, max_failures=num + 2, now=NOW)
-    assert verdict.retry_at is not None
-    assert rule.first_seconds <= verdict.retry_at - NOW <= 1.2 * rule.longest_seconds
+    decision = after_failure(kind, job_id=job, num_failures=num, max_failures=num + 2, now=NOW)
+    assert decision.retry_at is not None
+    assert rule.first_seconds <= decision.retry_at - NOW <= 1.2 * rule.longest_seconds
 
 
 def test_jobs_do_not_come_back_at_one_instant():
@@ -195,10 +195,10 @@ def test_a_run_folder_that_a_lost_worker_still_holds_is_tried_again(tmp_path):
         RunFolder(tmp_path, spec, ())
     assert failure_kind(caught.value) == FailureKind.PLACE_IN_USE
     for num_failures in (0, 3, 50):  # a far-side worker may live on for hours: no dead letter comes of it
-        verdict = after_failure(
+        decision = after_failure(
             FailureKind.PLACE_IN_USE, job_id=1, num_failures=num_failures, max_failures=4, now=0.0, has_advanced=False
         )
-        assert verdict.retry_at is not None and 2 <= verdict.retry_at <= 72 and not verdict.counts
+        assert decision.retry_at is not None and 2 <= decision.retry_at <= 72 and not decision.counts
 
 
 def test_a_table_or_a_prior_that_cannot_be_read_now_is_read_again_later(tmp_path, monkeypatch):
@@ -263,8 +263,8 @@ def test_the_first_to_finish_win_and_the_others_are_cancelled():
         member(4, State.FAILED, 10.0),
         member(5, State.QUEUED),
     ]
-    verdict = settle(members, num_wanted=1)
-    assert verdict.winners == (2,) and verdict.cancel == (3, 5) and verdict.reason == "the first 1 of 5 to finish"
+    outcome = settle(members, num_wanted=1)
+    assert outcome.winners == (2,) and outcome.cancel == (3, 5) and outcome.reason == "the first 1 of 5 to finish"
     assert settle(members, num_wanted=2).winners == (2, 1)
     assert settle(members, num_wanted=3) is None
 
@@ -277,13 +277,13 @@ def test_the_best_win_when_all_are_done():
         member(4, State.CANCELLED),
         member(5, State.SUCCEEDED, score=math.nan),
     ]
-    verdict = settle(members, num_wanted=2, metric="score")
-    assert verdict.winners == (2, 1) and verdict.cancel == () and verdict.reason == "score 0.9, the best of 5"
+    outcome = settle(members, num_wanted=2, metric="score")
+    assert outcome.winners == (2, 1) and outcome.cancel == () and outcome.reason == "score 0.9, the best of 5"
     assert settle(members, num_wanted=1, metric="score", largest_is_best=False).winners == (1,)
     assert settle([*members, member(6, State.LOST)], num_wanted=1, metric="score") is None
 
 
 @pytest.mark.parametrize("metric", [None, "score"])
 def test_a_group_in_which_nothing_succeeded_is_decided_too(metric):
-    verdict = settle([member(1, State.FAILED), member(2, State.CANCELLED)], num_wanted=1, metric=metric)
-    assert verdict.winners == () and verdict.reason == "none of them succeeded"
+    outcome = settle([member(1, State.FAILED), member(2, State.CANCELLED)], num_wanted=1, metric=metric)
+    assert outcome.winners == () and outcome.reason == "none of them succeeded"

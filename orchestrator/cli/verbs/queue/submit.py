@@ -105,7 +105,7 @@ def images(
     state: common.State = None,
     json: common.Json = False,
 ) -> None:
-    """Likewise."""
+    """Queue pictures of a sentence or of a table of prompts."""
     client = _client(state)
     job = prepare()
     if job.mode == "overwrite" and key is not None:
