@@ -13,6 +13,8 @@ def has_fast_bfloat16(device_type: str) -> bool:
     """
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
+    if device_type != "cpu":
+        return False
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 

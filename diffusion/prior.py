@@ -69,7 +69,8 @@ class Prior(Checkpoint):
         Raises:
             PriorError: a file is missing, damaged or does not fit the others, or the name cannot be had.
         """
-        return cls.of(read(source if isinstance(source, Source) else Source.parse(str(source))), device=device)
+        source = source if isinstance(source, Source) else Source.parse(str(source))
+        return cls.of(read(source.settled(torch.device(device).type)), device=device)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> "Prior":
@@ -79,6 +80,11 @@ class Prior(Checkpoint):
         for name, module in parts.items():
             if isinstance(module, nn.Module):
                 parts[name] = module.eval().requires_grad_(False).to(target)
+        if parts["unet"].conv_in.weight.dtype == torch.bfloat16:
+            # Which has float32's range; SDXL's autoencoder overflows in float16 alone.
+            parts["autoencoder"].to(torch.bfloat16)
+        if target.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         parts |= {name: channels_last(parts[name]) for name in ("unet", "autoencoder")}
         return cls(**{**parts, "device": target})
 
@@ -279,6 +285,10 @@ class Prior(Checkpoint):
     def _unet_dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
+    @property
+    def _autoencoder_dtype(self) -> torch.dtype:
+        return next(self.autoencoder.parameters()).dtype
+
     def answer(self, request: Request) -> Any:
         """Answers one request of a generator; see `diffusion.requests` for what each is answered with."""
         match request:
@@ -318,13 +328,19 @@ class Prior(Checkpoint):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w)."""
-        return data_parallel(self.autoencoder.encode, sent(images, self.device))
+        """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w), in the images' precision."""
+        return data_parallel(self._coded, sent(images, self.device))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents on the prior's device -> images (B, 3, H, W) clamped to [0, 1]."""
-        return data_parallel(self.autoencoder.decode, latents).clamp(0, 1)
+        return data_parallel(self._decoded, latents).clamp(0, 1)
+
+    def _coded(self, images: Tensor) -> Tensor:
+        return self.autoencoder.encode(images.to(self._autoencoder_dtype)).to(images.dtype)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents.to(self._autoencoder_dtype)).to(latents.dtype)
 
     def preview(self, latents: Tensor) -> Tensor:
         """Scaled latents on the prior's device -> small images (B, 3, h', w') in [0, 1].
@@ -345,7 +361,7 @@ class Prior(Checkpoint):
     def _encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         images = images.detach().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.autoencoder.encode(images), images, latent_gradient)
+            (gradient,) = torch.autograd.grad(self._coded(images), images, latent_gradient)
         return gradient
 
 

@@ -21,7 +21,9 @@ from diffusion.networks.unet import UNetConfig, per_level
 
 __all__ = ["Footprint", "activation_bytes", "footprint"]
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 4}
+AUTOENCODER_BYTES = {**BYTES, "float16": 4}
+"""SDXL's overflows in float16, and so none is loaded in it."""
 PROCESS_BYTES = 300 * 10**6
 """Of Python and torch, before any weight is read."""
 MAX_TEXT_BYTES = 512 * 2**20
@@ -61,10 +63,10 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
     given = Source.parse(source)
     path, _ = locate(given.location, offline=True)
     measure = _folder if path.is_dir() else _single_file
-    unet, autoencoder, weights, vae_weights = measure(path, BYTES[given.dtype])
+    unet, autoencoder, weights, vae_weights = measure(path, BYTES[given.dtype], AUTOENCODER_BYTES[given.dtype])
     if given.vae is not None:
         other, _ = locate(given.vae, offline=True)
-        vae_weights = _bytes([other] if other.is_file() else weight_files(other, *VAE_STEMS), 4)
+        vae_weights = _bytes([other] if other.is_file() else weight_files(other, *VAE_STEMS), AUTOENCODER_BYTES[given.dtype])
     latents = (unet.sample_size, unet.sample_size)
     activations = activation_bytes(unet, autoencoder, latents, rows=rows, pictures=pictures)
     return Footprint(weights + vae_weights, MAX_TEXT_BYTES, activations)
@@ -88,16 +90,16 @@ Measured = tuple[UNetConfig, tuple[int, ...], int, int]
 """The network's configuration, the widths of the autoencoder's levels, and bytes: of network and towers, of the autoencoder."""
 
 
-def _folder(path: Path, width: int) -> Measured:
+def _folder(path: Path, width: int, vae_width: int) -> Measured:
     towers = [part for part in parts_of(path) if part.startswith("text_encoder")]
     weights = _bytes(weight_files(path / "unet", *UNET_STEMS), width)
     weights += sum(_bytes(weight_files(path / part, *TEXT_STEMS), width) for part in towers)
     vae = read_json(path / "vae/config.json")
     widths = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or AutoencoderKLConfig.block_out_channels
-    return _config(path / "unet/config.json"), tuple(widths), weights, _bytes(weight_files(path / "vae", *VAE_STEMS), 4)
+    return _config(path / "unet/config.json"), tuple(widths), weights, _bytes(weight_files(path / "vae", *VAE_STEMS), vae_width)
 
 
-def _single_file(path: Path, width: int) -> Measured:
+def _single_file(path: Path, width: int, vae_width: int) -> Measured:
     if path.suffix in PICKLES:
         raise PriorError(f"{path} is a pickle, whose parts cannot be told apart without reading it; convert it to safetensors")
     header = _header(path)
@@ -110,7 +112,7 @@ def _single_file(path: Path, width: int) -> Measured:
     # SD 2 was published for two sizes of picture; the larger one is counted.
     side = max(kind.image_sizes.values()) // kind.autoencoder.spatial_factor
     unet = replace(kind.unet, sample_size=side)
-    return unet, kind.autoencoder.block_out_channels, weights, numbers(AUTOENCODER) * 4
+    return unet, kind.autoencoder.block_out_channels, weights, numbers(AUTOENCODER) * vae_width
 
 
 def _network_row(config: UNetConfig, latents: tuple[int, int]) -> int:

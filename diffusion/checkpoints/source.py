@@ -1,7 +1,7 @@
 """Where a prior comes from, in one line: a path or a hub name, and options behind a question mark.
 
     models/sd15                                         a folder
-    toybox?dtype=bfloat16                               the prior in this package, its UNet in half precision
+    toybox?dtype=bfloat16                               the prior in this package, in half precision
     v2-1_768-ema-pruned.safetensors?prediction_type=v_prediction
     stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT?lora=ink.safetensors:0.8&vae=models/taesd
 
@@ -10,7 +10,7 @@ a command can refuse a bad line at once; `diffusion.checkpoints.read` reads what
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DISTILLED = ("none", "turbo", "lightning", "hyper", "lcm", "lcm-lora")
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "auto")
 TOYBOX = Path(__file__).parents[1] / "toybox_prior"
 
 _NAME = re.compile(
@@ -56,7 +56,7 @@ class Source:
     Args:
         location: "toybox", a folder, a weight file, or OWNER/NAME[/FILE][@REVISION] on the hub.
         prediction_type: "epsilon" or "v_prediction", for single files that do not say; otherwise it is read.
-        dtype: of UNet and text towers: "float32", "float16" or "bfloat16".
+        dtype: of UNet and text towers: "float32", "float16", "bfloat16" (of the autoencoder too), or "auto", see `settled`.
         averaged: a training file's averaged UNet instead of its last one.
         loras: (location, scale), merged in this order.
         embeddings: (location, word or None), textual inversion.
@@ -116,6 +116,14 @@ class Source:
                     known = "prediction_type, dtype, averaged, lora, embedding, vae, prompt, clip_skip, distilled, offline"
                     raise PriorError(f"the prior {text!r} has the option {name!r}; expected one of {known}")
         return cls(location, **options)
+
+    def settled(self, device_type: str, *, strict: bool = False) -> "Source":
+        """The same, with "auto" decided: bfloat16 on a device that is fast at it, float32 elsewhere and for strict requests."""
+        if self.dtype != "auto":
+            return self
+        from diffusion.precision import has_fast_bfloat16
+
+        return replace(self, dtype="bfloat16" if not strict and has_fast_bfloat16(device_type) else "float32")
 
     def check(self) -> None:
         """Checks that everything named is a path that exists or could be a name on the hub, without asking the hub.

@@ -26,7 +26,7 @@ from orchestrator.prior.source import PriorLoader, loading
 from orchestrator.run.artefacts import PREVIEW
 from orchestrator.run.manifest import noting_the_end
 from orchestrator.run.perform import entered, make_runtime
-from orchestrator.runtimes.base import resolve_device
+from orchestrator.runtimes.base import resolve_device, with_settled_prior
 from orchestrator.settings.batch import FAILURES, SHARD_WORKER_BYTES
 from orchestrator.settings.groups import RuntimeSettings
 
@@ -91,6 +91,9 @@ def perform_batch(
         Interrupted: Ctrl-C, SIGTERM or `is_stopping`; the same call continues.
     """
     runtime, display = runtime or RuntimeSettings(), display or SilentDisplay()
+    if shared_prior is None and "dtype=auto" in spec.prior:
+        device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
+        spec = with_settled_prior(spec, device, is_elsewhere=bool(runtime.address))
     store = open_store(out)
     with store.hold() as held:
         folder = JobFolder(store, spec, mode)

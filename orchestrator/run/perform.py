@@ -26,7 +26,7 @@ from orchestrator.run import artefacts, cost
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
 from orchestrator.run.folder import RunFolder, default_folder
 from orchestrator.run.manifest import first_difference, noting_the_end
-from orchestrator.runtimes.base import Attempt, Runtime, resolve_device
+from orchestrator.runtimes.base import Attempt, Runtime, resolve_device, with_settled_prior
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def perform(
     export, runtime, display = export or ExportSettings(), runtime or RuntimeSettings(), display or SilentDisplay()
     folder_path = Path(out) if out is not None else default_folder(spec)
     check_prior(spec.prior)
+    spec = _settled(spec, runtime)
     with RunFolder(folder_path, spec, _expected(spec, export)) as folder:
         if folder.manifest.get("settings", {}).get("export", shaping(export)) != shaping(export):
             display.message(
@@ -111,6 +112,13 @@ def perform(
         with noting_the_end(folder.stop, lambda: _stopped(folder)), entered(made, runtime, display) as running:
             before = {"ray": clock() - begin} if runtime.kind == "ray" else {}
             return _Attempt(spec, folder, export, runtime, display, pictures, clock).run(running, before)
+
+
+def _settled(spec: JobSpec, runtime: RuntimeSettings) -> JobSpec:
+    if "dtype=auto" not in spec.prior:  # to ask for devices imports torch
+        return spec
+    device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
+    return with_settled_prior(spec, device, is_elsewhere=bool(runtime.address))
 
 
 def make_runtime(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from diffusion.checkpoints.source import Source
+from jobs.errors import InputError
 from jobs.events import Checkpoint, Event, Finished
 from jobs.images import EditSource
 from jobs.prior_client import PriorClient, PriorInfo
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 
-__all__ = ["Asked", "Attempt", "Runtime", "resolve_device", "run_recipe"]
+__all__ = ["Asked", "Attempt", "Runtime", "resolve_device", "run_recipe", "with_settled_prior"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,29 @@ def run_recipe(
             yield Finished(result=drawn, seconds=drawn.seconds)
 
 
+Spec = TypeVar("Spec")
+
+
+def with_settled_prior(spec: Spec, device: str, *, is_elsewhere: bool = False) -> Spec:
+    """The spec with what its prior leaves to the device (dtype=auto) decided and written out, once and for all replicas.
+
+    Raises:
+        InputError: it is computed elsewhere, on devices that are not seen from here.
+    """
+    source = getattr(spec, "prior", "")
+    if "dtype=auto" not in source or Source.parse(source).dtype != "auto":
+        return spec
+    if is_elsewhere:
+        raise InputError(
+            f"The prior {source!r} leaves its precision to the device, but a cluster's devices are not seen from here; name "
+            "it: dtype=bfloat16 where its GPUs have compute capability 8.0 or later, else dtype=float16 or dtype=float32."
+        )
+    settled = Source.parse(source).settled(device.partition(":")[0], strict=getattr(spec, "strict", False))
+    location, mark, query = source.rpartition("?")
+    options = [f"dtype={settled.dtype}" if option == "dtype=auto" else option for option in query.split("&")]
+    return replace(spec, prior=f"{location}{mark}{'&'.join(options)}")  # type: ignore[type-var]
+
+
 def resolve_device(device: str, *, is_elsewhere: bool = False) -> str:
     """ "auto" becomes "cuda" where there is a CUDA device, else "cpu".
 
@@ -111,8 +136,6 @@ def resolve_device(device: str, *, is_elsewhere: bool = False) -> str:
     if is_elsewhere:
         return device
     import torch
-
-    from jobs.errors import InputError
 
     available = torch.cuda.is_available()
     if device == "auto":
