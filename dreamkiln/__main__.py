@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from typing import NoReturn
 
 __all__ = ["main"]
 
 
-def main() -> int:
-    """Run the command line; returns its exit code."""
+def main() -> NoReturn:
+    """Run the command line, and end the process with its exit code."""
     from orchestrator.cli.__main__ import main as command
 
-    return command()
+    command()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
