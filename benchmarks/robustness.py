@@ -164,6 +164,10 @@ refused("a million million steps", "give 1 to 1,000,000", "text-to-3d", "a house
 refused("a prompt of nothing but signs", "holds no letter or digit", "images", "!!!")
 refused("an option from an unset variable", "--prior is empty", "images", "a house", "--prior", "")
 refused("a prior that is a folder of something else", r"without a model_index\.json", "images", "a house", "--prior", "DIR")
+refused(
+    "a device of Apple's", "give runtime.device=cpu, which works on every machine", "images", "a house", "runtime.device=mps"
+)
+refused("an age without a unit", "give a number and a unit, such as 30d", "jobs", "prune", "--older-than", "soon")
 refused("verify without a table", "look at the shards of a table", "images", "a house", "--verify")
 
 # -- a finished table -------------------------------------------------------------------------------------------------
@@ -251,6 +255,72 @@ request("a body that is no JSON", "POST", "/v1/jobs", 422, "The request is not J
 request("a body of nothing but brackets", "POST", "/v1/jobs", 400, "error parsing the body", b"[" * 100_000)
 request("no token, and two megabytes", "POST", "/v1/jobs", 401, "needs the token", b"[" * 2**21, token="wrong")
 request("an address that there is not", "GET", "/v1/nothing", 404, "Not Found")
+
+request("jobs of the future to be forgotten", "POST", "/v1/prune?older_than_seconds=-1", 422, "greater than or equal to 0")
+
+
+@case("requests", "a prior whose last number a failed merge left not finite", 400, "numbers that are not finite, first in ")
+def _(folder: Path) -> tuple[int, str]:
+    import http.client
+    import shutil
+    import struct
+
+    from diffusion.checkpoints.source import TOYBOX
+    from jobs.specs import ImagesSpec
+
+    prior = shutil.copytree(TOYBOX, folder / "prior", ignore=shutil.ignore_patterns("judge", "clip"))
+    file = max((prior / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-4] + struct.pack("<f", float("nan")))
+    job = {"spec": ImagesSpec(prompt="a red house", prior=str(prior)).to_json(), "out": str(folder / "out")}
+    with served(folder) as (host, port, token):
+        connection = http.client.HTTPConnection(host, port, timeout=280)
+        connection.request(
+            "POST",
+            "/v1/jobs",
+            json.dumps({"jobs": [job]}),
+            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        response = connection.getresponse()
+        return response.status, str(json.loads(response.read())["error"]).replace(str(folder), "DIR")
+
+
+@case("requests", "half a header, and then nothing", 0, "^ended by the orchestrator after 10 s, without an answer$")
+def _(folder: Path) -> tuple[int, str]:
+    import socket
+
+    with served(folder) as (host, port, _), socket.create_connection((host, port), timeout=60) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        begin, answer = time.monotonic(), b""
+        with contextlib.suppress(ConnectionResetError):
+            answer = connection.recv(1000)
+        return len(answer), f"ended by the orchestrator after {time.monotonic() - begin:.0f} s, without an answer"
+
+
+# -- what the orchestrator keeps ---------------------------------------------------------------------------------------
+
+
+def kept(name: str, words: str, harm: Callable[[Path], None]) -> None:
+    """A state folder that something has happened to, and an orchestrator that is to start there."""
+
+    @case("state", name, 2, words)
+    def _(folder: Path) -> tuple[int, str]:
+        from orchestrator.host.state_folder import StateFolder
+
+        StateFolder(folder / "state").create()
+        harm(folder / "state")
+        return _command(["up", "--foreground", "--state", str(folder / "state")], folder)
+
+
+kept(
+    "a ledger that is a text",
+    "put a backup in its place",
+    lambda state: (state / "ledger.db").write_text("hello " * 99) and None,
+)
+kept(
+    "a token that is a folder",
+    "state/token could not be written",
+    lambda state: (state / "token").unlink() or (state / "token").mkdir(),
+)
 
 # -- meshes ------------------------------------------------------------------------------------------------------------
 

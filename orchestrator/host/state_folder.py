@@ -64,6 +64,7 @@ class StateFolder:
                 with contextlib.suppress(FileNotFoundError):
                     (self.path / name).chmod(0o600)
             self.touch_private(self.path / "ledger.db", self.daemon_log)
+        with clear_output_errors(self.token_file, option="--state (DREAMKILN_STATE)"):
             self._make_token()
 
     @staticmethod
