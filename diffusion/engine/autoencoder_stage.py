@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffusion.engine.memory import is_out_of_memory, release_cached_memory
+from diffusion.engine.memory import CALM, is_out_of_memory, release_cached_memory
 from diffusion.requests import DecodeRequest, EncodeGradientRequest, EncodeRequest, PreviewRequest
 
 CodingRequest = EncodeRequest | DecodeRequest | PreviewRequest | EncodeGradientRequest
@@ -27,11 +27,12 @@ class Answers(Protocol):
 
 
 class AutoencoderStage:
-    """At most `rows` pictures a call; when memory runs out for several, half as many as those from then on."""
+    """At most `rows` pictures a call; when memory runs out for several, half as many as those, until CALM calls went well."""
 
     def __init__(self, model: Answers, *, rows: int) -> None:
         self._model = model
-        self._rows = rows
+        self._rows = self._most = rows
+        self._calm = 0
 
     def answer_all(self, requests: Sequence[CodingRequest], *, strict: Sequence[bool]) -> list[Tensor | Exception]:
         """The answer of each request, or the exception that it alone brought about.
@@ -66,7 +67,7 @@ class AutoencoderStage:
             if len(requests) == 1:
                 return [error]
             if is_out_of_memory(error):
-                release_cached_memory()
+                release_cached_memory(error)
         rows = min(rows, self._rows_of(requests[0]))
         return [answer for request in requests for answer in self._answer(kind, [request], rows=rows)]
 
@@ -80,9 +81,13 @@ class AutoencoderStage:
             chunk = kind(*(column[start : start + size] for column in columns))
             try:
                 done.append(self._model.answer(chunk))
+                self._calm += 1
+                if self._rows < self._most and self._calm >= CALM:
+                    self._rows, self._calm = min(self._most, 2 * self._rows), 0
             except Exception as error:
                 if is_out_of_memory(error) and size > 1:
-                    release_cached_memory()
+                    release_cached_memory(error)
+                    self._calm = 0
                     self._rows = rows = size // 2  # of the prior's own size it may be more, but memory is short
                     continue
                 raise

@@ -57,7 +57,7 @@ def profile_batches(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            release_cached_memory()
+            release_cached_memory(error)
             break
         rates[size] = size / max(fastest, 1e-9)
         if fastest > longest_forward or rates[size] < 0.5 * max(rates.values()) or clock() - begin > seconds:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion.engine.autoencoder_stage import AutoencoderStage, num_pictures
 from diffusion.engine.fair_share import FairShare
-from diffusion.engine.memory import is_out_of_memory, release_cached_memory
+from diffusion.engine.memory import CALM, StrictOutOfMemory, is_out_of_memory, release_cached_memory
 from diffusion.engine.network_rows import NetworkRows
 from diffusion.engine.packing import Batch, pack, pack_strictly
 from diffusion.engine.text_stage import TextStage
@@ -115,6 +115,7 @@ class Engine:
         self._text = TextStage(model, per_step=self.config.text_prompts)
         self._autoencoder = AutoencoderStage(model, rows=self.config.autoencoder_rows)
         self._row_cap, self._max_rows = self.config.row_cap, self.config.max_rows
+        self._wished_cap, self._calm = self._row_cap, 0
         self._numbers = 0
         self._queued: dict[Ticket, None] = {}
         self._denoising: dict[Ticket, None] = {}
@@ -194,12 +195,12 @@ class Engine:
 
     @property
     def row_cap(self) -> int:
-        """Rows of a shared forward; halved each time the device runs out of memory."""
+        """Rows of a shared forward; halved each time the device runs out of memory, and grows again after CALM forwards."""
         return self._row_cap
 
     @row_cap.setter
     def row_cap(self, rows: int) -> None:
-        self._row_cap = max(1, rows)
+        self._row_cap = self._wished_cap = max(1, rows)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -347,6 +348,7 @@ class Engine:
         except Exception as error:
             self._recover(batch, error)
             return
+        self._grow_again()
         for ticket in broken:
             self._end(ticket, "failed", error=_not_finite(ticket))
         for part in batch.parts:
@@ -354,19 +356,28 @@ class Engine:
             self._taken[part.ticket] = self._taken.get(part.ticket, 0) - part.num_rows
         self._report.batch_rows += batch.size
 
+    def _grow_again(self) -> None:
+        """After many forwards that fitted, caps that were halved for want of memory are doubled, up to what they were."""
+        self._calm += 1
+        if self._calm >= CALM and (self._max_rows < self.config.max_rows or self._row_cap < self._wished_cap):
+            self._max_rows = min(self.config.max_rows, 2 * self._max_rows)
+            self._row_cap, self._calm = min(self._wished_cap, 2 * self._row_cap, self._max_rows), 0
+
     def _recover(self, batch: Batch, error: Exception) -> None:
         """After an exception in a forward: a smaller cap if memory was short, otherwise every ticket on its own."""
         strict = [part for part in batch.parts if part.ticket.strict]
         if is_out_of_memory(error):
-            release_cached_memory()
+            release_cached_memory(error)
+            self._calm = 0
             self._report.out_of_memory = True
             if batch.num_groups > 1 and not strict:
                 # The rows stay to be done; the next step takes fewer of them.
                 self._max_rows = max(1, int(batch.size // 2 / self._scale(batch.parts[0].source)))
                 self._row_cap = min(self._row_cap, self._max_rows)
                 return
+            short = StrictOutOfMemory(f"a strict forward always has {batch.size} rows, which do not fit") if strict else error
             for part in strict or batch.parts:
-                self._end(part.ticket, "failed", error=error)
+                self._end(part.ticket, "failed", error=short)
             return
         if len(batch.parts) == 1:
             self._end(batch.parts[0].ticket, "failed", error=error)

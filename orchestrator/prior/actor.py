@@ -6,12 +6,15 @@ and processes of its own, and what it would add here, replicas that are asked el
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from diffusion.engine.memory import is_sticky
 from jobs.prior_client import PicturePreview
 from orchestrator.host.gpus import use_gpu
 from orchestrator.host.threads import use_threads
@@ -25,6 +28,13 @@ __all__ = ["MAX_CONCURRENCY", "PriorActor"]
 
 MAX_CONCURRENCY = 256
 """Calls that an actor works on at once. Each waits on a thread of its own, which costs little."""
+
+
+def _end_where_the_device_is_lost(error: Exception) -> None:
+    """After a sticky CUDA error nothing in this process works any more; Ray starts it again, and the callers ask again."""
+    if is_sticky(error):
+        print(f"The GPU is lost to this process, which ends: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 class PriorActor:
@@ -68,6 +78,7 @@ class PriorActor:
                 case _:
                     return getattr(prior, method)(*arguments)
         except Exception as error:
+            _end_where_the_device_is_lost(error)
             return Raised(error)
 
     def draw_with_previews(self, request: Wire, every: int, *, job: str = "") -> Iterator[PicturePreview | np.ndarray | Raised]:
@@ -77,6 +88,7 @@ class PriorActor:
                 pictures = yield from self._loaded().draw_with_previews(request.open(), every=every, job=job)
             yield pictures
         except Exception as error:
+            _end_where_the_device_is_lost(error)
             yield Raised(error)
 
     def set_weight(self, job: str, weight: float) -> None:

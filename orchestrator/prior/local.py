@@ -20,6 +20,7 @@ from diffusion.checkpoints.errors import PriorError, not_read
 from diffusion.denoising_loss import denoising_losses
 from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
+from diffusion.engine.memory import StrictOutOfMemory
 from diffusion.engine.ticket import Begin
 from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
 from diffusion.schedule import NoiseSchedule
@@ -115,6 +116,11 @@ class Pending:
             return self.combine([ticket.result() for ticket in self.tickets])
         except NotFinite as error:
             raise PriorFailed(f"The prior failed: {error}.") from error
+        except StrictOutOfMemory as error:
+            raise PriorFailed(
+                f"The device that holds the prior is out of memory: {error}. Free some of it, take a smaller prior, or ask "
+                "without --strict, in batches that fit."
+            ) from error
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise PriorFailed(
                 "The device that holds the prior is out of memory even for the smallest batch; free some of it, or take a "

@@ -1,6 +1,7 @@
 """The engine without Ray, on denoisers with exact answers: same results as alone, fair, patient, and hard to break."""
 
 import itertools
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from diffusion.distillation import score_distillation
 from diffusion.engine import Cancelled, Engine, EngineConfig, NotFinite, Ticket
+from diffusion.engine.memory import CALM, StrictOutOfMemory, is_out_of_memory, is_sticky
 from diffusion.requests import Condition, DecodeRequest, Guidance, run
 from diffusion.samplers import SAMPLERS
 from diffusion.schedule import NoiseSchedule
@@ -259,6 +261,55 @@ def test_out_of_memory_halves_the_cap_and_goes_on() -> None:
     assert sum(report.out_of_memory for report in reports) == 2 and engine.row_cap == 4
     for seed, ticket in enumerate(tickets):
         torch.testing.assert_close(ticket.result(), alone(sampling([seed, seed + 100]), 2), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_failed_forward_held_is_free_before_it_is_tried_with_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    activations: list[weakref.ref[Tensor]] = []
+
+    class Holds(LimitedMemory):
+        def predict(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+            held = torch.zeros(3)
+            activations.append(weakref.ref(held))
+            return super().predict(x_t, t, tokens)
+
+    alive: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: alive.append(sum(ref() is not None for ref in activations)))
+    engine = Engine(Holds(), config=EngineConfig(row_cap=16))
+    tickets = [submit_images(engine, [seed]) for seed in range(8)]
+    until_idle(engine)
+    assert alive and not any(alive) and all(ticket.state == "done" for ticket in tickets)
+
+
+def test_halved_caps_grow_again_when_memory_is_free_again() -> None:
+    model = LimitedMemory()
+    engine = Engine(model, config=EngineConfig(row_cap=16))
+    for seed in range(8):
+        submit_images(engine, [seed])
+    until_idle(engine)
+    assert engine.row_cap == 4
+    model.limit = 1000
+    for turn in range(2 * CALM // 5 + 2):
+        submit_images(engine, [turn])
+        until_idle(engine)
+    assert engine.row_cap == 16
+
+
+def test_a_strict_forward_that_does_not_fit_says_so() -> None:
+    engine = Engine(LimitedMemory(), config=EngineConfig(strict_rows=8))
+    ticket = submit_images(engine, [1], strict=True)
+    until_idle(engine)
+    with pytest.raises(StrictOutOfMemory, match="a strict forward always has 8 rows, which do not fit"):
+        ticket.result()
+
+
+def test_only_errors_that_a_process_does_not_outlive_are_sticky() -> None:
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    short = torch.AcceleratorError("CUDA error: out of memory")
+    wrapped = RuntimeError("the engine stopped")
+    wrapped.__cause__ = lost
+    assert is_sticky(lost) and is_sticky(wrapped)
+    assert is_out_of_memory(short) and not is_sticky(short) and not is_sticky(ValueError("no"))
 
 
 def test_not_even_one_row_fits() -> None:

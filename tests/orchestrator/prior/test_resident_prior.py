@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
@@ -18,8 +19,10 @@ from diffusion.requests import Guidance
 from diffusion.seeding import normal_rows, stream
 from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, DrawRequest
+from orchestrator.prior.actor import PriorActor
 from orchestrator.prior.local import LocalPrior, load_prior
 from orchestrator.prior.resident import ResidentPrior
+from orchestrator.prior.wire import Wire
 from tests.fakes import FakePrior
 
 
@@ -46,6 +49,25 @@ def resident(tiny_prior):
     prior = ResidentPrior(load_prior(str(tiny_prior)), num_threads=1, measure=False)  # a busy machine's knee is anywhere
     yield prior
     prior.close()
+
+
+def test_a_process_whose_gpu_is_lost_ends_instead_of_answering(tiny_prior, monkeypatch):
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    def lost(*_, **__):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    actor = PriorActor(load_prior, str(tiny_prior), "cpu", 1, measure=False)
+    assert actor.call("draw", Wire(request(1))).shape == (1, 16, 16, 3)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(Prior, "predict", lost)
+    with pytest.raises(Ended):
+        actor.call("draw", Wire(request(1)))
+    actor._prior.close()
 
 
 def test_many_callers_get_what_one_gets_alone(tiny_prior, resident):
