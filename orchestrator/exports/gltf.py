@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.exports.marks import DIGITAL_SOURCE_TYPE
+from orchestrator.exports.marks import DIGITAL_SOURCE_TYPE, says_source
 from orchestrator.exports.pictures import texture_pictures, write_texture
 from orchestrator.exports.transform import Placement, generator_name, place, srgb_to_linear
 from orchestrator.host.atomic import write_bytes
@@ -68,10 +68,9 @@ def _document(mesh: Mesh, placement: Placement, prompt: str) -> tuple[Any, bytes
     """The document without its images, and the bytes of its arrays."""
     gltf = _gltf()
     extras = {"prompt": prompt} if prompt else {}
+    source = {"digitalSourceType": DIGITAL_SOURCE_TYPE} if says_source() else {}
     document = gltf.GLTF2(
-        asset=gltf.Asset(
-            version="2.0", generator=generator_name(), extras={**extras, "digitalSourceType": DIGITAL_SOURCE_TYPE}
-        ),
+        asset=gltf.Asset(version="2.0", generator=generator_name(), extras={**extras, **source}),
         scene=0,
         scenes=[gltf.Scene(nodes=[0])],
         nodes=[gltf.Node(mesh=0, name="object", extras=extras)],

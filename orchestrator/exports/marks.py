@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from orchestrator.exports.transform import generator_name
 
-__all__ = ["DIGITAL_SOURCE_TYPE", "XMP_KEY", "marked", "parameters"]
+__all__ = ["DIGITAL_SOURCE_TYPE", "SWITCH", "XMP_KEY", "marked", "parameters", "says_source"]
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The IPTC's word for media made by a trained model."""
+SWITCH = "DREAMKILN_AI_MARK"
+"""The environment variable that leaves the IPTC's mark out of pictures and meshes where it is 0, off, no or false."""
 XMP_KEY = "XML:com.adobe.xmp"
 """Where PNG files keep XMP (XMP specification part 3, section 1.1.5)."""
 
@@ -37,9 +40,15 @@ _XMP = (
 )
 
 
+def says_source() -> bool:
+    """Whether files say that a trained model made them, as they do unless switched off."""
+    return os.environ.get(SWITCH, "1").strip().lower() not in ("0", "off", "no", "false")
+
+
 def marked(metadata: Mapping[str, str], *, size: tuple[int, int]) -> dict[str, str]:
     """A generated picture's metadata with the two marks beside our own keys; size is (width, height)."""
-    return {**metadata, "parameters": parameters(metadata, size=size), XMP_KEY: _XMP}
+    source = {XMP_KEY: _XMP} if says_source() else {}
+    return {**metadata, "parameters": parameters(metadata, size=size), **source}
 
 
 def parameters(metadata: Mapping[str, str], *, size: tuple[int, int]) -> str:

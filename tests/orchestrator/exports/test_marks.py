@@ -9,9 +9,11 @@ from PIL import Image
 
 from jobs.events import ImageReady
 from jobs.specs import ImagesSpec
-from orchestrator.exports.marks import DIGITAL_SOURCE_TYPE, XMP_KEY, marked, parameters
+from orchestrator.exports import Placement, write_glb
+from orchestrator.exports.marks import DIGITAL_SOURCE_TYPE, SWITCH, XMP_KEY, marked, parameters
 from orchestrator.exports.png_metadata import read_png_metadata, write_png
 from orchestrator.run.artefacts import write_image
+from tests.orchestrator.exports.sample_meshes import tower
 
 SPEC = ImagesSpec(
     prompt="a (red:1.2) fox, über snow: 8k",
@@ -64,3 +66,12 @@ def test_settings_with_commas_are_quoted_and_nothing_is_made_up(tmp_path: Path) 
     assert 'Sampler: "odd, one"' in text and "Steps" not in text and "Negative" not in text
     path = write_png(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png", marked({"prompt": "a"}, size=(8, 8)))
     assert read_png_metadata(path)["prompt"] == "a"
+
+
+@pytest.mark.parametrize(("value", "there"), [("0", False), ("off", False), ("1", True), ("", True)])
+def test_the_mark_can_be_switched_off(value: str, there: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(SWITCH, value)
+    found = marked({"prompt": "a fox"}, size=(8, 8))
+    assert (XMP_KEY in found) is there and "parameters" in found
+    [path] = write_glb(tower(), tmp_path / "mesh.glb", Placement())
+    assert (DIGITAL_SOURCE_TYPE.encode() in path.read_bytes()) is there
