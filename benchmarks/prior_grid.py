@@ -55,7 +55,7 @@ def draw_sheet(prompts: list[str], *, prior: str, seed: int, num_columns: int, t
     tiles: list[Tile] = []
     client = load_prior(prior, resolve_device("auto"))
     with make_display(stream=sys.stderr) as display:
-        for chunk in draw_pictures(client, prompts, seed=seed):
+        for chunk in draw_pictures(client, prompts, source=prior, seed=seed):
             for picture in chunk:
                 frame = ORANGE if held_out(picture.prompt) else GRAY
                 tiles.append(Tile(enlarge(picture.pixels, tile_size), (picture.prompt,), frame))

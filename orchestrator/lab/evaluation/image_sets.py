@@ -14,8 +14,8 @@ from torch import Tensor
 from diffusion.requests import Guidance
 from jobs.errors import InputError
 from jobs.prior_client import DrawRequest, PriorClient
-from jobs.specs import ImagesSpec
 from orchestrator.exports.png_metadata import read_png_metadata
+from orchestrator.settings.compose import compose
 
 __all__ = ["Picture", "as_tensor", "draw_pictures", "read_pictures"]
 
@@ -49,9 +49,15 @@ def read_pictures(folder: Path) -> list[Picture]:
     return pictures
 
 
-def draw_pictures(prior: PriorClient, prompts: Sequence[str], *, seed: int = 0) -> Iterator[list[Picture]]:
-    """One picture a prompt, number n from seed + n, with the sampler settings of `dreamkiln images`; yields chunks."""
-    usual = ImagesSpec(prompt="any")
+def draw_pictures(
+    prior: PriorClient, prompts: Sequence[str], *, source: str = "toybox", seed: int = 0
+) -> Iterator[list[Picture]]:
+    """One picture a prompt, number n from seed + n, as `dreamkiln images --prior SOURCE` draws them; yields chunks.
+
+    Args:
+        source: what the prior was loaded from, whose owners' defaults are taken.
+    """
+    usual = compose(options={"prior.source": source}).image_job("any", seed=seed)
     for start in range(0, len(prompts), CHUNK_SIZE):
         chunk = tuple(prompts[start : start + CHUNK_SIZE])
         request = DrawRequest(
@@ -59,6 +65,7 @@ def draw_pictures(prior: PriorClient, prompts: Sequence[str], *, seed: int = 0) 
             seeds=tuple(range(seed + start, seed + start + len(chunk))),
             num_steps=usual.num_steps,
             sampler=usual.sampler,
+            timestep_spacing=usual.timestep_spacing,
             guidance=Guidance(scale=usual.guidance_scale, rescale=usual.guidance_rescale),
         )
         drawn = zip(prior.draw(request), chunk, request.seeds, strict=True)

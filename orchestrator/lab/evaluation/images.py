@@ -56,7 +56,7 @@ def evaluate_images(
     display.event(Progress(stage="start", step=1, total=1))
     prompts = (held_out_prompts if settings.held_out else taught_prompts)(settings.num_prompts, settings.seed)
     pictures = []
-    for chunk in draw_pictures(prior, prompts, seed=settings.seed):
+    for chunk in draw_pictures(prior, prompts, source=settings.prior, seed=settings.seed):
         for picture in chunk:
             if keep is not None:
                 seed = str(settings.seed + len(pictures))

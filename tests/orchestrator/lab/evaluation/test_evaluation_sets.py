@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,8 @@ from orchestrator.exports.reading import linear_to_srgb, read_glb
 from orchestrator.exports.transform import place, srgb_to_linear
 from orchestrator.lab.evaluation.image_sets import Picture, as_tensor, draw_pictures, read_pictures
 from orchestrator.lab.evaluation.mesh_sets import differences, read_mesh
-from tests.fakes import load_fake_prior
+from orchestrator.prior.local import LocalPrior
+from tests.fakes import FakePrior, load_fake_prior
 from tests.orchestrator.exports.sample_meshes import tower
 
 
@@ -114,3 +116,19 @@ def test_drawn_pictures_follow_the_prompts_in_order():
     assert [picture.prompt for picture in drawn] == prompts
     assert [picture.name for picture in drawn] == [f"seed {n}" for n in range(5, 14)]
     assert [int(picture.pixels[8, 8].argmax()) for picture in drawn] == [0, 1, 2] * 3
+
+
+def test_another_prior_is_drawn_as_its_owners_draw_it(tmp_path):
+    """Not with the toybox's guidance of 3, its rescale and its 20 steps."""
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}')
+    asked = []
+
+    class Listening(LocalPrior):
+        def draw(self, request):
+            asked.append(request)
+            return super().draw(dataclasses.replace(request, num_steps=2))
+
+    list(draw_pictures(Listening(FakePrior()), ["a red ball"], source=str(tmp_path)))
+    (request,) = asked
+    assert (request.num_steps, request.sampler, request.guidance.scale, request.guidance.rescale) == (50, "ddim", 7.5, 0.0)
