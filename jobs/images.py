@@ -65,6 +65,7 @@ def images(
         raise InputError(f"The picture with the sha256 {spec.init_image} is not there; start the job with --init-image again.")
     info = prior.info()
     _check_views(spec, info)
+    info.size_of(spec.width, spec.height)
     for note in info.notes:
         yield Message(text=note)
     yield from warn_of_late_start(spec, info)
@@ -78,7 +79,7 @@ def images(
         prior,
         info,
         _chunk_size(spec),
-        None if source is None else lambda picture, size: source,
+        None if source is None else lambda picture, info: source,
         group_views=max(1, spec.num_views),
         preview_every=preview_every,
         rows_fail_alone=False,

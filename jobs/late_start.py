@@ -9,7 +9,7 @@ from diffusion.samplers import timesteps_for
 from jobs.errors import InputError
 from jobs.events import Message
 from jobs.prior_client import PriorInfo
-from jobs.specs import ImagesSpec
+from jobs.specs import PictureSettings
 
 __all__ = ["LATEST_SHARE", "warn_of_late_start"]
 
@@ -17,7 +17,7 @@ LATEST_SHARE = 0.8
 """Of the schedule: from a later first timestep on (four "leading" steps begin at 751 of 999), pictures stay noise or mush."""
 
 
-def warn_of_late_start(spec: ImagesSpec, info: PriorInfo) -> Iterator[Message]:
+def warn_of_late_start(spec: PictureSettings, info: PriorInfo) -> Iterator[Message]:
     """A warning that says where the run begins and what distilled models need, or nothing.
 
     Raises:

@@ -6,6 +6,7 @@ than its pictures (48 KB for one of 64x64) and the same query always has the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +19,7 @@ from diffusion.requests import Guidance
 from diffusion.samplers import Spacing
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import Key
+from jobs.errors import InputError
 
 __all__ = ["DistillationQuery", "DrawRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo"]
 
@@ -53,6 +55,39 @@ class PriorInfo:
     view_words: bool = False
     picture_suffix: str = ""
     size_multiple: int = 1
+
+    def size_of(self, width: int | None, height: int | None) -> tuple[int, int] | None:
+        """(height, width) of a picture of which a job says so much, None for the prior's own size.
+
+        Raises:
+            InputError: a size that this prior does not draw.
+        """
+        size = (height or self.image_size, width or self.image_size)
+        if size == (self.image_size, self.image_size):
+            return None
+        if any(side % self.size_multiple for side in size):
+            near = (max(1, round(side / self.size_multiple)) * self.size_multiple for side in reversed(size))
+            raise InputError(
+                f"The size is {size[1]}x{size[0]}, but the prior {self.name!r} draws widths and heights in multiples of "
+                f"{self.size_multiple}; give {'x'.join(map(str, near))}, for instance."
+            )
+        if self.num_views is not None:
+            raise InputError(
+                f"The size is {size[1]}x{size[0]}, but the prior {self.name!r} takes cameras and draws "
+                f"{self.image_size}x{self.image_size} alone; leave the size out."
+            )
+        return size
+
+    def size_like(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which a given picture is drawn anew: its own aspect, about as many pixels as the prior's own.
+
+        A prior of few words and one that takes cameras draw squares alone, as they were trained.
+        """
+        if self.vocabulary is not None or self.num_views is not None:
+            return (self.image_size, self.image_size)
+        factor = self.image_size / math.sqrt(height * width)
+        sides = (max(1, round(side * factor / self.size_multiple)) * self.size_multiple for side in (height, width))
+        return (next(sides), next(sides))
 
     @property
     def tells_sides_apart(self) -> bool:

@@ -54,6 +54,7 @@ BEST_METRIC = "prior_score"
 """By what the best of several seeds is chosen unless another metric is named: it needs no truth."""
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 1_000_000
+MAX_SIDE = 16_384
 
 
 class Spec:
@@ -150,6 +151,8 @@ class PictureSettings:
         strength: of the change to an initial image, 0 (none) to 1 (as if there were no picture). None is 0.6, or 1 with a
             mask.
         mask_feather: standard deviation of the blur of a mask's edge in the prior's pixels, 0 (hard) to 10.
+        width, height: of a picture in pixels, 8 to 16,384; None is the prior's own, or of an edited picture what keeps its
+            aspect.
 
     Raises:
         InputError: a value that is not allowed, named.
@@ -168,6 +171,8 @@ class PictureSettings:
     chunk_size: int = 8
     strength: float | None = None
     mask_feather: float = 1.0
+    width: int | None = None
+    height: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt(self.negative_prompt, name="negative prompt", allow_empty=True)
@@ -184,6 +189,9 @@ class PictureSettings:
         _check_range("mask_feather", self.mask_feather, 0, 10)
         if self.strength is not None:
             _check_range("strength", self.strength, 0, 1)
+        for name in ("width", "height"):
+            if (side := getattr(self, name)) is not None:
+                _check_range(name, side, 8, MAX_SIDE)
 
 
 @dataclass(frozen=True, kw_only=True)

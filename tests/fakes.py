@@ -65,6 +65,7 @@ class FakePrior:
     """
 
     image_size: int = 16
+    size_multiple: int = 4
     name: str = "fake"
     weights_hash: str = "f" * 64
     device: torch.device = torch.device("cpu")

@@ -11,7 +11,7 @@ A row that cannot be drawn is an answer too (`Failed`): it never stops the other
 
 from __future__ import annotations
 
-from jobs.batch_images.cells import ALIASES, SETTINGS, Failed, Picture, extra_columns, extra_values, read_row
+from jobs.batch_images.cells import ALIASES, SETTINGS, Failed, Picture, extra_columns, extra_values, read_row, read_size
 from jobs.batch_images.drawing import Drawing, Drawn, EditSource, LoadSource, draw_rows
 from jobs.batch_images.spec import OUTPUT_FORMATS, BatchImagesSpec, shard_range
 from jobs.batch_images.table import COLUMN_TYPES, Row, Table, TableFile, batched, row_digest
@@ -36,6 +36,7 @@ __all__ = [
     "extra_columns",
     "extra_values",
     "read_row",
+    "read_size",
     "row_digest",
     "shard_range",
 ]

@@ -15,7 +15,18 @@ from jobs.prior_client import PriorInfo
 from jobs.specs import PictureSpec
 from jobs.words.prompts import check_prompt
 
-__all__ = ["ALIASES", "SETTINGS", "Cause", "Failed", "Picture", "extra_columns", "extra_values", "failed", "read_row"]
+__all__ = [
+    "ALIASES",
+    "SETTINGS",
+    "Cause",
+    "Failed",
+    "Picture",
+    "extra_columns",
+    "extra_values",
+    "failed",
+    "read_row",
+    "read_size",
+]
 
 SETTINGS = (
     "seed",
@@ -26,6 +37,8 @@ SETTINGS = (
     "sampler",
     "timestep_spacing",
     "size",
+    "width",
+    "height",
     "init_image",
     "mask",
     "strength",
@@ -59,7 +72,8 @@ class Picture:
         """Pictures for which this is equal can share a forward pass."""
         image = self.image
         guidance = (image.guidance_scale, image.guidance_rescale, image.negative_prompt)
-        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance, self.camera is None)
+        size = (image.width, image.height)
+        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance, *size, self.camera is None)
         return settings if image.init_image is None else (*settings, image.strength, image.mask is not None)
 
 
@@ -81,7 +95,7 @@ def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo) -> Picture | Fail
     """What the row asks for, or why that cannot be drawn.
 
     Args:
-        info: the prior's, which draws pictures of one size.
+        info: the prior's, whose sizes are checked.
     """
     if row.problem is not None:
         return failed(row, "unreadable", row.problem)
@@ -94,8 +108,13 @@ def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo) -> Picture | Fail
         changes = {name: convert(name, cells[name]) for name, convert in _CONVERTERS.items() if name in cells}
         if "mask" in changes and "init_image" not in changes:
             raise InputError("There is a mask but no init_image; give the picture that the mask belongs to.")
-        _check_size(cells.get("size"), info)
-        return Picture(row=row, image=spec.picture(prompt, **{"seed": spec.seed + row.index, **changes}))
+        if "size" in cells:
+            if both := [name for name in ("width", "height") if name in cells]:
+                raise InputError(f"There are a size and a {both[0]}; give one of them.")
+            changes["width"], changes["height"] = read_size(cells["size"])
+        image = spec.picture(prompt, **{"seed": spec.seed + row.index, **changes})
+        info.size_of(image.width, image.height)
+        return Picture(row=row, image=image)
     except InputError as error:
         return failed(row, "setting", str(error))
 
@@ -170,20 +189,22 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "init_image": _text,
     "mask": _text,
     "strength": _number,
+    "width": _whole,
+    "height": _whole,
 }
 
 
-def _check_size(value: Any, info: PriorInfo) -> None:
-    """The prior draws one size; a row may say it, as 64 or 64x64."""
-    if value is None:
-        return
+def read_size(value: Any) -> tuple[int, int]:
+    """(width, height) of "512x768", or of one number for a square.
+
+    Raises:
+        InputError: it is neither.
+    """
     sides = value.lower().replace(" ", "").split("x") if isinstance(value, str) else [value]
     try:
-        wanted = {_whole("size", side) for side in sides}
+        wanted = [_whole("size", side) for side in sides]
     except InputError:
-        wanted = set()
-    if wanted != {info.image_size} or len(sides) > 2:
-        raise InputError(
-            f"size is {_shown(value)}, but the prior {info.name!r} draws {info.image_size}x{info.image_size}; leave the cell "
-            "empty or use a prior of that size."
-        )
+        wanted = []
+    if len(wanted) not in (1, 2):
+        raise InputError(f"size is {_shown(value)}, but width and height such as 512x768, or one number, were expected.")
+    return wanted[0], wanted[-1]

@@ -30,11 +30,11 @@ CHUNKS_PER_WINDOW = 16
 
 @dataclass(frozen=True, eq=False)
 class EditSource:
-    """What an edited picture starts from, at the prior's image size.
+    """What an edited picture starts from, at the size that it is drawn in.
 
     Args:
-        image: (3, S, S) in [0, 1].
-        mask: (1, S, S) in [0, 1], 1 where the image is repainted, 0 where it stays to the last bit; None repaints all.
+        image: (3, H, W) in [0, 1].
+        mask: (1, H, W) in [0, 1], 1 where the image is repainted, 0 where it stays to the last bit; None repaints all.
         hashes: sha256 of the pixels as they were given, as `ImagesSpec.init_image` and `mask` have them.
     """
 
@@ -43,8 +43,8 @@ class EditSource:
     hashes: Mapping[str, str | None] = field(default_factory=dict)
 
 
-LoadSource = Callable[[Picture, int], EditSource]
-"""(a picture with an initial image, pixels per side) -> what it starts from; raises InputError."""
+LoadSource = Callable[[Picture, PriorInfo], EditSource]
+"""(a picture with an initial image, who draws it) -> what it starts from; raises InputError."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,16 +138,18 @@ class Drawing:
                 if not self.rows_fail_alone:
                     raise
                 yield failed(picture.row, "initial image", str(error))
-        if not ready:
-            return
-        try:
-            yield from self._together(ready)
-        except Exception:
-            if not self.rows_fail_alone:
-                raise
-            self.prior.info()  # raises where the prior is gone; then no row is to blame
-            for one in ready:
-                yield self._alone(one)
+        sizes: dict[object, list[_Ready]] = {}
+        for one in ready:
+            sizes.setdefault(None if one[1] is None else one[1].image.shape, []).append(one)
+        for group in sizes.values():
+            try:
+                yield from self._together(group)
+            except Exception:
+                if not self.rows_fail_alone:
+                    raise
+                self.prior.info()  # raises where the prior is gone; then no row is to blame
+                for one in group:
+                    yield self._alone(one)
 
     def _alone(self, one: _Ready) -> Drawn | Failed:
         try:
@@ -184,6 +186,7 @@ class Drawing:
         masks = [source.mask for source in given if source.mask is not None]
         cameras = [picture.camera for picture, _ in ready if picture.camera is not None]
         suffix = self.info.picture_suffix if cameras else ""
+        width, height = (first.width, first.height) if not given else (given[0].image.shape[2], given[0].image.shape[1])
         return DrawRequest(
             prompts=tuple(picture.image.prompt + suffix for picture, _ in ready),
             seeds=tuple(picture.image.seed for picture, _ in ready),
@@ -194,6 +197,7 @@ class Drawing:
             timestep_spacing=first.timestep_spacing,
             guidance=Guidance(scale=first.guidance_scale, rescale=first.guidance_rescale, interval=first.guidance_interval),
             negative_prompt=first.negative_prompt,
+            size=self.info.size_of(width, height),
             init_images=torch.stack([source.image for source in given]) if given else None,
             masks=torch.stack(masks) if masks else None,
             strength=1.0 if first.strength is None else first.strength,
@@ -205,7 +209,7 @@ class Drawing:
             return None
         if self.load_source is None:
             raise InputError("The row has an init_image, but initial images cannot be read here.")
-        return self.load_source(picture, self.info.image_size)
+        return self.load_source(picture, self.info)
 
 
 def draw_rows(

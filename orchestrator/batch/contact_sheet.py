@@ -57,9 +57,8 @@ class ContactSheet:
     def write(self, *, num_succeeded: int, failures_by_cause: Mapping[str, int]) -> None:
         """Both files; no grid where nothing was drawn."""
         files = {PAGE: self._page(num_succeeded, failures_by_cause).encode()}
-        tiles = [tile for tile in self._tiles if tile.shape == self._tiles[0].shape][:MAX_TILES]
-        if tiles:
-            files[GRID] = encode_png(image_grid(np.stack(tiles)))
+        if tiles := self._tiles[:MAX_TILES]:
+            files[GRID] = encode_png(image_grid(tiles))
         self._store.put(files)
 
     def _tile_shards(self) -> set[int]:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
 from jobs.events import Progress
+from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
-from jobs.prior_client import PriorClient
-from jobs.words.vocabulary import warn_of_unknown_words
+from jobs.prior_client import PriorClient, PriorInfo
+from jobs.words.vocabulary import warn_of_prompts, warn_of_unknown_words
 from orchestrator.batch import report as reports
 from orchestrator.batch.job_folder import JobFolder, Mode
 from orchestrator.batch.shard import Committed, ShardJob, ShardTask
@@ -23,6 +24,7 @@ from orchestrator.batch.tables.source import TableSource
 from orchestrator.batch.workers import Report, Tasks, actor_options, run_here, run_in_actors
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.prior.source import PriorLoader, loading
+from orchestrator.run import cost
 from orchestrator.run.artefacts import PREVIEW
 from orchestrator.run.manifest import noting_the_end
 from orchestrator.run.perform import entered, make_runtime
@@ -33,6 +35,7 @@ from orchestrator.settings.groups import RuntimeSettings
 __all__ = ["BatchOutcome", "perform_batch"]
 
 ROWS_FOR_THE_WARNING = 200
+MOST_WARNINGS = 5
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class _Attempt:
     num_done: int = 0
     num_drawn: int = 0
     num_gpus: int = 0
+    info: PriorInfo | None = None
     draw_seconds: float = 0.0
     messages: list[str] = field(default_factory=list)
 
@@ -150,10 +154,16 @@ class _Attempt:
         """Draw the missing shards, then sum up all of them. load: gives the prior, once its loading can be watched."""
         self.display.event(loading(self.spec.prior))
         prior = load()
-        info = prior.info()
+        info = self.info = prior.info()
         settings = {"runtime": to_plain(self.runtime), "num_workers": num_workers}
         self.folder.begin(info, device=info.device, settings=settings)
         self.num_gpus = int(info.device.startswith("cuda"))
+        if self.spec.prior != "toybox":
+            self._say(cost.sentence(self.spec, info))
+        for note in info.notes:
+            self._say(note)
+        for message in warn_of_late_start(self.spec, info):
+            self._say(message.text, message.level)
         self.display.event(Progress(stage="start", step=1, total=1))
         location = absolute(self.store.location)  # workers have other working folders
         job = ShardJob(self.spec, self.source, location, info, self.held, self.runtime.preview_every)
@@ -208,7 +218,13 @@ class _Attempt:
                 left = pace.lap(num_rows, left=total - self.num_done)
                 self.display.event(Progress(stage="draw", step=self.num_done, total=total, seconds_left=left))
 
+    def _say(self, text: str, level: str = "info") -> None:
+        self.messages.append(text)
+        self.display.message(text, level)
+
     def _finish(self) -> BatchOutcome:
+        if self.spec.prior != "toybox" and self.num_drawn and self.info is not None:
+            cost.remember(self.spec, self.info, self.draw_seconds, share=self.num_drawn / self.spec.table.num_rows)
         self.display.event(Progress(stage="export", step=0, total=1))
         report = reports.summarise(self.store, self.spec, failures=FAILURES) | self.figures()
         if self.price_per_hour is not None:
@@ -231,14 +247,14 @@ class _Attempt:
             yield task
 
     def _with_warning(self, tasks: Tasks, prior: PriorClient) -> Tasks:
-        """The same tasks; a look at the first prompts to be drawn warns of words that the prior was never shown."""
+        """The same tasks; a look at the first prompts to be drawn warns of words that the prior never saw, or cuts off."""
         for task in tasks:
             if isinstance(task, ShardTask):
                 cells = (row.values.get(self.spec.prompt_column) for row in task.rows[:ROWS_FOR_THE_WARNING])
-                words = " ".join(cell for cell in cells if isinstance(cell, str))
-                for message in warn_of_unknown_words(prior, words):
-                    self.messages.append(message.text)
-                    self.display.message(message.text, message.level)
+                prompts = [cell for cell in cells if isinstance(cell, str)]
+                warnings = [*warn_of_unknown_words(prior, " ".join(prompts)), *warn_of_prompts(prior, *prompts)]
+                for message in warnings[:MOST_WARNINGS]:
+                    self._say(message.text, message.level)
                 yield from chain([task], tasks)
                 return
             yield task

@@ -38,16 +38,13 @@ class Preview:
         """Row `position` of the shard; positions come in order."""
         if position not in self._wanted or row.png is None:
             return
-        tile = _shrunk(row.png)
-        if self._tiles and tile.shape != self._tiles[0].shape:
-            return
-        self._tiles.append(tile)
+        self._tiles.append(_shrunk(row.png))
         self.captions.append({name: row.record[name] for name in ("index", "seed", "prompt")})
 
     def png(self) -> bytes | None:
         """The page, None without a picture."""
         return (
-            encode_png(image_grid(np.stack(self._tiles), num_columns=_columns(len(self._tiles)), padding=PADDING))
+            encode_png(image_grid(self._tiles, num_columns=_columns(len(self._tiles)), padding=PADDING))
             if (self._tiles)
             else None
         )

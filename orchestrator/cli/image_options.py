@@ -30,9 +30,12 @@ TimestepSpacing = Annotated[
 ]
 GuidanceScale = Annotated[float | None, typer.Option(help="s of uncond + s (cond - uncond).")]
 GuidanceRescale = Annotated[float | None, typer.Option(help="0 (off) to 1: tames the colours of high scales.")]
+Width = Annotated[int | None, typer.Option(help="Of the pictures, in pixels; the prior's own unless told.")]
+Height = Annotated[int | None, typer.Option(help="Of the pictures, in pixels; the prior's own unless told.")]
+Size = Annotated[str | None, typer.Option(help="Width and height at once, such as 512x768.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What the pictures should keep away from.")]
 InitImage = Annotated[
-    Path | None, typer.Option(help="A picture or coloured strokes to start from; its centred square is used.")
+    Path | None, typer.Option(help="A picture or coloured strokes to start from, in its own aspect unless --size says another.")
 ]
 Strength = Annotated[
     float | None,
@@ -72,6 +75,9 @@ def prepare(
     guidance_scale: GuidanceScale = None,
     guidance_rescale: GuidanceRescale = None,
     negative_prompt: NegativePrompt = None,
+    width: Width = None,
+    height: Height = None,
+    size: Size = None,
     init_image: InitImage = None,
     strength: Strength = None,
     mask: Mask = None,
@@ -95,6 +101,11 @@ def prepare(
     Raises:
         InputError: what does not, or is not allowed.
     """
+    if size is not None:
+        from jobs.batch_images import read_size
+
+        common.refuse({"--width": width, "--height": height}, because="--size says both; give one or the other")
+        width, height = read_size(size)
     options = {
         "preset": preset,
         "prior.source": prior,
@@ -108,6 +119,8 @@ def prepare(
         "images.guidance_rescale": guidance_rescale,
         "images.negative_prompt": negative_prompt,
         "images.strength": strength,
+        "images.width": width,
+        "images.height": height,
         "runtime.preview_every": preview_every,
     }
     shaping = {"prompt_column": prompt_column, "shard_size": shard_size, "output_format": output_format}

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import footprint
+from jobs.batch_images import BatchImagesSpec
 from jobs.prior_client import PriorInfo
-from jobs.specs import JobSpec, TextTo3DSpec
+from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator.host.atomic import write_text
 from orchestrator.host.progress_display import duration
 from orchestrator.host.state_folder import StateFolder
@@ -36,18 +37,20 @@ class Cost:
     kind: str
 
     @classmethod
-    def of(cls, spec: JobSpec) -> Cost:
-        """What is asked of the prior by a job that nothing of is done yet."""
+    def of(cls, spec: JobSpec | BatchImagesSpec) -> Cost:
+        """What is asked of the prior by a job that nothing of is done yet; of a table by its job's own settings."""
         if isinstance(spec, TextTo3DSpec):
             fit, steps = spec.fit, spec.fit.num_steps
             calls = steps * fit.num_views
             # What else takes time in a step: the field's part grows with rays and samples.
             shown = [fit.render_sizes, fit.num_samples, fit.num_views, fit.guide_size, fit.field.kind, spec.distillation.form]
             return cls(steps, calls * _halves(spec.distillation.guidance_scale), f"3d {json.dumps(shown)}")
+        pictures = spec.num_images if isinstance(spec, ImagesSpec) else spec.table.num_rows
         share = 1.0 if spec.strength is None else spec.strength
-        steps = spec.num_images * math.ceil(spec.num_steps * share)
+        steps = pictures * math.ceil(spec.num_steps * share)
         rows = steps * CALLS_A_STEP.get(spec.sampler, 1) * _halves(spec.guidance_scale)
-        return cls(steps, rows, f"images {spec.chunk_size} {'strict' if spec.strict else ''}")
+        size = f"{spec.width or ''}x{spec.height or ''}"
+        return cls(steps, rows, f"images {size} {spec.chunk_size} {'strict' if spec.strict else ''}")
 
 
 def _halves(guidance_scale: float) -> int:
@@ -55,7 +58,7 @@ def _halves(guidance_scale: float) -> int:
     return 1 if guidance_scale in (0, 1) else 2
 
 
-def sentence(spec: JobSpec, info: PriorInfo) -> str:
+def sentence(spec: JobSpec | BatchImagesSpec, info: PriorInfo) -> str:
     """What the whole job costs."""
     cost = Cost.of(spec)
     pace = _paces().get(_key(cost, info))
@@ -70,7 +73,7 @@ def sentence(spec: JobSpec, info: PriorInfo) -> str:
     return f"This job takes {cost.steps:,} steps and {cost.rows:,} rows of the prior's network; memory: unknown; time: {time}."
 
 
-def remember(spec: JobSpec, info: PriorInfo, seconds: float, *, share: float) -> None:
+def remember(spec: JobSpec | BatchImagesSpec, info: PriorInfo, seconds: float, *, share: float) -> None:
     """Keep the pace of work that is done, for the next job of its kind; where it cannot be written, nothing is kept.
 
     Args:

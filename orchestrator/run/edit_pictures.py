@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 
 from jobs.errors import InputError
 from jobs.images import EditSource
+from jobs.prior_client import PriorInfo
+from jobs.specs import PictureSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,20 +80,30 @@ class EditPictures:
             paths.append(write_png(np.repeat(self.mask[..., None], 3, axis=2), folder / MASK))
         return paths
 
-    def fit(self, size: int, *, feather: float = 0.0) -> EditSource:
-        """The largest centred square at the prior's size.
+    def size_in(self, spec: PictureSettings, info: PriorInfo) -> tuple[int, int]:
+        """(height, width) that they are drawn in: what the job says, else their own aspect. Raises InputError."""
+        if spec.width is None and spec.height is None:
+            return info.size_like(*self.image.shape[:2])
+        return info.size_of(spec.width, spec.height) or (info.image_size, info.image_size)
+
+    def at_size(self, spec: PictureSettings, info: PriorInfo) -> EditSource:
+        """What a job starts from. Raises InputError for a size that the prior does not draw."""
+        return self.fit(self.size_in(spec, info), feather=spec.mask_feather)
+
+    def fit(self, size: tuple[int, int], *, feather: float = 0.0) -> EditSource:
+        """The largest centred part of this aspect, at this size.
 
         Pixels of a picture that already has this size are untouched. The mask's edge is blurred inwards only: what was
         black in it stays 0.
 
         Args:
-            size: S, pixels per side.
+            size: (H, W), pixels.
             feather: standard deviation of the blur in pixels of that size.
         """
-        image = _to_square(self.image, size)
+        image = _to_size(self.image, size)
         if self.mask is None:
             return EditSource(image, hashes=self.hashes)
-        mask = _feathered(_to_square(self.mask[..., None], size), feather)
+        mask = _feathered(_to_size(self.mask[..., None], size), feather)
         return EditSource(image, mask, self.hashes)
 
 
@@ -125,18 +137,19 @@ def _hash(pixels: np.ndarray) -> str:
     return hashlib.sha256(f"{pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def _to_square(pixels: np.ndarray, size: int) -> Tensor:
-    """uint8 (H, W, C) -> (C, size, size) in [0, 1]."""
+def _to_size(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """uint8 (H, W, C) -> the largest centred part of that aspect, (C, *size) in [0, 1]."""
     import torch
 
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = torch.tensor(pixels[top : top + side, left : left + side]).permute(2, 0, 1) / 255
-    if side == size:
-        return square
+    scale = min(pixels.shape[0] / size[0], pixels.shape[1] / size[1])
+    height, width = (max(1, round(side * scale)) for side in size)
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    part = torch.tensor(pixels[top : top + height, left : left + width]).permute(2, 0, 1) / 255
+    if (height, width) == size:
+        return part
     from kornia.geometry.transform import resize
 
-    return resize(square[None], (size, size), interpolation="bilinear", antialias=True)[0].clamp(0, 1)
+    return resize(part[None], size, interpolation="bilinear", antialias=True)[0].clamp(0, 1)
 
 
 def _feathered(mask: Tensor, sigma: float) -> Tensor:

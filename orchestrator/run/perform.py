@@ -18,6 +18,7 @@ from jobs.codec import to_plain
 from jobs.errors import InputError, JobFailed
 from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesPreview, Message, Progress, ViewsPreview
 from jobs.images import EditSource
+from jobs.prior_client import PriorInfo
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.host.signals import stopping_after_checkpoint
@@ -194,7 +195,7 @@ class _Attempt:
         folder.begin(info, device=info.device, settings=settings)
         if self._spec.prior != "toybox":
             self._say(cost.sentence(self._spec, info))
-        attempt = self._attempt(info.image_size)
+        attempt = self._attempt(info)
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {**before, "start": self._clock() - begin}
         try:
@@ -212,7 +213,7 @@ class _Attempt:
             if artefacts.PREVIEW not in folder.manifest.get("artefacts", {}):
                 artefacts.remove_preview(folder.path)
 
-    def _attempt(self, image_size: int) -> Attempt:
+    def _attempt(self, info: PriorInfo) -> Attempt:
         """What the recipe needs to know of earlier attempts."""
         if isinstance(self._spec, ImagesSpec):
             done = artefacts.images_on_disk(self._folder.path, self._spec)
@@ -220,7 +221,7 @@ class _Attempt:
             if done and len(done) < self._spec.num_images:
                 self._say(f"Continuing: {len(done)} of {self._spec.num_images} images are there.")
             every = self._settings.preview_every
-            return Attempt(self._spec, done=done, source=self._edit_source(image_size), preview_every=every)
+            return Attempt(self._spec, done=done, source=self._edit_source(info), preview_every=every)
         checkpoint = self._folder.load_checkpoint() if self._did == "resume" else None
         if checkpoint is not None:
             self._say(f"Continuing from step {checkpoint.step} of {self._spec.fit.num_steps}.")
@@ -233,7 +234,7 @@ class _Attempt:
             preview_every=settings.preview_every,
         )
 
-    def _edit_source(self, image_size: int) -> EditSource | None:
+    def _edit_source(self, info: PriorInfo) -> EditSource | None:
         """What an editing job starts from, with a copy of it in the folder."""
         spec, folder = self._images, self._folder
         if spec.init_image is None:
@@ -243,11 +244,13 @@ class _Attempt:
         if pictures.hashes != {"init_image": spec.init_image, "mask": spec.mask}:
             names = " and ".join(expected_of_edit(mask=spec.mask is not None))
             raise InputError(f"{names} in {folder.path} are not what the job was begun with; give it --init-image again.")
-        height, width, _ = pictures.image.shape
-        if height != width:
-            self._say(f"The picture has {width}x{height} pixels; its centred square is used.")
+        source, (height, width, _) = pictures.at_size(spec, info), pictures.image.shape
+        if (drawn := tuple(source.image.shape[1:])) != (height, width):
+            part = "its centred square is used" if drawn[0] == drawn[1] else f"it is drawn anew at {drawn[1]}x{drawn[0]}"
+            if height != width or drawn[0] != drawn[1]:
+                self._say(f"The picture has {width}x{height} pixels; {part}.")
         folder.record(pictures.write(folder.path))
-        return pictures.fit(image_size, feather=spec.mask_feather)
+        return source
 
     def _handle(self, event: Event) -> None:
         match event:

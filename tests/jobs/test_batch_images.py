@@ -44,7 +44,7 @@ class RememberingPrior:
     def info(self) -> PriorInfo:
         if not self.alive:
             raise PriorFailed("The process that holds the prior died.")
-        return PriorInfo(name="flat", weights_hash="0" * 64, image_size=8, schedule=NoiseSchedule())
+        return PriorInfo(name="flat", weights_hash="0" * 64, image_size=8, size_multiple=8, schedule=NoiseSchedule())
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         return []
@@ -56,7 +56,7 @@ class RememberingPrior:
         self.requests.append(request)
         if not self.alive or any(self.poison in prompt for prompt in request.prompts):
             raise PriorFailed(f"The prior answered {request.prompts[0]!r} with a picture that is not finite.")
-        return np.stack([np.full((8, 8, 3), seed % 256, np.uint8) for seed in request.seeds])
+        return np.stack([np.full((*(request.size or (8, 8)), 3), seed % 256, np.uint8) for seed in request.seeds])
 
 
 def spec_of(num_rows: int, *, columns: Sequence[str] = ("prompt",), **changes) -> BatchImagesSpec:
@@ -122,6 +122,16 @@ def test_rows_with_the_same_settings_share_a_forward_pass_and_keep_their_order()
     assert [(request.num_steps, len(request.prompts)) for request in prior.requests] == [(9, 4), (9, 1), (5, 4), (5, 1)]
 
 
+def test_rows_have_sizes_of_their_own_and_those_of_one_size_go_together():
+    cells = [{"size": "16x24"}, {}, {"width": "16", "height": 24}, {"size": 8}, {"height": 16}]
+    prior = RememberingPrior()
+    answers = draw(rows_of(*cells), prior)
+    assert [answer.image.shape[:2] for answer in answers] == [(24, 16), (8, 8), (24, 16), (8, 8), (16, 8)]
+    # The prior's own size said aloud is the prior's own size; rows that say it go on their own.
+    assert [request.size for request in prior.requests] == [(24, 16), None, None, (16, 8)]
+    assert len(prior.requests[0].seeds) == 2
+
+
 @pytest.mark.parametrize(
     ("cells", "cause", "words"),
     [
@@ -143,12 +153,15 @@ def test_rows_with_the_same_settings_share_a_forward_pass_and_keep_their_order()
         ({"strength": -(10**400), "init_image": "a.png"}, "setting", "strength is a number of"),
         ({"num_steps": 0}, "setting", "num_steps is 0"),
         ({"num_steps": "5x"}, "setting", "num_steps is '5x'"),
-        ({"size": "--5"}, "setting", "size is '--5', but the prior 'flat' draws 8x8"),
-        ({"size": "9" * 5000}, "setting", "size is '9{50,60}…, but the prior"),
-        ({"size": 10**400}, "setting", "size is a number of 1,329 bits, but the prior"),
+        ({"size": "--5"}, "setting", "size is '--5', but width and height such as 512x768, or one number"),
+        ({"size": "9" * 5000}, "setting", "size is '9{50,60}…, but width and height"),
+        ({"size": 10**400}, "setting", "size is a number of 1,329 bits, but width and height"),
         ({"guidance_scale": "inf"}, "setting", "guidance_scale is inf"),
-        ({"size": 512}, "setting", "size is 512, but the prior 'flat' draws 8x8"),
-        ({"size": "8x9"}, "setting", "size is '8x9'"),
+        ({"size": "8x8x8"}, "setting", "size is '8x8x8', but width and height"),
+        ({"size": "500x16"}, "setting", "The size is 500x16, but the prior 'flat' draws .* in multiples of 8; give 496x16"),
+        ({"height": 4}, "setting", "height is 4, but 8 to 16,384 is allowed"),
+        ({"width": "8.5"}, "setting", "width is '8.5', but a whole number"),
+        ({"size": "8x16", "width": 8}, "setting", "There are a size and a width; give one of them"),
         ({"negative_prompt": "\0"}, "setting", r"control character U\+0000"),
         ({"init_image": "a.png", "strength": 2}, "setting", "strength is 2"),
         ({"mask": "m.png"}, "setting", "There is a mask but no init_image"),
@@ -188,10 +201,10 @@ def test_a_prior_that_fails_at_every_row_is_to_blame_itself():
 
 
 def test_initial_images_and_masks_reach_the_prior_in_the_rows_order():
-    def load(picture, size):
+    def load(picture, info):
         value = float(picture.image.init_image)
-        mask = torch.ones(1, size, size) if picture.image.mask else None
-        return EditSource(torch.full((3, size, size), value), mask)
+        mask = torch.ones(1, info.image_size, info.image_size) if picture.image.mask else None
+        return EditSource(torch.full((3, info.image_size, info.image_size), value), mask)
 
     prior = RememberingPrior()
     draw(rows_of({"init_image": "0.25"}, {}, {"init_image": "0.5"}, {"init_image": "1", "mask": "m"}), prior, load_source=load)

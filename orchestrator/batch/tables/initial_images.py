@@ -11,6 +11,7 @@ from pathlib import Path
 from jobs.batch_images import Picture
 from jobs.errors import InputError
 from jobs.images import EditSource
+from jobs.prior_client import PriorInfo
 from orchestrator.batch.storage.urls import clear_url_errors, is_url, open_filesystem
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.run.edit_pictures import EditPictures
@@ -24,8 +25,8 @@ class InitialImages:
     def __init__(self, source: TableSource) -> None:
         self._source = source
 
-    def __call__(self, picture: Picture, size: int) -> EditSource:
-        """What the picture starts from, at the prior's size. Raises InputError for what cannot be read."""
+    def __call__(self, picture: Picture, info: PriorInfo) -> EditSource:
+        """What the picture starts from, at the size it is drawn in. Raises InputError for what cannot be read."""
         image, mask, file = picture.image.init_image, picture.image.mask, picture.row.file
         if image is None:
             raise InputError("The row has no init_image.")
@@ -35,7 +36,7 @@ class InitialImages:
             else:
                 with _local(self._source.resolve(mask, file)) as mask_path:
                     pictures = EditPictures.read(image_path, mask_path)
-        return pictures.fit(size, feather=picture.image.mask_feather)
+        return pictures.at_size(picture.image, info)
 
 
 @contextlib.contextmanager

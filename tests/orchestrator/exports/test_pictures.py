@@ -83,6 +83,13 @@ def test_grid_puts_each_image_in_its_cell(tmp_path):
     assert read_png_metadata(path) == {"seed": "3"}
 
 
+def test_pictures_of_different_sizes_stand_in_the_middle_of_equal_cells():
+    page = image_grid([np.zeros((4, 8, 3), np.uint8), np.full((6, 2, 3), 9, np.uint8)], num_columns=2, padding=1)
+    assert page.shape == (8, 19, 3)
+    assert (page[2:6, 1:9] == 0).all() and (page[1:7, 13:15] == 9).all()
+    assert (page[1, 1:9] == 255).all() and (page[1:7, 10:13] == 255).all()
+
+
 def test_grid_of_nothing():
     with pytest.raises(ValueError, match=r"shape \(0, 4, 4, 3\)"):
         image_grid(np.zeros((0, 4, 4, 3), np.uint8))

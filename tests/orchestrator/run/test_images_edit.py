@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion.schedule import NoiseSchedule
 from jobs.errors import InputError, Interrupted
 from jobs.images import EditSource, images
 from jobs.kinds import spec_from_json
+from jobs.prior_client import PriorInfo
 from jobs.specs import ImagesSpec
 from nerf3d.toybox.items import make_item
 from nerf3d.toybox.render import render_items
@@ -65,7 +67,7 @@ def run(spec: ImagesSpec, out, pictures: EditPictures | None = PICTURES, **more)
 
 
 def test_a_picture_of_the_priors_size_is_not_touched():
-    source = EditPictures(noisy_picture(), None).fit(16)
+    source = EditPictures(noisy_picture(), None).fit((16, 16))
     np.testing.assert_array_equal((source.image * 255).round().byte().permute(1, 2, 0).numpy(), noisy_picture())
     assert source.mask is None
 
@@ -73,18 +75,31 @@ def test_a_picture_of_the_priors_size_is_not_touched():
 def test_a_larger_picture_is_cropped_to_its_middle_and_shrunk_without_aliasing():
     image = np.zeros((96, 160, 3), np.uint8)
     image[:, 32:128] = 255 * (np.indices((96, 96)).sum(0) % 2)[..., None]  # a checkerboard that plain striding turns flat
-    source = EditPictures(image).fit(16)
+    source = EditPictures(image).fit((16, 16))
     assert source.image.shape == (3, 16, 16)
     assert float((source.image[:, 2:-2, 2:-2] - 0.5).abs().max()) < 0.02
 
 
+def test_a_picture_keeps_its_aspect_unless_the_job_or_the_prior_says_otherwise():
+    wide = EditPictures(np.zeros((90, 160, 3), np.uint8))
+    info = PriorInfo(name="any", weights_hash="", image_size=512, schedule=NoiseSchedule(), size_multiple=8)
+    assert wide.size_in(SPEC, info) == (384, 680)  # 90:160 at about 512 x 512 pixels
+    assert wide.size_in(dataclasses.replace(SPEC, width=256, height=512), info) == (512, 256)
+    assert wide.size_in(dataclasses.replace(SPEC, width=512), info) == (512, 512)
+    assert wide.size_in(SPEC, dataclasses.replace(info, vocabulary=("a",))) == (512, 512)
+    tall = np.zeros((64, 32, 3), np.uint8)
+    tall[16:48] = 255
+    cut = EditPictures(tall).fit((8, 8)).image
+    assert bool((cut > 0.99).all())  # the middle of it
+
+
 def test_the_masks_edge_is_soft_inwards_only():
-    source = PICTURES.fit(16, feather=1.0)
+    source = PICTURES.fit((16, 16), feather=1.0)
     assert source.mask is not None
     row = source.mask[0, 5]
     assert torch.equal(row[:8], torch.zeros(8))
     assert 0.6 < row[8] < row[9] < row[10] and float(row[11:].min()) > 0.999
-    hard = PICTURES.fit(16).mask
+    hard = PICTURES.fit((16, 16)).mask
     assert hard is not None and torch.equal(hard[0] * 255, torch.tensor(right_half()).float())
 
 
@@ -152,7 +167,7 @@ def test_the_recipe_hands_the_prior_what_the_spec_says():
             asked.append(request)
             return super().draw(request)
 
-    source = PICTURES.fit(16)
+    source = PICTURES.fit((16, 16))
     spec = dataclasses.replace(SPEC, strength=0.5, negative_prompt="red", guidance_interval=(100, 900), guidance_rescale=0.2)
     list(images(spec, Listening(FakePrior()), source=source))
     request = asked[0]
