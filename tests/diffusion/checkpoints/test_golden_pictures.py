@@ -4,7 +4,9 @@ In float64 with DDIM, whose table is given to diffusers in float64 too, pictures
 close as rounding lets them. diffusers draws latents of a picture from their distribution; both take its mean here.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import diffusers
@@ -22,9 +24,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 PROMPTS = ["a photo of an astronaut riding a horse on mars", "a corgi, 8k"]
-SIZE = {"height": 64, "width": 64}
-SHAPE = (2, 4, 8, 8)
+SIZES = [(64, 64), (96, 40)]
+CASES = [("float64", SIZES[0]), ("float64", SIZES[1]), ("float32", SIZES[1])]
 STEPS = 4
+EDITING_MODULES = [
+    f"diffusers.pipelines.stable_diffusion{xl}.pipeline_stable_diffusion{xl}_{kind}"
+    for xl in ("", "_xl")
+    for kind in ("img2img", "inpaint")
+]
 EXACT = {"float32": (torch.float32, 2e-5), "float64": (torch.float64, 1e-8)}
 
 
@@ -38,26 +45,63 @@ def exact_ddim(pipeline: Any, prior: Prior, dtype: torch.dtype, monkeypatch: pyt
             part.to(dtype)
     prior.text_cache.clear()
     pipeline.to(dtype)
-    for name in ("inpaint", "img2img"):
-        path = f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{name}.retrieve_latents"
-        monkeypatch.setattr(path, lambda encoded, **_: encoded.latent_dist.mean)
+    for place in EDITING_MODULES:
+        monkeypatch.setattr(f"{place}.retrieve_latents", lambda encoded, **_: encoded.latent_dist.mean)
 
 
-def noise(dtype: torch.dtype) -> Tensor:
-    return torch.randn(SHAPE, generator=torch.manual_seed(3)).to(dtype)
+@contextlib.contextmanager
+def drawn_with(pipeline: Any, monkeypatch: pytest.MonkeyPatch, start: Tensor) -> Iterator[None]:
+    """The pipeline's starting noise is this; afterwards it is in float32 again, for the next test."""
+    before = pipeline.scheduler
+    for place in EDITING_MODULES:
+        monkeypatch.setattr(f"{place}.randn_tensor", lambda *_, **__: start)
+    yield
+    pipeline.scheduler = before
+    pipeline.to(torch.float32)
 
 
-def pictures(dtype: torch.dtype) -> Tensor:
-    return torch.rand(2, 3, 64, 64, generator=torch.manual_seed(4)).to(dtype)
+def editing(pipeline: Any, kind: str) -> Any:
+    """diffusers' pipeline of the same networks that begins with a picture."""
+    family = "StableDiffusionXL" if hasattr(pipeline, "text_encoder_2") else "StableDiffusion"
+    parts = dict(pipeline.components)
+    if family == "StableDiffusionXL":
+        pipeline.vae.register_to_config(force_upcast=False)  # it would encode in float32
+        made = getattr(diffusers, f"{family}{kind}Pipeline")(**parts)
+    else:
+        made = getattr(diffusers, f"{family}{kind}Pipeline")(**parts, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
-def sampling(prior: Prior, name: str, num_steps: int = STEPS, *, scale: float = 5.0) -> dict[str, Any]:
+def noise(dtype: torch.dtype, size: tuple[int, int] = SIZES[0]) -> Tensor:
+    return torch.randn(2, 4, size[0] // 8, size[1] // 8, generator=torch.manual_seed(3)).to(dtype)
+
+
+def pictures(dtype: torch.dtype, size: tuple[int, int] = SIZES[0]) -> Tensor:
+    return torch.rand(2, 3, *size, generator=torch.manual_seed(4)).to(dtype)
+
+
+def block_masks(dtype: torch.dtype, size: tuple[int, int]) -> Tensor:
+    """Each latent's place repainted or kept as a whole."""
+    coarse = torch.rand(2, 1, size[0] // 8, size[1] // 8, generator=torch.manual_seed(5)) > 0.5
+    return torch.nn.functional.interpolate(coarse.to(dtype), size)
+
+
+def sampling(
+    prior: Prior, name: str, num_steps: int = STEPS, *, scale: float = 5.0, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     return {
         "schedule": prior.schedule,
         "timesteps": timesteps_for(name, prior.schedule, num_steps, spacing="leading"),
-        "condition": prior.condition(PROMPTS),
+        "condition": prior.condition(PROMPTS, size=size),
         "guidance": Guidance(scale=scale),
     }
+
+
+def options(size: tuple[int, int], scale: float = 5.0) -> dict[str, Any]:
+    """What diffusers' pipelines are told."""
+    height, width = size
+    return {"num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "pt", "height": height, "width": width}
 
 
 @pytest.fixture(params=sorted(EXACT))
@@ -65,52 +109,89 @@ def precision(request: pytest.FixtureRequest) -> tuple[torch.dtype, float]:
     return EXACT[request.param]
 
 
+@pytest.mark.parametrize(("precision", "size"), CASES, indirect=["precision"])
 @pytest.mark.parametrize("model", MODELS)
 @torch.no_grad()
-def test_text_to_image(model: str, saved: Saved, precision: tuple[torch.dtype, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_to_image(
+    model: str, size: tuple[int, int], saved: Saved, precision: tuple[torch.dtype, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     dtype, tolerance = precision
     pipeline, folder = saved(model)
     prior = Prior.load(folder)
-    before = pipeline.scheduler
-    exact_ddim(pipeline, prior, dtype, monkeypatch)
-    options = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "output_type": "pt", **SIZE}
-    theirs = pipeline(PROMPTS, latents=noise(dtype), **options).images
-    ours = prior.answer(DecodeRequest(run(SAMPLERS["ddim"](noise(dtype), **sampling(prior, "ddim")), prior.answer)))
-    pipeline.scheduler = before
-    pipeline.to(torch.float32)
+    with drawn_with(pipeline, monkeypatch, noise(dtype, size)):
+        exact_ddim(pipeline, prior, dtype, monkeypatch)
+        theirs = pipeline(PROMPTS, latents=noise(dtype, size), **options(size)).images
+        drawing = SAMPLERS["ddim"](noise(dtype, size), **sampling(prior, "ddim", size=size))
+        ours = prior.answer(DecodeRequest(run(drawing, prior.answer)))
+    assert ours.shape == (2, 3, *size)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize(("precision", "size"), CASES, indirect=["precision"])
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+@pytest.mark.parametrize("model", ["sd15", "sd2-v", "sdxl"])
+@torch.no_grad()
+def test_from_a_picture(
+    model: str,
+    kind: str,
+    size: tuple[int, int],
+    saved: Saved,
+    precision: tuple[torch.dtype, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Image to image, and inpainting by putting kept latents back at every step; there kept pixels are the picture's own."""
+    dtype, tolerance = precision
+    pipeline, folder = saved(model)
+    prior = Prior.load(folder)
+    masks = block_masks(dtype, size) if kind == "Inpaint" else None
+    with drawn_with(pipeline, monkeypatch, noise(dtype, size)):
+        exact_ddim(pipeline, prior, dtype, monkeypatch)
+        theirs_of = editing(pipeline, kind)
+        given = {} if masks is None else {"mask_image": masks}
+        rest = options(size) if kind == "Inpaint" else {**options(size), "height": None, "width": None}
+        rest = {name: value for name, value in rest.items() if value is not None}
+        theirs = theirs_of(PROMPTS, image=pictures(dtype, size), strength=0.5, **given, **rest).images
+        drawing = image_to_image(
+            pictures(dtype, size),
+            sampler=SAMPLERS["ddim"],
+            strength=0.5,
+            start_noise=noise(dtype, size),
+            masks=masks,
+            **sampling(prior, "ddim", size=size),
+        )
+        ours = run(drawing, prior.answer)
+    expected = theirs if masks is None else torch.where(masks > 0, theirs, pictures(dtype, size))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("strength", "size"), [(0.5, SIZES[0]), (1.0, SIZES[0]), (0.5, SIZES[1])])
 @torch.no_grad()
 def test_inpainting_with_a_network_that_sees_the_mask(
-    strength: float, saved: Saved, precision: tuple[torch.dtype, float], monkeypatch: pytest.MonkeyPatch
+    strength: float,
+    size: tuple[int, int],
+    saved: Saved,
+    precision: tuple[torch.dtype, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the picture is repainted; the other pixels are put back, which diffusers' pipeline leaves to the caller."""
     dtype, tolerance = precision
     pipeline, folder = saved("inpainting")
     prior = Prior.load(folder)
     assert prior.sees_mask and prior.latent_shape == (4, 8, 8) and prior.input_shape == (9, 8, 8)
-    before = pipeline.scheduler
-    exact_ddim(pipeline, prior, dtype, monkeypatch)
-    masks = (torch.rand(2, 1, 8, 8, generator=torch.manual_seed(5)) > 0.5).to(dtype)
-    masks = torch.nn.functional.interpolate(masks, (64, 64))
-    path = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint.randn_tensor"
-    monkeypatch.setattr(path, lambda *_, **__: noise(dtype))
-    options = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "output_type": "pt", **SIZE}
-    theirs = pipeline(PROMPTS, image=pictures(dtype), mask_image=masks, strength=strength, **options).images
-    pipeline.scheduler = before
-    pipeline.to(torch.float32)
+    masks, given = block_masks(dtype, size), pictures(dtype, size)
+    with drawn_with(pipeline, monkeypatch, noise(dtype, size)):
+        exact_ddim(pipeline, prior, dtype, monkeypatch)
+        theirs = pipeline(PROMPTS, image=given, mask_image=masks, strength=strength, **options(size)).images
     drawing = image_to_image(
-        pictures(dtype),
+        given,
         sampler=SAMPLERS["ddim"],
         strength=strength,
-        start_noise=noise(dtype),
+        start_noise=noise(dtype, size),
         masks=masks,
         sees_mask=True,
-        **sampling(prior, "ddim"),
+        **sampling(prior, "ddim", size=size),
     )
-    expected = torch.where(masks > 0, theirs, pictures(dtype))
+    expected = torch.where(masks > 0, theirs, given)
     torch.testing.assert_close(run(drawing, prior.answer), expected, rtol=0, atol=tolerance)
 
 
@@ -124,22 +205,22 @@ def test_a_network_that_sees_a_mask_draws_from_noise_with_all_of_it_masked(saved
     torch.testing.assert_close(condition.channels[:, 1:], grey, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("scale", [8.5, 3.0])
+@pytest.mark.parametrize(("scale", "size"), [(8.5, SIZES[0]), (3.0, SIZES[1])])
 @torch.no_grad()
-def test_latent_consistency(scale: float, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latent_consistency(scale: float, size: tuple[int, int], saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guidance scale goes into the network, and no unconditional row is computed."""
     pipeline, folder = saved("lcm")
     prior = Prior.load(folder)
-    steps = [torch.randn(SHAPE, generator=torch.manual_seed(10 + i)) for i in range(3)]
+    start = noise(torch.float32, size)
+    steps = [torch.randn(start.shape, generator=torch.manual_seed(10 + i)) for i in range(3)]
     waiting = iter(steps)
     monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: next(waiting))
-    options = {"num_inference_steps": 4, "guidance_scale": scale, "output_type": "pt", **SIZE}
-    theirs = pipeline(PROMPTS, latents=noise(torch.float32), **options).images
+    theirs = pipeline(PROMPTS, latents=start, **options(size, scale)).images
     condition, guidance = prior.told_scale(prior.condition(PROMPTS), Guidance(scale=scale))
     assert guidance.scale == 1 and condition.negative is None
     timesteps = timesteps_for("lcm", prior.schedule, 4)
     rest = {"schedule": prior.schedule, "timesteps": timesteps, "condition": condition, "guidance": guidance}
-    latents = run(SAMPLERS["lcm"](noise(torch.float32), noise=steps.__getitem__, **rest), prior.answer)
+    latents = run(SAMPLERS["lcm"](start, noise=steps.__getitem__, **rest), prior.answer)
     torch.testing.assert_close(prior.answer(DecodeRequest(latents)), theirs, rtol=0, atol=2e-5)
 
 
