@@ -553,8 +553,8 @@ def test_jobs_prune(rig: Rig, client: Client, capsys):
     state = ["--state", str(rig.folder.path)]
     rig.clock.advance(3600)
     for arguments, code, words in [
-        (["--older-than", "2h"], 0, "No job ended more than 2h ago."),
-        (["--older-than", "30m", "--user", "bob"], 0, "No job ended more than 30m ago."),
+        (["--older-than", "2h"], 0, "No job to forget ended more than 2h ago."),
+        (["--older-than", "30m", "--user", "bob"], 0, "No job to forget ended more than 30m ago."),
         (["--older-than", "30m", "--dry-run"], 0, "Would forget 2 jobs and 2 logs (0.0 MB); run folders stay."),
         (["--older-than", "0.5h", "--user", "ada"], 0, "Forgot 2 jobs and 2 logs (0.0 MB); run folders stay."),
         (["--older-than", "soon"], 2, "--older-than is 'soon'; give a number and a unit, such as 30d, 12h, 90m or 0d."),

@@ -134,7 +134,7 @@ def prune(
         return
     num, logs, megabytes = answer["num_jobs"], answer["num_logs"], answer["num_bytes"] / 1e6
     if not num:
-        print(f"No job ended more than {older_than} ago.")
+        print(f"No job to forget ended more than {older_than} ago.")
         return
     jobs, did = "1 job" if num == 1 else f"{num:,} jobs", "Would forget" if dry_run else "Forgot"
     print(f"{did} {jobs} and {logs:,} {'log' if logs == 1 else 'logs'} ({megabytes:.1f} MB); run folders stay.")
