@@ -207,7 +207,8 @@ class _ReportDisplay:
     def __exit__(self, *_: object) -> None: ...
 
     def event(self, progress: Progress) -> None:
-        self._process.report(progress)
+        # The shared prior is not loaded by this job: its size would stay among the job's metrics.
+        self._process.report(replace(progress, metrics={}) if progress.stage == "start" else progress)
         if self._stop.is_asked and (not self._stop.at_checkpoint or self._is_checkpoint(progress)):
             raise KeyboardInterrupt
 

@@ -177,7 +177,7 @@ def _line(progress: Progress, rate: float) -> str:
 def _figures(progress: Progress, rate: float) -> list[str]:
     """What there is to say beside the count, the most wanted first."""
     parts = []
-    if megabytes := progress.metrics.get("megabytes"):
+    if progress.stage == "start" and (megabytes := progress.metrics.get("megabytes")):
         parts.append(f"{megabytes:,.0f} MB")
     if progress.seconds_left is not None and progress.step < progress.total:
         parts.append(f"{duration(progress.seconds_left)} left")
