@@ -229,7 +229,7 @@ class RemoteStore:
     def _asked(self, name: str) -> Iterator[None]:
         """What is not there stays a FileNotFoundError; a store that does not answer is an OutputError."""
         try:
-            with clear_url_errors(f"{self._path(name)} could not be read", OutputError):
+            with clear_url_errors(f"{self.location}/{name} could not be read", OutputError):
                 yield
         except OutputError as error:
             if isinstance(error.__cause__, FileNotFoundError):
