@@ -214,7 +214,7 @@ class Night:
     def look(self) -> None:
         """Ask the orchestrator how the jobs stand, if it answers."""
         with contextlib.suppress(DreamKilnError):
-            found = Client(self.scene.state, timeout_seconds=10).get("/v1/jobs", user=self.user, limit=10_000)["jobs"]
+            found = Client(self.scene.state, timeout_seconds=10).get("/v1/jobs", user=self.user, limit=1000)["jobs"]
             self.shown = {job["id"]: job for job in found}
         for number, job in self.shown.items():
             if job["stage"] == "fit":

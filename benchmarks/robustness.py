@@ -248,9 +248,9 @@ def request(name: str, method: str, path: str, status: int, words: str, body: An
 
 request("a job's number beyond 64 bits", "GET", f"/v1/jobs/{'9' * 25}", 404, "There is no job 9")
 request("a page's number beyond 64 bits", "GET", f"/v1/jobs?before={'9' * 25}", 422, "before is '9.*less than or equal")
-request("NUL for a user", "GET", "/v1/jobs?user=%00", 400, r"U\+0000")
-request("an escape code for a user", "PUT", "/v1/users/%1b%5b31m?weight=1", 400, "printable characters were expected")
-request("a weight that is no number", "PUT", "/v1/users/ada?weight=nan", 400, "weight of ada is nan")
+request("NUL for a user", "GET", "/v1/jobs?user=%00", 422, r"U\+0000")
+request("an escape code for a user", "PUT", "/v1/users/%1b%5b31m?weight=1", 422, "printable characters were expected")
+request("a weight that is no number", "PUT", "/v1/users/ada?weight=nan", 422, "weight of ada is nan")
 request("a body that is no JSON", "POST", "/v1/jobs", 422, "The request is not JSON", b"{")
 request("a body of nothing but brackets", "POST", "/v1/jobs", 400, "error parsing the body", b"[" * 100_000)
 request("no token, and two megabytes", "POST", "/v1/jobs", 401, "needs the token", b"[" * 2**21, token="wrong")

@@ -5,6 +5,7 @@
     DreamKilnError
     ├── InputError          exit 2   the command, its options or its files cannot be used as given
     │   ├── NotFound        exit 2   there is no such job
+    │   ├── Conflict        exit 2   another job has the key or the folder
     │   └── OutputError     exit 2   the place to write to cannot be written (missing rights, full disk, another run)
     ├── JobFailed           exit 1   the job was started and could not be finished
     │   ├── CollapsedError           the fit ended empty, full or not-a-number
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 __all__ = [
     "CollapsedError",
+    "Conflict",
     "DreamKilnError",
     "InputError",
     "Interrupted",
@@ -50,6 +52,10 @@ class InputError(DreamKilnError):
 
 class NotFound(InputError):
     """Something was named that there is not, such as a job's number."""
+
+
+class Conflict(InputError):
+    """It would be right by itself, but another job stands in its way."""
 
 
 class OutputError(InputError):

@@ -6,17 +6,19 @@ import dataclasses
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
-from jobs.ledger.records import EventRecord, JobRecord, NewGroup, Submission, check_name
+from jobs.ledger.records import MAX_PRIORITY, EventRecord, JobRecord, NewGroup, Submission, check_name
 from jobs.ledger.rows import find_job, job_record, move_job
 from jobs.ledger.submitting import LIVE, VALUES_PER_QUERY, Submitted, take_in
 from jobs.ledger.tables import Artefact, Attempt, Event, Group, Job, JobKey, Shard, User
 from jobs.states import TERMINAL, DesiredState, IllegalTransition, State
+from jobs.words.prompts import slug
 
 __all__ = ["JobTable", "WaitingJob"]
 
@@ -48,6 +50,7 @@ def _forgettable(before: float) -> tuple[ColumnElement[bool], ...]:
     )
 
 
+_MOVING_COLUMNS = (Job.id, Job.stage, Job.step, Job.total, Job.seconds_left, Job.metrics)
 _WAITING_COLUMNS = tuple(getattr(Job, field.name) for field in dataclasses.fields(WaitingJob))
 
 
@@ -88,11 +91,17 @@ class JobTable:
         user: str | None = None,
         group_id: int | None = None,
         fingerprint: str | None = None,
+        kind: str | None = None,
+        words: str = "",
         limit: int = 100,
         before_id: int | None = None,
     ) -> list[JobRecord]:
-        """Newest first; `before_id` goes on from the last one of an earlier page."""
+        """Newest first; `before_id` goes on from the last one of an earlier page. words: each stands in the job's name."""
         query = select(Job).order_by(Job.id.desc()).limit(limit)
+        if kind is not None:
+            query = query.where(Job.kind == kind)
+        for word in slug(words).split("-") if words.strip() else ():
+            query = query.where(Job.name.contains(word, autoescape=True))
         if states := tuple(states):
             query = query.where(Job.state.in_(states))
         if user is not None:
@@ -118,6 +127,48 @@ class JobTable:
         with self._database.read() as session:
             return {job_id: DesiredState(desired_state) for job_id, desired_state in session.execute(query)}
 
+    def at_work(self) -> list[dict[str, Any]]:
+        """Of every running job what moves: its stage, step, total, seconds left and metrics."""
+        query = select(*_MOVING_COLUMNS).where(Job.state == State.RUNNING).order_by(Job.id)
+        with self._database.read() as session:
+            return [dict(row) for row in session.execute(query).mappings()]
+
+    def num_live(self, user: str) -> int:
+        """How many jobs of theirs wait, run or are paused."""
+        query = select(func.count()).where(Job.state.in_(LIVE), Job.user == user)
+        with self._database.read() as session:
+            return session.scalar(query) or 0
+
+    def failures(self, since: float) -> dict[str, int]:
+        """Kind of failure -> attempts that ended so since that time."""
+        query = select(Attempt.failure_kind, func.count()).where(Attempt.ended_at > since, Attempt.failure_kind.is_not(None))
+        with self._database.read() as session:
+            return {str(kind): num for kind, num in session.execute(query.group_by(Attempt.failure_kind))}
+
+    def set_priority(self, job_id: int, priority: int) -> None:
+        """Raises InputError for a priority that is not allowed, NotFound for no such job."""
+        if abs(priority) > MAX_PRIORITY:
+            raise InputError(f"The priority is {priority}, but -{MAX_PRIORITY} to {MAX_PRIORITY} is allowed.")
+        with self._database.write() as session:
+            find_job(session, job_id, lock=True).priority = priority
+
+    def delete(self, job_id: int) -> None:
+        """Forget one job that has ended, as `forget` does.
+
+        Raises:
+            IllegalTransition: it has not ended, or has to stay: the newest job, or one of a group that is not decided.
+        """
+        job = self.get(job_id)
+        if not job.is_terminal:
+            raise IllegalTransition(f"Job {job_id} is {job.state}; cancel it before it is deleted.")
+        with self._database.write() as session:  # the newest event keeps its number, so it must not be this job's
+            session.add(Event(job_id=None, at=self._database.clock(), kind="info", text=f"job {job_id} is forgotten"))
+        if not self.forget([job_id], before=self._database.clock() + 1.0):
+            raise IllegalTransition(
+                f"Job {job_id} cannot be forgotten now: the newest job keeps its number, and so does one of a best-of that is "
+                "not decided; try again after another one was submitted."
+            )
+
     def counts(self) -> dict[State, int]:
         """State -> number of jobs, every state named."""
         with self._database.read() as session:
@@ -135,6 +186,11 @@ class JobTable:
                 EventRecord(id=row.id, job_id=row.job_id, at=row.at, kind=row.kind, text=row.text)
                 for row in session.scalars(query)
             ]
+
+    def last_event(self) -> int:
+        """The newest event's number; 0 where there is none."""
+        with self._database.read() as session:
+            return session.scalar(select(func.max(Event.id))) or 0
 
     def usage(self, since: float) -> dict[str, float]:
         """User -> seconds that attempts of theirs ran since that time."""

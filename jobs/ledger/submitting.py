@@ -14,7 +14,7 @@ from itertools import islice
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from jobs.errors import InputError
+from jobs.errors import Conflict
 from jobs.ledger.records import NewGroup, Submission
 from jobs.ledger.tables import Event, Group, Job, JobKey
 from jobs.states import TERMINAL, DesiredState, State
@@ -65,7 +65,7 @@ def take_in(session: Session, submissions: Sequence[Submission], *, group: NewGr
 
 
 def _bring_together(session: Session, group: NewGroup, rows: Sequence[Job], new: Sequence[Job], now: float) -> None:
-    """Make the group of new jobs, or find that all of them are its jobs already. Raises InputError for anything between."""
+    """Make the group of new jobs, or find that all of them are its jobs already. Raises Conflict for anything between."""
     wanted = dataclasses.asdict(group)
     if len(new) == len(set(rows)):
         made = Group(**wanted, created_at=now)
@@ -78,7 +78,7 @@ def _bring_together(session: Session, group: NewGroup, rows: Sequence[Job], new:
     found = session.get(Group, next(iter(before))) if len(before) == 1 and None not in before else None
     if found is None or {name: getattr(found, name) for name in wanted} != wanted:
         known = sorted(row.id for row in set(rows) - set(new))
-        raise InputError(
+        raise Conflict(
             f"{len(known)} of the {len(set(rows))} jobs of group {group.name!r} were submitted before, outside such a group "
             f"(job {known[0]} is one); repeat what was submitted exactly, or wait for their end and choose another --key."
         )
@@ -117,7 +117,7 @@ class _Known:
                 yield JobKey(user=submission.user, key=submission.idempotency_key, job_id=row.id)
 
     def find(self, submission: Submission) -> Job | None:
-        """Raises InputError where it is neither one of them nor can stand beside them."""
+        """Raises Conflict where it is neither one of them nor can stand beside them."""
         key = submission.idempotency_key
         if key and (row := self._by_key.get((submission.user, key))):
             _check_key(submission, row)
@@ -131,7 +131,7 @@ class _Known:
 def _check_key(submission: Submission, row: Job) -> None:
     if submission.digest() != _digest(row):
         which = "another line of this table" if row.id is None else f"job {row.id}"
-        raise InputError(
+        raise Conflict(
             f"The idempotency key {submission.idempotency_key!r} belongs to {which} with another spec, other settings or "
             "another folder; repeat those exactly, or choose another key."
         )
@@ -141,16 +141,16 @@ def _check_folder(submission: Submission, row: Job) -> None:
     if submission.digest() != _digest(row):
         difference = "other settings" if submission.fingerprint == row.fingerprint else "another spec"
         if row.id is None:
-            raise InputError(
+            raise Conflict(
                 f"Two jobs of this request, {row.name} and {submission.name} with {difference}, would write into {row.out}; "
                 "give each a folder of its own (out)."
             )
-        raise InputError(
+        raise Conflict(
             f"Job {row.id}, which is {row.state} and has {difference}, writes into {row.out}; give this one another folder "
             f"(--out), or end that one with 'dreamkiln jobs cancel {row.id}'."
         )
     if row.desired_state == DesiredState.CANCEL:
-        raise InputError(
+        raise Conflict(
             f"Job {row.id}, which is the same and writes into {row.out}, is being cancelled; submit this one when it has "
             f"stopped: 'dreamkiln jobs watch {row.id}' waits for that."
         )

@@ -38,7 +38,7 @@ from orchestrator.cli.verbs import (
     toybox,
     train,
 )
-from orchestrator.cli.verbs.queue import down, jobs, status, submit, up, users
+from orchestrator.cli.verbs.queue import down, jobs, status, submit, token, up, users
 from orchestrator.host import signals
 from orchestrator.host.first_words import first_words
 
@@ -73,7 +73,7 @@ def dreamkiln(
 
 for verb in (text_to_3d, images, export, train, sample, evaluate, settings, examples, doctor, up, down, status):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
-for group in (toybox, submit, jobs, users):
+for group in (toybox, submit, jobs, users, token):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)
 
 _IMPORTING = "one moment: loading torch and the settings"

@@ -7,11 +7,13 @@ import dataclasses
 import json
 import os
 import site
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jobs.errors import DreamKilnError, InputError
 from orchestrator.client.client import Client, NotRunningError
@@ -19,7 +21,7 @@ from orchestrator.daemon.daemon import DaemonOptions
 from orchestrator.host.atomic import clear_output_errors
 from orchestrator.host.state_folder import Endpoint, StateFolder
 
-__all__ = ["Launched", "launch", "shut_down"]
+__all__ = ["Launched", "launch", "reachable", "shut_down"]
 
 START_SECONDS = 180.0
 
@@ -77,6 +79,21 @@ def _with_our_path() -> dict[str, str]:
     return (
         dict(os.environ) if is_installed else {**os.environ, "PYTHONPATH": os.pathsep.join([root, before]).rstrip(os.pathsep)}
     )
+
+
+def reachable(url: str) -> str:
+    """The address under which another machine finds what listens at `url`: a machine that listens everywhere is none."""
+    address = urlsplit(url)
+    if address.hostname not in ("0.0.0.0", "::"):
+        return url
+    family, remote = (socket.AF_INET, "192.0.2.1") if address.hostname == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((remote, 9))  # sends nothing: it asks the system which of our addresses it would use
+            host = str(probe.getsockname()[0])
+    except OSError:
+        host = socket.gethostname()
+    return f"{address.scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
 
 
 def shut_down(folder: StateFolder, *, timeout_seconds: float) -> bool:

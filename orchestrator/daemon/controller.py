@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
+from collections.abc import Sequence
 
 from jobs.events import Message, Progress
 from jobs.ledger import Ledger, StaleLease
@@ -20,7 +21,7 @@ from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped
 from orchestrator.daemon.retention import Retention
 from orchestrator.daemon.running import Running, Timing
 from orchestrator.host.state_folder import StateFolder
-from orchestrator.scheduling import Capacity, Policy, schedule
+from orchestrator.scheduling import Capacity, Policy, PriorView, schedule
 from orchestrator.scheduling.groups import Member, settle
 
 __all__ = ["Controller"]
@@ -55,6 +56,8 @@ class Controller:
         """Set before `wake` by whoever asks something of a job: a round that is under way breaks off for it."""
         self.waiting: dict[int, str] = {}
         """Job -> why it does not start, as of the last round of scheduling."""
+        self.priors: Sequence[PriorView] = ()
+        """Those that were resident at the last round of scheduling."""
         self.longest_wait_seconds = 0.0
         """Of the job that has been ready to start longest, as of the last round of scheduling."""
         self._ledger, self._workers, self._folder = ledger, workers, folder
@@ -253,6 +256,7 @@ class Controller:
         now, queued = self._ledger.now(), self._ledger.jobs.waiting()
         self.longest_wait_seconds = max([0.0, *(now - ready_at(job) for job in queued)])
         priors, at_work = self._workers.priors(), self._running.values()
+        self.priors = priors
         needed = {job.prior for job in queued} | {prior.source for prior in priors} | {running.job.prior for running in at_work}
         needed.discard("")  # jobs without a prior
         view = view_of(

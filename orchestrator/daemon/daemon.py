@@ -85,7 +85,8 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
             keep_seconds=options.keep_days * 24 * 3600,
         )
         stop = _StopSignal(controller)
-        server = ApiServer(make_app(ledger, controller, folder, stop.set), host=options.host, port=options.port)
+        app = make_app(ledger, controller, folder, stop.set, options=options)
+        server = ApiServer(app, host=options.host, port=options.port)
         server.start()
         folder.announce(Endpoint(url=server.url, pid=os.getpid(), ledger=ledger.where))
         log.info("listening on %s, ledger %s, %d workers", server.url, ledger.where, workers.capacity.num_workers)

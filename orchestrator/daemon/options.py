@@ -25,6 +25,9 @@ class DaemonOptions:
         host, port: of its HTTP API; port 0 takes a free one. metrics_port: of its own Ray's Prometheus endpoint, likewise.
         device, num_threads: of the priors, as in the runtime's settings.
         keep_days: ended jobs and their logs are forgotten after so many days; 0: never.
+        outputs: where the folders of jobs that name none are made, a folder a user; STATE/outputs unless told.
+        priors: that everybody with a token may ask; the owner of the state folder may ask any.
+        hosts: names under which others reach the HTTP API, beside its addresses.
         prior_replicas: processes that hold the same prior; jobs are spread over them, and go on with another if one dies.
     """
 
@@ -41,6 +44,9 @@ class DaemonOptions:
     sizes: ClusterSizes = field(default_factory=ClusterSizes)
     metrics_port: int = 0
     keep_days: float = 0.0
+    outputs: str = ""
+    priors: tuple[str, ...] = ("toybox",)
+    hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_workers <= 10_000:

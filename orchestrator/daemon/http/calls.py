@@ -1,14 +1,19 @@
-"""What each call of the HTTP API does; `http_api` says at which address."""
+"""What each call of the HTTP API does; `routes` says at which address."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, Query
+import psutil
+from fastapi import Body, Depends, Header, Query, Request
+from fastapi import Path as PathParameter
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from jobs import codec
 from jobs.batch_images import BatchImagesSpec
@@ -19,9 +24,20 @@ from jobs.states import State
 from jobs.words.safe_text import check_stored
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.daemon.controller import Controller
+from orchestrator.daemon.http.dialects import Dialects
+from orchestrator.daemon.http.events import EventHub
+from orchestrator.daemon.http.files import JobFiles
+from orchestrator.daemon.http.forms import AgainForm, ChangesForm, ExportForm, ImagesForm, LoginForm, TableForm, TextTo3DForm
+from orchestrator.daemon.http.guard import COOKIE
+from orchestrator.daemon.http.making import Maker, composed
+from orchestrator.daemon.http.meanings import explained
+from orchestrator.daemon.http.tokens import SESSION_SECONDS, Principal, TokenBook
+from orchestrator.daemon.http.uploads import Uploads
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
+from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.retention import Retention
 from orchestrator.host.state_folder import StateFolder
+from orchestrator.prior.card import prior_card
 from orchestrator.prior.opening import PriorCheck
 
 __all__ = ["Calls"]
@@ -29,9 +45,24 @@ __all__ = ["Calls"]
 DAY_SECONDS = 24 * 3600.0
 MAX_LOG_CHARACTERS = 1_000_000
 MAX_NAMED = 1000
+MAX_PAGE = 1000
 ACTIONS = ("cancel", "pause", "resume", "retry")
 Number = Annotated[int, Query(ge=0, le=2**63 - 1)]
 """What a database counts with."""
+Key = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", max_length=200, description="The same key never makes a second job of the same user."),
+]
+
+
+def _caller(request: Request) -> Principal:
+    found: Principal | None = request.scope["principal"]
+    assert found is not None, "the guard lets nobody in whom it does not know"
+    return found
+
+
+LastEvent = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)]
+Who = Annotated[Principal, Depends(_caller)]
 
 
 class Calls:
@@ -41,11 +72,52 @@ class Calls:
         shut_down: begins the end of the process.
     """
 
-    def __init__(self, ledger: Ledger, controller: Controller, folder: StateFolder, shut_down: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        controller: Controller,
+        folder: StateFolder,
+        shut_down: Callable[[], None],
+        *,
+        options: DaemonOptions,
+        book: TokenBook,
+    ) -> None:
         self._ledger, self._controller, self._folder, self._shut_down = ledger, controller, folder, shut_down
         self._check_prior = PriorCheck()
         self._retention = Retention(ledger, folder)
+        self._options, self._book = options, book
+        self._files, self._hub = JobFiles(ledger), EventHub(ledger)
+        self._uploads = Uploads(folder.path / "uploads")
+        outputs = Path(options.outputs) if options.outputs else folder.path / "outputs"
+        pictures, priors = folder.path / "pictures", options.priors
+        self._maker = Maker(ledger, self._uploads, outputs=outputs, pictures=pictures, priors=priors)
         self._started_at = ledger.now()
+
+    # Who
+
+    def login(self, form: LoginForm, request: Request) -> Response:
+        """A cookie for a token, which a browser keeps for thirty days."""
+        who = self._book.who(form.token.strip())
+        if who is None:
+            raise HTTPException(401, "This token is not known; 'dreamkiln token create NAME' makes one, and prints it once.")
+        answer = JSONResponse(_me(who))
+        is_secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+        answer.set_cookie(
+            COOKIE, self._book.session(who), max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=is_secure
+        )
+        return answer
+
+    def logout(self) -> Response:
+        """The cookie's end in this browser."""
+        answer = JSONResponse({"ok": True})
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return answer
+
+    def me(self, who: Who) -> dict[str, Any]:
+        """Who is asking, and what they may."""
+        return _me(who)
+
+    # The orchestrator
 
     def status(self) -> dict[str, Any]:
         """The orchestrator at a glance."""
@@ -60,8 +132,102 @@ class Calls:
             "weights": self._ledger.jobs.weights(),
         }
 
-    def submit(self, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
-        """Queue the jobs of a `SubmitRequest`, all or none. Raises InputError, naming the job that cannot be."""
+    def system(self) -> dict[str, Any]:
+        """The machine, its priors, shares and failures of the last day."""
+        since = self._ledger.now() - DAY_SECONDS
+        memory = psutil.virtual_memory()
+        return {
+            **self.status(),
+            "device": self._options.device,
+            "num_cores": psutil.cpu_count(),
+            "machine_bytes": memory.total,
+            "free_bytes": memory.available,
+            "longest_wait_seconds": round(self._controller.longest_wait_seconds, 1),
+            "priors": [
+                {"source": prior.source, "memory_bytes": prior.memory_bytes, "last_used_at": prior.last_used_at}
+                for prior in self._controller.priors
+            ],
+            "mean_run_seconds": self._ledger.jobs.mean_run(since),
+            "failures": self._ledger.jobs.failures(since),
+            **self.users(),
+        }
+
+    def priors(self) -> dict[str, Any]:
+        """Those that everybody may ask, with what is known of each before it is loaded."""
+        return {"priors": [prior_card(source) for source in self._options.priors or ("toybox",)]}
+
+    def settings(
+        self,
+        preset: Annotated[str | None, Query(max_length=100)] = None,
+        prior: Annotated[str | None, Query(max_length=2000)] = None,
+    ) -> dict[str, Any]:
+        """What can be set, to which values, and what it means; with a preset's values, and a prior's own."""
+        if prior is not None and prior not in (self._options.priors or (prior,)):
+            raise HTTPException(403, f"The prior {prior[:100]!r} is not among those allowed here.")
+        return explained(composed({name: value for name, value in {"preset": preset, "prior.source": prior}.items() if value}))
+
+    # Jobs that come in
+
+    def text_to_3d(self, form: TextTo3DForm, who: Who, key: Key = None) -> JSONResponse:
+        """Queue a mesh from a sentence."""
+        return self._made(self._maker.text_to_3d(form, who, key))
+
+    def images(self, form: ImagesForm, who: Who, key: Key = None) -> JSONResponse:
+        """Queue pictures from a sentence, or from a picture that was uploaded."""
+        return self._made(self._maker.images(form, who, key))
+
+    def tables(self, form: TableForm, who: Who, key: Key = None) -> JSONResponse:
+        """Queue a picture for each row of a table that was uploaded."""
+        return self._made(self._maker.table(form, who, key))
+
+    def exports(self, form: ExportForm, who: Who, key: Key = None) -> JSONResponse:
+        """Queue other files of a finished 3D job: face count, texture, formats."""
+        return self._made(self._maker.export(form, who, key))
+
+    def again(self, job_id: int, form: AgainForm, who: Who, key: Key = None) -> JSONResponse:
+        """Queue the same job with changes."""
+        return self._made(self._maker.again(self._ledger.jobs.get(job_id), form, who, key))
+
+    def _made(self, submission: Submission) -> JSONResponse:
+        """201 for a new job, 200 for one that was there."""
+        job, is_new = self._queued(submission)
+        made = {"id": job.id, "is_new": is_new, "out": job.out, "job": self._shown(job)}
+        return JSONResponse(made, 201 if is_new else 200, {"Location": f"/v1/jobs/{job.id}"})
+
+    def _queued(self, submission: Submission) -> tuple[JobRecord, bool]:
+        """The job, and whether it is new."""
+        if submission.prior:
+            self._check_prior(submission.prior)
+        (answer,) = self._ledger.jobs.submit([dataclasses.replace(submission, out=_one_spelling(submission.out))])
+        self._controller.wake.set()
+        return self._ledger.jobs.get(answer.id), answer.is_new
+
+    def dialects(self) -> Dialects:
+        """The same jobs in other programs' words."""
+        priors = self._options.priors or ("toybox",)
+        return Dialects(self._ledger, self._maker, self._uploads, lambda submission: self._queued(submission)[0], priors)
+
+    async def upload(self, request: Request, who: Who, name: Annotated[str, Query(max_length=300)]) -> JSONResponse:
+        """Keep a table or a picture: the body is its bytes."""
+        upload = await self._uploads.take(who, name, request.stream())
+        return JSONResponse(dataclasses.asdict(upload), 201 if upload.is_new else 200)
+
+    def uploads(self, who: Who) -> dict[str, Any]:
+        """The caller's own."""
+        return {"uploads": [dataclasses.asdict(upload) for upload in self._uploads.all(who)]}
+
+    def delete_upload(self, upload_id: Annotated[str, PathParameter(pattern="^[0-9a-f]{64}$")], who: Who) -> dict[str, Any]:
+        """Jobs that still need it fail."""
+        self._uploads.delete(who, upload_id)
+        return {"id": upload_id}
+
+    def submit(self, body: Annotated[dict[str, Any], Body()], who: Who) -> dict[str, Any]:
+        """Queue the jobs of a `SubmitRequest`, all or none: for the command line, which names paths, so for the owner alone.
+
+        Raises InputError, naming the job that cannot be.
+        """
+        if not who.is_owner:
+            raise HTTPException(403, "Jobs that name paths are for the owner's token; see /v1/text-to-3d and /v1/images.")
         request = codec.from_plain(SubmitRequest, body, path="the request")
         submissions = [_submission(job, number) for number, job in enumerate(request.jobs)]
         for prior in sorted({submission.prior for submission in submissions} - {""}):
@@ -83,21 +249,26 @@ class Calls:
         user: str | None = None,
         group: Number | None = None,
         fingerprint: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-        before: Number | None = None,
+        kind: Annotated[str | None, Query(max_length=100)] = None,
+        q: Annotated[str, Query(max_length=200, description="Words of the name.")] = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+        before: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="The cursor of the page before.")] = None,
     ) -> dict[str, Any]:
-        """The newest jobs first, those of the given kinds alone. Raises InputError for a state that there is not."""
-        for what, text in (("user", user), ("fingerprint", fingerprint)):
+        """A page of jobs, the newest first. Raises InputError for a state that there is not."""
+        for what, text in (("user", user), ("fingerprint", fingerprint), ("kind", kind), ("search", q)):
             check_stored(what, text or "")
         jobs = self._ledger.jobs.recent(
             states=[_state(name) for name in state or ()],
             user=user,
             group_id=group,
             fingerprint=fingerprint,
+            kind=kind,
+            words=q,
             limit=limit,
             before_id=before,
         )
-        return {"now": self._ledger.now(), "jobs": [self._shown(job) for job in jobs]}
+        cursor = jobs[-1].id if len(jobs) == limit else None
+        return {"now": self._ledger.now(), "jobs": [self._shown(job) for job in jobs], "cursor": cursor}
 
     def show(self, job_id: int) -> dict[str, Any]:
         """Everything about one job."""
@@ -117,14 +288,70 @@ class Calls:
         text, offset = _read_from(self._folder.job_log(job_id), offset)
         return {"text": text, "offset": offset, "is_over": job.is_terminal or job.state == State.PAUSED}
 
-    def act(self, job_id: int, action: str) -> dict[str, Any]:
+    def act(self, job_id: int, action: str, who: Who) -> dict[str, Any]:
         """Cancel, pause, resume or retry a job. Raises IllegalTransition where its state does not allow that."""
         if action not in ACTIONS:
             raise InputError(f"A job cannot be asked to {action}; choose one of {', '.join(ACTIONS)}.")
+        self._steered(job_id, who)
         state = getattr(self._ledger.jobs, action)(job_id)
         self._controller.has_request.set()
         self._controller.wake.set()
         return {"id": job_id, "state": state}
+
+    def change(self, job_id: int, form: ChangesForm, who: Who) -> dict[str, Any]:
+        """Another priority, which counts from the next round on."""
+        self._steered(job_id, who)
+        self._ledger.jobs.set_priority(job_id, form.priority)
+        self._controller.wake.set()
+        return {"now": self._ledger.now(), "job": self._shown(self._ledger.jobs.get(job_id))}
+
+    def delete(self, job_id: int, who: Who) -> dict[str, Any]:
+        """Forget a job that has ended. Its files stay. Raises IllegalTransition for one that has not."""
+        self._steered(job_id, who)
+        self._ledger.jobs.delete(job_id)
+        self._folder.job_log(job_id).unlink(missing_ok=True)
+        return {"id": job_id}
+
+    def _steered(self, job_id: int, who: Principal) -> None:
+        """Everybody steers their own. Raises HTTPException 403."""
+        job = self._ledger.jobs.get(job_id)
+        if job.user != who.user and not who.may("operate"):
+            raise HTTPException(403, f"Job {job_id} is {job.user}'s, and the token {who.name!r} steers only {who.user}'s own.")
+
+    # What jobs leave
+
+    def files(self, job_id: int) -> dict[str, Any]:
+        """Finished files, also of a job at work."""
+        return {"files": [dataclasses.asdict(file) for file in self._files.all(self._ledger.jobs.get(job_id))]}
+
+    def file(self, job_id: int, name: str, request: Request) -> Response:
+        """A file by its name, whole or in ranges; its ETag is its sha256."""
+        return self._files.one(self._ledger.jobs.get(job_id), name, request)
+
+    def zipped(self, job_id: int) -> Response:
+        """All files in one archive."""
+        return self._files.zipped(self._ledger.jobs.get(job_id))
+
+    def preview(self, job_id: int, request: Request) -> Response:
+        """The newest picture, of what is unfinished while the job is at work."""
+        return self._files.look(self._ledger.jobs.get(job_id), request)
+
+    # What happens
+
+    async def job_events(self, job_id: int, after: Number | None = None, last: LastEvent = None) -> Response:
+        """Server-sent events of one job, from its first, until it has ended."""
+        await asyncio.to_thread(self._ledger.jobs.get, job_id)
+        return self._stream(job_id, after if last is None else last)
+
+    async def all_events(self, after: Number | None = None, last: LastEvent = None) -> Response:
+        """Server-sent events of all jobs, from now on or after one that the client has."""
+        return self._stream(None, after if last is None else last)
+
+    def _stream(self, job_id: int | None, after: int | None) -> Response:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._hub.stream(job_id, after), media_type="text/event-stream", headers=headers)
+
+    # Users
 
     def users(self) -> dict[str, Any]:
         """Whoever has submitted a job or was given a weight, with the weight and the seconds of work of a day."""
@@ -168,11 +395,18 @@ class Calls:
 def _submission(job: JobRequest, number: int) -> Submission:
     try:
         submission = job.to_submission()
-        # One spelling of a folder, by which the ledger sees that two jobs have the same.
-        out = submission.out.rstrip("/") if is_url(submission.out) else os.path.normpath(submission.out)
-        return dataclasses.replace(submission, out=out)
+        return dataclasses.replace(submission, out=_one_spelling(submission.out))
     except InputError as error:
         raise InputError(f"Job {number + 1} of this request: {error}" if number else str(error)) from error
+
+
+def _one_spelling(out: str) -> str:
+    """Of a folder, by which the ledger sees that two jobs have the same."""
+    return out.rstrip("/") if is_url(out) else os.path.normpath(out)
+
+
+def _me(who: Principal) -> dict[str, Any]:
+    return {"name": who.name, "user": who.user, "scope": who.scope, "is_owner": who.is_owner}
 
 
 def _state(name: str) -> State:

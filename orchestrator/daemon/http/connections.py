@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from jobs.errors import InputError
 
 __all__ = ["BoundedConnection"]
 
@@ -48,6 +51,19 @@ class BoundedConnection(H11Protocol):
         """Wait for nothing more."""
         super().connection_lost(exc)
         self._stop_watching()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told so in the shape of every error of ours."""
+        body = json.dumps({"error": msg, "kind": InputError.__name__, "exit_code": InputError.exit_code}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        headers += [(b"x-content-type-options", b"nosniff")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():

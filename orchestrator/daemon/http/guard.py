@@ -1,64 +1,231 @@
-"""What stands before the API: no request without the token is read beyond its headers, and none is longer than a bound."""
+"""What stands before the API. Of a request that it refuses nothing but the headers has been read.
+
+In this order: the host it is meant for, who asks, what they may, whether a browser was tricked into asking, how long the body
+is, and of what type. A body that comes in chunks is counted as it comes, and one that stops coming is given up.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import json
-import secrets
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
+from urllib.parse import urlsplit
 
-__all__ = ["Guard"]
+from starlette.exceptions import HTTPException
 
-MAX_BODY_BYTES = 64 * 1024**2
+from jobs.errors import InputError
+from orchestrator.daemon.http.tokens import Principal, TokenBook
+
+__all__ = ["COOKIE", "Guard", "problem"]
+
+COOKIE = "dreamkiln"
+MEGABYTE = 1024**2
+MAX_JOBS_BYTES = 64 * MEGABYTE
 """Some 20,000 jobs; the command line sends them in parts."""
-OPEN_PATHS = ("/health",)
+MAX_UPLOAD_BYTES = 256 * MEGABYTE
+IDLE_SECONDS, BODY_SECONDS = 30.0, 600.0
+JSON = ("application/json",)
+TABLES = ("text/csv", "text/plain", "application/x-ndjson", "application/jsonl", "application/vnd.apache.parquet")
+PICTURES = ("image/png", "image/jpeg", "image/webp")
+UPLOADS = (*TABLES, *PICTURES, "application/octet-stream")
+LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain"})
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """scope: what a caller needs, None for everybody. max_bytes, types: of the body."""
+
+    scope: str | None
+    max_bytes: int = MEGABYTE
+    types: tuple[str, ...] = JSON
+
+
+OPEN = Rule(None, 0)
+RULES: Mapping[tuple[str, str], Rule] = {
+    ("POST", "/v1/login"): Rule(None, 4096),
+    ("POST", "/v1/logout"): Rule("read"),
+    ("POST", "/v1/jobs"): Rule("submit", MAX_JOBS_BYTES),
+    ("POST", "/v1/uploads"): Rule("submit", MAX_UPLOAD_BYTES, UPLOADS),
+    ("POST", "/v1/images/edits"): Rule("submit", 64 * MEGABYTE, ("multipart/form-data",)),
+    ("POST", "/v1/shutdown"): Rule("admin"),
+    ("POST", "/v1/prune"): Rule("operate"),
+    ("POST", "/generate"): Rule("submit", 32 * MEGABYTE),
+    ("POST", "/send"): Rule("submit", 32 * MEGABYTE),
+}
+OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.svg"})
+
+
+def rule_of(method: str, path: str) -> Rule:
+    """What holds for a request."""
+    if method in ("GET", "HEAD"):
+        return OPEN if path in OPEN_PATHS or path.startswith("/studio/") else Rule("read", 0)
+    if path.startswith("/v1/users"):
+        return Rule("operate")
+    return RULES.get((method, path), Rule("submit"))
 
 
 class Guard:
-    """An ASGI application before another one.
+    """An ASGI application before another one, to which it tells in `scope["principal"]` who asks.
 
     Args:
-        token: the clients' password. token_file: where they find it, for the message.
+        book: who may. hosts: names that requests may be for, beside addresses and localhost.
     """
 
-    def __init__(self, app: Any, *, token: str, token_file: str) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-        self._refusal = f"This call needs the token in {token_file}."
+    def __init__(self, app: Any, *, book: TokenBook, hosts: Collection[str] = ()) -> None:
+        self._app, self._book = app, book
+        self._hosts = LOCAL_NAMES | {host.lower() for host in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer 401 or 413 at once, without reading the body, or pass the request on."""
+        """Refuse at once, without reading the body, or pass the request on."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        is_open = scope["path"] in OPEN_PATHS
-        if not is_open and not secrets.compare_digest(headers.get(b"authorization", b""), self._expected):
-            await _refuse(send, 401, self._refusal)
-            return
-        limit, length = 0 if is_open else MAX_BODY_BYTES, headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > limit:
-            await _refuse(send, 413, f"The request is longer than {limit:,} bytes; send the jobs in several parts.")
-            return
-        await self._app(scope, _Bounded(receive, limit), send)
+        send = _with_headers(send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        rule = rule_of(scope["method"], scope["path"])
+        try:
+            self._check_host(headers)
+            scope["principal"] = self._identify(headers, rule, scope["method"])
+            _check_body(headers, rule)
+        except HTTPException as refusal:
+            await _refuse(send, refusal)
+        except InputError as error:
+            await _refuse(send, HTTPException(503, str(error)))
+        else:
+            await self._app(scope, _Bounded(receive, rule.max_bytes), send)
+
+    def _check_host(self, headers: Mapping[bytes, str]) -> None:
+        """A page elsewhere whose name has been turned to our address would otherwise count as ours in a browser."""
+        given = headers.get(b"host", "")
+        name = _host_name(given)
+        if name.rstrip(".") not in self._hosts and not _is_address(name):
+            raise HTTPException(
+                421,
+                f"This orchestrator does not answer for the host {given[:100]!r}; use its address, or start it with "
+                "--allow-host NAME.",
+            )
+
+    def _identify(self, headers: Mapping[bytes, str], rule: Rule, method: str) -> Principal | None:
+        who, by_cookie = self._caller(headers)
+        if rule.scope is None:
+            return who
+        if who is None:
+            raise HTTPException(
+                401,
+                f"This call needs a token: the one in {self._book.folder.token_file}, or one made with 'dreamkiln token "
+                "create', as the header 'Authorization: Bearer TOKEN'.",
+            )
+        if not who.may(rule.scope):
+            raise HTTPException(403, f"The token {who.name!r} may {who.scope}, but this call needs {rule.scope!r}.")
+        if by_cookie and method not in ("GET", "HEAD"):
+            _check_same_site(headers)
+        return who
+
+    def _caller(self, headers: Mapping[bytes, str]) -> tuple[Principal | None, bool]:
+        """Who, and whether only the cookie says so."""
+        if authorization := headers.get(b"authorization"):
+            kind, _, token = authorization.partition(" ")
+            return (self._book.who(token.strip()) if kind.lower() == "bearer" else None), False
+        try:
+            found = SimpleCookie(headers.get(b"cookie", "")).get(COOKIE)
+        except CookieError:
+            return None, False
+        return (self._book.of_session(found.value) if found else None), True
 
 
 class _Bounded:
-    """A request's body, up to a number of bytes: one that comes in chunks does not say how long it will be."""
+    """A request's body up to a number of bytes, each part within some seconds; afterwards the client's disconnect."""
 
     def __init__(self, receive: Any, limit: int) -> None:
-        self._receive, self._left = receive, limit
+        self._receive, self._limit, self._num, self._has_more = receive, limit, 0, True
+        self._until = time.monotonic() + BODY_SECONDS
 
     async def __call__(self) -> Any:
-        message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise ValueError("the request is too long")
+        if not self._has_more:
+            return await self._receive()
+        try:
+            left = min(IDLE_SECONDS, self._until - time.monotonic())
+            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+        except TimeoutError:
+            raise HTTPException(408, "The request's body did not come in time; send it again.") from None
+        self._num += len(message.get("body", b""))
+        if self._num > self._limit:
+            raise _too_long(self._limit)
+        self._has_more = message.get("more_body", False)
         return message
 
 
-async def _refuse(send: Any, status: int, sentence: str) -> None:
+def _check_body(headers: Mapping[bytes, str], rule: Rule) -> None:
+    length = headers.get(b"content-length", "0")
+    if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > rule.max_bytes:
+        raise _too_long(rule.max_bytes)
+    if (int(length) or b"transfer-encoding" in headers) and rule.max_bytes:
+        kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+        if kind not in rule.types:
+            raise HTTPException(415, f"The body is of type {kind[:80]!r}, but {' or '.join(rule.types)} was expected.")
+
+
+def _too_long(limit: int) -> HTTPException:
+    return HTTPException(413, f"The request is longer than {limit:,} bytes; send it in several parts.")
+
+
+def _check_same_site(headers: Mapping[bytes, str]) -> None:
+    """The cookie is SameSite=Strict; this holds in browsers that do not know that, and against pages on another port."""
+    origin = headers.get(b"origin")
+    is_ours = urlsplit(origin).netloc == headers.get(b"host") if origin else headers.get(b"sec-fetch-site") == "same-origin"
+    if not is_ours:
+        raise HTTPException(403, "This request comes from another site's page; only the orchestrator's own may use the cookie.")
+
+
+def _host_name(text: str) -> str:
+    """Of a Host header, without the port; empty for what is none."""
+    if len(text) > 255 or set(text) & set("/@\\?# \t"):
+        return ""
+    try:
+        return urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def problem(sentence: str, kind: str = InputError.__name__, exit_code: int = InputError.exit_code) -> dict[str, Any]:
+    """The one shape of every error."""
+    return {"error": sentence, "kind": kind, "exit_code": exit_code}
+
+
+async def _refuse(send: Any, refusal: HTTPException) -> None:
     """One answer, after which the connection ends: what the client still sends is not read."""
-    body = json.dumps({"error": sentence, "kind": "InputError", "exit_code": 2}).encode()
+    body = json.dumps(problem(refusal.detail)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if refusal.status_code == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _with_headers(send: Any) -> Any:
+    """What keeps browsers from taking an answer for something else."""
+
+    async def sending(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *HEADERS]
+        await send(message)
+
+    return sending

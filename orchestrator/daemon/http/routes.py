@@ -1,4 +1,4 @@
-"""The orchestrator's HTTP API, on loopback unless asked otherwise; every call but /health needs the token.
+"""The orchestrator's HTTP API, on loopback unless asked otherwise; every call but the open ones needs a token.
 
 Errors are {"error": sentence, "kind": class, "exit_code": number}, whatever raised them; what there is not is 404.
 """
@@ -13,41 +13,115 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from jobs.errors import DreamKilnError, InputError, NotFound
+from jobs.errors import Conflict, DreamKilnError, InputError, NotFound, OutputError
 from jobs.ledger import Ledger, LedgerError
 from jobs.states import IllegalTransition
 from orchestrator.daemon.controller import Controller
+from orchestrator.daemon.http import answers
 from orchestrator.daemon.http.calls import Calls
-from orchestrator.daemon.http.guard import Guard
+from orchestrator.daemon.http.guard import UPLOADS, Guard, problem
+from orchestrator.daemon.http.page import add_page
+from orchestrator.daemon.http.tokens import TokenBook
+from orchestrator.daemon.options import DaemonOptions
 from orchestrator.host.state_folder import StateFolder
 
 __all__ = ["make_app"]
 
+STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
+ABOUT = (
+    "Sentences into 3D assets and pictures, in one queue. Every call but those marked open needs the header "
+    "`Authorization: Bearer TOKEN`; every error is one sentence in one shape."
+)
 
-def make_app(ledger: Ledger, controller: Controller, folder: StateFolder, shut_down: Callable[[], None]) -> FastAPI:
+
+def make_app(
+    ledger: Ledger,
+    controller: Controller,
+    folder: StateFolder,
+    shut_down: Callable[[], None],
+    *,
+    options: DaemonOptions | None = None,
+) -> FastAPI:
     """The application over one ledger; `shut_down` begins the end of the process."""
-    app = FastAPI(title="DreamKiln", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/health", _health(folder))
+    options = options or DaemonOptions(state=str(folder.path))
+    app = FastAPI(
+        title="DreamKiln",
+        description=ABOUT,
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={status: {"model": answers.Problem, "description": "One sentence."} for status in STATUSES},
+    )
+    book = TokenBook(folder)
+    calls = Calls(ledger, controller, folder, shut_down, options=options, book=book)
+    app.add_api_route("/health", _health(folder), tags=["open"])
     api = APIRouter(prefix="/v1")
-    calls = Calls(ledger, controller, folder, shut_down)
-    for method, path, call in (
-        ("GET", "/status", calls.status),
-        ("POST", "/jobs", calls.submit),
-        ("GET", "/jobs", calls.recent),
-        ("GET", "/jobs/{job_id}", calls.show),
-        ("GET", "/jobs/{job_id}/log", calls.log),
-        ("POST", "/jobs/{job_id}/{action}", calls.act),
-        ("GET", "/users", calls.users),
-        ("PUT", "/users/{name:path}", calls.set_weight),
-        ("POST", "/prune", calls.prune),
-        ("POST", "/shutdown", calls.shutdown),
+    for method, path, call, answer in (
+        ("POST", "/login", calls.login, answers.Me),
+        ("POST", "/logout", calls.logout, None),
+        ("GET", "/me", calls.me, answers.Me),
+        ("GET", "/status", calls.status, None),
+        ("GET", "/system", calls.system, None),
+        ("GET", "/priors", calls.priors, None),
+        ("GET", "/settings", calls.settings, None),
+        ("POST", "/text-to-3d", calls.text_to_3d, answers.Made),
+        ("POST", "/images", calls.images, answers.Made),
+        ("POST", "/tables", calls.tables, answers.Made),
+        ("POST", "/exports", calls.exports, answers.Made),
+        ("GET", "/uploads", calls.uploads, None),
+        ("DELETE", "/uploads/{upload_id}", calls.delete_upload, None),
+        ("POST", "/jobs", calls.submit, None),
+        ("GET", "/jobs", calls.recent, answers.JobList),
+        ("GET", "/jobs/{job_id}", calls.show, answers.JobShown),
+        ("PATCH", "/jobs/{job_id}", calls.change, None),
+        ("DELETE", "/jobs/{job_id}", calls.delete, None),
+        ("POST", "/jobs/{job_id}/again", calls.again, answers.Made),
+        ("GET", "/jobs/{job_id}/log", calls.log, answers.Log),
+        ("GET", "/jobs/{job_id}/files", calls.files, answers.Files),
+        ("POST", "/jobs/{job_id}/{action}", calls.act, answers.Acted),
+        ("GET", "/users", calls.users, None),
+        ("PUT", "/users/{name:path}", calls.set_weight, None),
+        ("POST", "/prune", calls.prune, None),
+        ("POST", "/shutdown", calls.shutdown, None),
     ):
-        api.add_api_route(path, call, methods=[method])
+        _add(api, method, path, call, answer)
+    streams: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
+        ("/jobs/{job_id}/files.zip", calls.zipped, ("application/zip",)),
+        ("/jobs/{job_id}/preview", calls.preview, ("image/png",)),
+        ("/jobs/{job_id}/files/{name:path}", calls.file, ("application/octet-stream", "image/png", "model/gltf-binary")),
+        ("/jobs/{job_id}/events", calls.job_events, ("text/event-stream",)),
+        ("/events", calls.all_events, ("text/event-stream",)),
+    )
+    for path, stream, kinds in streams:
+        content: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in kinds}
+        api.add_api_route(path, stream, response_model=None, responses={200: {"content": content, "description": "Bytes."}})
+    body = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOADS}, "required": True}
+    made: dict[int | str, dict[str, Any]] = {201: {"model": answers.UploadInfo}, 200: {"model": answers.UploadInfo}}
+    api.add_api_route(
+        "/uploads",
+        calls.upload,
+        methods=["POST"],
+        status_code=201,
+        response_model=None,
+        responses=made,
+        openapi_extra={"requestBody": body},
+    )
     app.include_router(api)
+    app.include_router(calls.dialects().routes())
+    add_page(app)
     for kind in (DreamKilnError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _explain)
-    app.add_middleware(Guard, token=folder.token(), token_file=str(folder.token_file))
+    app.add_middleware(Guard, book=book, hosts=options.hosts)
     return app
+
+
+def _add(api: APIRouter, method: str, path: str, call: Callable[..., Any], answer: Any) -> None:
+    """A call that answers with JSON; `answer` is for the schema alone."""
+    responses: dict[int | str, dict[str, Any]] = {200: {"model": answer}} if answer else {}
+    if answer is answers.Made:
+        responses[201] = {"model": answer, "description": "It is new."}
+    api.add_api_route(path, call, methods=[method], response_model=None, responses=responses)
 
 
 def _health(folder: StateFolder) -> Callable[[str], dict[str, Any]]:
@@ -60,18 +134,20 @@ def _health(folder: StateFolder) -> Callable[[str], dict[str, Any]]:
 
 def _explain(request: Request, error: Exception) -> JSONResponse:
     """Every error in one shape."""
-    kind, code = "InputError", InputError.exit_code
+    kind, code, headers = "InputError", InputError.exit_code, None
     match error:
         case DreamKilnError():
             sentence, status, kind, code = str(error), _status(error), type(error).__name__, error.exit_code
         case RequestValidationError():
             sentence, status = "; ".join(_complaint(one) for one in error.errors()[:3]) + ".", 422
         case HTTPException():
-            sentence, status = f"{error.detail} ({request.method} {request.url.path}).", error.status_code
+            status, headers = error.status_code, error.headers
+            is_sentence = str(error.detail).endswith(".")
+            sentence = error.detail if is_sentence else f"{error.detail} ({request.method} {request.url.path})."
         case _:
             kind, code = "UnexpectedError", DreamKilnError.exit_code
             sentence, status = f"Something unexpected went wrong ({type(error).__name__}); see the orchestrator's log.", 500
-    return JSONResponse({"error": sentence, "kind": kind, "exit_code": code}, status)
+    return JSONResponse(problem(sentence, kind, code), status, headers)
 
 
 def _status(error: DreamKilnError) -> int:
@@ -80,10 +156,12 @@ def _status(error: DreamKilnError) -> int:
             return 503
         case NotFound():
             return 404
-        case IllegalTransition():
+        case IllegalTransition() | Conflict():
             return 409
+        case OutputError(is_disk_full=True):
+            return 507
         case InputError():
-            return 400
+            return 422
     return 500
 
 

@@ -21,6 +21,8 @@ HELP = "List, watch, cancel, pause, resume, retry and forget submitted jobs."
 Job = Annotated[int, typer.Argument(help="The job's number.", show_default=False)]
 Jobs = Annotated[list[int], typer.Argument(help="Numbers of jobs.", show_default=False)]
 
+PAGE = 500
+
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -38,7 +40,7 @@ def list_(
     json: common.Json = False,
 ) -> None:
     """A table, or JSON."""
-    answer = common.running_orchestrator(state).get("/v1/jobs", state=state_filter, user=user, limit=limit)
+    answer = _newest(common.running_orchestrator(state), limit, state=state_filter, user=user)
     if json:
         _print_json({"ok": True, **answer})
         return
@@ -145,6 +147,16 @@ def _seconds(text: str) -> float:
     if match is None:
         raise InputError(f"--older-than is {text!r}; give a number and a unit, such as 30d, 12h, 90m or 0d.")
     return float(match[1]) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[match[2]]
+
+
+def _newest(client: Any, num: int, **filters: Any) -> dict[str, Any]:
+    """So many jobs, page by page."""
+    answer = client.get("/v1/jobs", limit=min(num, PAGE), **filters)
+    while answer["cursor"] is not None and len(answer["jobs"]) < num:
+        limit = min(PAGE, num - len(answer["jobs"]))
+        page = client.get("/v1/jobs", limit=limit, before=answer["cursor"], **filters)
+        answer = {**page, "jobs": [*answer["jobs"], *page["jobs"]]}
+    return answer
 
 
 def _steering(action: str, help: str, done: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,17 +54,27 @@ def command(
             envvar="DREAMKILN_KEEP_DAYS", help="Ended jobs and their logs are forgotten after so many days; 0: never."
         ),
     ] = 0.0,
+    allow_prior: Annotated[
+        list[str] | None, typer.Option(help="A prior that everybody with a token may ask, beside the toybox; may be repeated.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name under which others reach the HTTP API; may be repeated.")
+    ] = None,
+    outputs: Annotated[
+        Path | None, typer.Option(help="Where folders of jobs from the page and the HTTP API are made; STATE/outputs.")
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in this terminal until Ctrl-C.")] = False,
     json: common.Json = False,
 ) -> None:
     """Returns when it answers."""
-    from orchestrator.client.launch import launch
+    from orchestrator.client.launch import launch, reachable
     from orchestrator.daemon import daemon
     from orchestrator.host.state_folder import StateFolder
     from orchestrator.runtimes.placement import ClusterSizes
 
+    folder = StateFolder.find(state)
     options = daemon.DaemonOptions(
-        state=str(StateFolder.find(state).path),
+        state=str(folder.path),
         ledger=ledger,
         address=address,
         num_workers=num_workers,
@@ -76,6 +87,9 @@ def command(
         sizes=ClusterSizes(job_cpus=job_cpus, job_gpus=job_gpus, prior_cpus=prior_cpus, prior_gpus=prior_gpus),
         metrics_port=metrics_port,
         keep_days=keep_days,
+        outputs="" if outputs is None else str(outputs.absolute()),
+        priors=("toybox", *(allow_prior or ())),
+        hosts=tuple(allow_host or ()),
     )
     if foreground:
         import logging
@@ -88,6 +102,7 @@ def command(
         print(json_module.dumps({"ok": True, "is_new": launched.is_new, **launched.endpoint.__dict__}))
         return
     print(f"{'Running' if launched.is_new else 'Already running'}: {launched.endpoint.url} (process {launched.endpoint.pid})")
+    print(f"  page   {reachable(launched.endpoint.url)}/ (its token: {folder.token_file})")
     print(f"  ledger {launched.endpoint.ledger}")
     print('  dreamkiln submit text-to-3d "a red mushroom with a white stem"')
     print("  dreamkiln jobs watch")

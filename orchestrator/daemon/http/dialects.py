@@ -1,0 +1,266 @@
+"""Two foreign tongues for the same jobs: OpenAI's images API, and the server of Hunyuan3D that Blender add-ons call.
+
+Both wait for pictures or a mesh, or ask for them later, and both are answered out of the queue: what they make is a job like
+any other, with the same bytes for the same seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Depends, Request
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from jobs.errors import DreamKilnError, InputError, JobFailed
+from jobs.ledger import JobRecord, Ledger, Submission
+from jobs.states import State
+from orchestrator.daemon.http.forms import ImagesForm, TextTo3DForm
+from orchestrator.daemon.http.making import Maker
+from orchestrator.daemon.http.tokens import Principal
+from orchestrator.daemon.http.uploads import Uploads
+from orchestrator.prior.card import prior_card
+
+__all__ = ["Dialects"]
+
+MAX_PICTURES = 16
+SECONDS_BETWEEN_LOOKS = 0.25
+MAX_WAIT_SECONDS = 3600.0
+
+
+class OpenAIForm(BaseModel):
+    """A body of POST /v1/images/generations. seed, steps, guidance_scale and negative_prompt are extensions of ours."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str = Field(max_length=2000)
+    model: str | None = Field(None, max_length=2000)
+    n: int = Field(1, ge=1, le=MAX_PICTURES)
+    size: str | None = Field(None, max_length=20)
+    response_format: Literal["url", "b64_json"] | None = None
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    steps: int | None = Field(None, ge=1, le=1000)
+    guidance_scale: float | None = None
+    negative_prompt: str | None = Field(None, max_length=2000)
+    strength: float | None = Field(None, ge=0, le=1)
+
+
+class HunyuanForm(BaseModel):
+    """A body of POST /generate and /send: `text` alone, because no prior here reads pictures."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str | None = Field(None, max_length=2000)
+    image: str | None = None
+    seed: int = Field(1234, ge=0, le=2**63 - 1)
+    texture: bool = True
+    num_inference_steps: int | None = Field(None, ge=1, le=100_000, description="Steps of the fit.")
+    face_count: int | None = Field(None, ge=4, le=10_000_000)
+    type: Literal["glb", "obj", "ply", "stl"] = "glb"
+
+
+def _caller(request: Request) -> Principal:
+    found: Principal = request.scope["principal"]
+    return found
+
+
+Who = Annotated[Principal, Depends(_caller)]
+
+
+class Dialects:
+    """The calls of both.
+
+    Args:
+        submit: queues a submission and returns its job.
+    """
+
+    def __init__(
+        self, ledger: Ledger, maker: Maker, uploads: Uploads, submit: Callable[[Submission], JobRecord], priors: tuple[str, ...]
+    ) -> None:
+        self._ledger, self._maker, self._uploads, self._submit, self._priors = ledger, maker, uploads, submit, priors
+
+    def routes(self) -> APIRouter:
+        """Where each is found."""
+        api = APIRouter(tags=["dialects"])
+        for method, path, call in (
+            ("POST", "/v1/images/generations", self.generations),
+            ("POST", "/v1/images/edits", self.edits),
+            ("GET", "/v1/models", self.models),
+            ("POST", "/generate", self.generate),
+            ("POST", "/send", self.send),
+            ("GET", "/status/{uid}", self.uid_status),
+        ):
+            api.add_api_route(path, call, methods=[method], response_model=None)
+        return api
+
+    # OpenAI's images
+
+    def models(self) -> dict[str, Any]:
+        """The priors as models."""
+        data = [{"id": source, "object": "model", "created": 0, "owned_by": "dreamkiln"} for source in self._priors]
+        return {"object": "list", "data": data}
+
+    async def generations(self, request: Request, body: Annotated[dict[str, Any], Body()], who: Who) -> JSONResponse:
+        """Pictures of a prompt, once they are drawn. See `OpenAIForm`."""
+        return await self._explained(self._draw(request, body, who, {}))
+
+    async def edits(self, request: Request, who: Who) -> JSONResponse:
+        """Pictures from a picture, with or without a mask: multipart, as OpenAI's client sends it."""
+        return await self._explained(self._edit(request, who))
+
+    async def _edit(self, request: Request, who: Principal) -> JSONResponse:
+        pictures: dict[str, str] = {}
+        async with request.form(max_files=4, max_fields=30, max_part_size=1024**2) as form:
+            plain: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
+            for ours, names in {"init_image": ("image", "image[]"), "mask": ("mask",)}.items():
+                for name in names:
+                    if not isinstance(file := form.get(name), (str, type(None))):
+                        data = await file.read()
+                        if ours == "mask":
+                            data = await asyncio.to_thread(_white_where_transparent, data)
+                        pictures[ours] = await self._kept(who, data)
+        if "init_image" not in pictures:
+            raise InputError("There is no picture to edit; send one as the part 'image'.")
+        return await self._draw(request, plain, who, pictures)
+
+    async def _kept(self, who: Principal, data: bytes) -> str:
+        async def parts() -> Any:
+            yield data
+
+        return (await self._uploads.take(who, "picture.png", parts())).id
+
+    async def _draw(self, request: Request, body: dict[str, Any], who: Principal, pictures: dict[str, str]) -> JSONResponse:
+        try:
+            asked = OpenAIForm.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from error
+        prior = None if asked.model in (None, "", *_FOREIGN) else asked.model
+        self._check_size(asked.size, prior or "toybox")
+        form = ImagesForm.model_validate(
+            {
+                "prompt": asked.prompt,
+                "num_images": asked.n,
+                "prior": prior,
+                "seed": asked.seed,
+                "num_steps": asked.steps,
+                "guidance_scale": asked.guidance_scale,
+                "negative_prompt": asked.negative_prompt,
+                "strength": asked.strength if pictures else None,
+                **pictures,
+            }
+        )
+        job = await asyncio.to_thread(lambda: self._submit(self._maker.images(form, who, None)))
+        job = await self._end_of(job.id, request)
+        names = [f"{index:09d}.png" for index in range(asked.n)]
+        if asked.response_format == "url":
+            base = f"{request.url.scheme}://{request.headers['host']}"
+            data = [{"url": f"{base}/v1/jobs/{job.id}/files/{name}"} for name in names]
+        else:
+            read = await asyncio.to_thread(lambda: [(Path(job.out) / name).read_bytes() for name in names])
+            data = [{"b64_json": base64.b64encode(one).decode()} for one in read]
+        return JSONResponse({"created": int(time.time()), "data": data, "output_format": "png", "job": job.id})
+
+    def _check_size(self, size: str | None, prior: str) -> None:
+        side = prior_card(prior)["image_size"]
+        if size not in (None, "auto") and side and size != f"{side}x{side}":
+            raise InputError(f"The size is {size!r}, but the prior {prior!r} draws {side}x{side}; leave it out, or say so.")
+
+    async def _explained(self, answer: Any) -> JSONResponse:
+        """Errors in OpenAI's shape."""
+        try:
+            return await answer
+        except HTTPException as error:
+            return _openai_error(error.status_code, str(error.detail))
+        except InputError as error:
+            return _openai_error(400, str(error))
+        except DreamKilnError as error:
+            return _openai_error(500, str(error))
+
+    # Hunyuan3D's server
+
+    async def generate(self, request: Request, form: HunyuanForm, who: Who) -> Any:
+        """A mesh of a sentence, as bytes, once it is made."""
+        job = await self._end_of((await self._queued(form, who)).id, request)
+        data = await asyncio.to_thread((Path(job.out) / f"mesh.{form.type}").read_bytes)
+        from starlette.responses import Response
+
+        from orchestrator.daemon.http.files import media_type
+
+        return Response(data, media_type=media_type(f"mesh.{form.type}"))
+
+    async def send(self, form: HunyuanForm, who: Who) -> dict[str, str]:
+        """Queue it; /status/UID has the mesh when it is made."""
+        return {"uid": str((await self._queued(form, who)).id)}
+
+    def uid_status(self, uid: int) -> dict[str, Any]:
+        """processing, completed with the mesh in base64, or error."""
+        job = self._ledger.jobs.get(uid)
+        if job.state == State.SUCCEEDED:
+            formats = job.spec.get("formats") or ["glb"]
+            data = (Path(job.out) / f"mesh.{formats[0]}").read_bytes()
+            return {"status": "completed", "model_base64": base64.b64encode(data).decode()}
+        if job.is_terminal:
+            return {"status": "error", "message": job.reason}
+        return {"status": "processing", "message": f"{job.stage} {job.step} of {job.total}" if job.stage else job.state}
+
+    async def _queued(self, form: HunyuanForm, who: Principal) -> JobRecord:
+        if form.image or not form.text:
+            raise InputError("Only sentences can be made into meshes here, no pictures; give 'text' and leave 'image' out.")
+        settings: dict[str, Any] = {} if form.texture else {"mesh.texture_size": 0}
+        if form.face_count is not None:
+            settings["mesh.max_faces"] = form.face_count
+        asked = TextTo3DForm.model_validate(
+            {
+                "prompt": form.text,
+                "seed": form.seed,
+                "formats": [form.type],
+                "num_steps": form.num_inference_steps,
+                "settings": settings,
+            }
+        )
+        return await asyncio.to_thread(lambda: self._submit(self._maker.text_to_3d(asked, who, None)))
+
+    async def _end_of(self, job_id: int, request: Request) -> JobRecord:
+        """The job once it has succeeded. One that nobody waits for any more goes on. Raises JobFailed, HTTPException."""
+        until = time.monotonic() + MAX_WAIT_SECONDS
+        while True:
+            job = await asyncio.to_thread(self._ledger.jobs.get, job_id)
+            if job.state == State.SUCCEEDED:
+                return job
+            if job.is_terminal:
+                raise JobFailed(f"Job {job_id} {job.state}: {job.reason}")
+            if time.monotonic() > until or await request.is_disconnected():
+                raise HTTPException(503, f"Job {job_id} is not finished yet; it goes on, see /v1/jobs/{job_id}.")
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+_FOREIGN = ("dall-e-2", "dall-e-3", "gpt-image-1", "dreamkiln")
+"""Names that programs send unless told otherwise; they mean the prior that is there."""
+
+
+def _white_where_transparent(data: bytes) -> bytes:
+    """OpenAI's masks are transparent where the picture changes; ours are white there."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if "A" not in picture.getbands() or picture.size[0] * picture.size[1] > 64_000_000:
+                return data
+            alpha = picture.getchannel("A").point(lambda value: 255 - value)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"The mask could not be read as a picture ({error}); give a PNG file.") from error
+    buffer = io.BytesIO()
+    alpha.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _openai_error(status: int, sentence: str) -> JSONResponse:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": sentence, "type": kind, "param": None, "code": None}}, status)

@@ -1,0 +1,250 @@
+"""From a client's form to a job: composed here, on the orchestrator's machine, as the command line composes its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from jobs import codec
+from jobs.batch_images import BatchImagesSpec
+from jobs.errors import InputError
+from jobs.extensions import is_extension
+from jobs.kinds import AnySpec, spec_from_json
+from jobs.ledger import JobRecord, Ledger, Submission
+from jobs.specs import ExportSpec
+from jobs.words.prompts import slug
+from orchestrator.batch.storage.urls import is_url
+from orchestrator.batch.tables.source import TableSource
+from orchestrator.daemon.http.forms import AgainForm, ExportForm, ImagesForm, JobForm, PromptForm, TableForm, TextTo3DForm
+from orchestrator.daemon.http.tokens import Principal
+from orchestrator.daemon.http.uploads import Uploads
+from orchestrator.daemon.job_request import JobRequest
+from orchestrator.host.atomic import clear_output_errors
+from orchestrator.prior.source import absolute_source
+from orchestrator.run.edit_pictures import EditPictures
+from orchestrator.run.export import FinishedRun
+from orchestrator.settings.batch import BatchSettings
+from orchestrator.settings.compose import Settings, compose, setting_names
+from orchestrator.settings.job import JobSettings
+
+__all__ = ["Maker", "composed"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+REMOTE_RUNTIME = ("runtime.preview_every", "runtime.checkpoint_every")
+"""What somebody else may say of how a job runs: not where, nor on what."""
+EXPORT_GROUPS = ("mesh", "export")
+_hydra = threading.Lock()
+"""Hydra keeps one state for the whole process."""
+
+
+class Maker:
+    """Makes submissions.
+
+    Args:
+        outputs: the folder of folders of users. pictures: where copies of what editing jobs start from are kept.
+        priors: that everybody may ask; None: any.
+    """
+
+    def __init__(
+        self, ledger: Ledger, uploads: Uploads, *, outputs: Path, pictures: Path, priors: Collection[str] | None
+    ) -> None:
+        self._ledger, self._uploads, self._outputs, self._pictures = ledger, uploads, outputs, pictures
+        self._priors = priors
+
+    def text_to_3d(self, form: TextTo3DForm, who: Principal, key: str | None) -> Submission:
+        """One mesh. Raises InputError."""
+        options = {
+            "fit.num_steps": form.num_steps,
+            "distillation.guidance_scale": form.guidance_scale,
+            "distillation.negative_prompt": form.negative_prompt,
+            "export.formats": form.formats,
+        }
+        settings = self._composed(form, options, who)
+        spec = settings.text_to_3d(form.prompt, seed=form.seed)
+        return self._submission(spec, JobSettings(export=settings.export, runtime=settings.runtime), form, who, key)
+
+    def images(self, form: ImagesForm, who: Principal, key: str | None) -> Submission:
+        """Pictures of one prompt, perhaps from a picture. Raises InputError."""
+        options = {**_image_options(form), "images.num_images": form.num_images, "images.strength": form.strength}
+        settings = self._composed(form, options, who)
+        job = JobSettings(export=settings.export, runtime=settings.runtime)
+        if form.init_image is None:
+            if form.mask is not None or form.strength is not None:
+                raise InputError("mask and strength say how to change a picture, but there is none; give init_image too.")
+            return self._submission(settings.image_job(form.prompt, seed=form.seed), job, form, who, key)
+        mask = None if form.mask is None else self._uploads.find(who, form.mask)
+        pictures = EditPictures.read(self._uploads.find(who, form.init_image), mask)
+        spec = settings.image_job(form.prompt, seed=form.seed, **pictures.hashes)
+        return self._submission(spec, dataclasses.replace(job, pictures=self._kept(pictures)), form, who, key)
+
+    def table(self, form: TableForm, who: Principal, key: str | None) -> Submission:
+        """A picture for each row of an uploaded table. Raises InputError."""
+        path = self._uploads.find(who, form.table)
+        settings = self._composed(form, _image_options(form), who)
+        source = TableSource.find(str(path), prompt_column=form.prompt_column)
+        table = source.scan()
+        if not who.is_owner and (places := {"init_image", "mask"} & set(table.columns)):
+            raise HTTPException(403, f"The table's column {min(places)} names files, which only the owner's own jobs may read.")
+        known = {field.name for field in dataclasses.fields(BatchImagesSpec)}
+        shaping = {"shard_size": form.shard_size, "output_format": form.output_format}
+        plain = {
+            **{name: value for name, value in settings.images.items() if name in known},
+            **{name: value for name, value in shaping.items() if value is not None},
+            "seed": form.seed,
+            "prior": settings.prior.source,
+            "strict": settings.prior.strict,
+            "prompt_column": form.prompt_column,
+            "table": table,
+        }
+        spec = codec.from_plain(BatchImagesSpec, plain, path="images")
+        batch = BatchSettings(prompts=str(path), num_workers=form.num_workers)
+        job = JobSettings(export=settings.export, runtime=settings.runtime, batch=batch)
+        return self._submission(spec, job, form, who, key)
+
+    def export(self, form: ExportForm, who: Principal, key: str | None) -> Submission:
+        """Other files of a finished 3D job. Raises InputError."""
+        job = self._ledger.jobs.get(form.job)
+        settings = {name: _as_word(value) for name, value in form.settings.items()}
+        if form.formats is not None:
+            settings["export.formats"] = _as_word(form.formats)
+        for name in settings:
+            if name.partition(".")[0] not in EXPORT_GROUPS:
+                raise InputError(f"{name} cannot be changed by an export, only {' and '.join(EXPORT_GROUPS)} settings can.")
+        FinishedRun.read(Path(job.out)).changed(settings)
+        spec = ExportSpec(run=job.out, settings=settings)
+        return self._submission(spec, JobSettings(), form, who, key)
+
+    def again(self, job: JobRecord, form: AgainForm, who: Principal, key: str | None) -> Submission:
+        """A job like another one but for what the form names. Raises InputError."""
+        if job.kind == ExportSpec.kind:
+            raise InputError(f"Job {job.id} is an export; make another one with POST /v1/exports.")
+        self._check_settings(form.settings, who)
+        spec, settings = codec.to_plain(dict(job.spec)), codec.to_plain(dict(job.settings))
+        for name, value in {"prompt": form.prompt, "seed": form.seed}.items():
+            if value is not None:
+                _put(spec, (name,), value, f"{name}")
+        for name, value in form.settings.items():
+            group, _, rest = name.partition(".")
+            tree, path = {
+                "field": (spec, ("fit", "field", rest)),
+                "images": (spec, (rest,)),
+                "prior": (spec, (rest,)),
+                "export": (settings, ("export", rest)),
+                "runtime": (settings, ("runtime", rest)),
+            }.get(group, (spec, (group, rest)))
+            _put(tree, path, value, name)
+            if name == "export.formats":
+                spec["formats"] = value
+        made = spec_from_json(spec)
+        self._check_prior(made.prior, who)
+        return self._submission(made, JobSettings.read(settings), form, who, key)
+
+    def _composed(self, form: PromptForm, options: Mapping[str, Any], who: Principal) -> Settings:
+        self._check_settings(form.settings, who)
+        source = form.prior
+        if source is not None:
+            self._check_prior(source, who)
+            source = absolute_source(source)
+        own = {**options, "preset": form.preset, "prior.source": source, "prior.strict": form.strict or None}
+        return composed({**form.settings, **{name: value for name, value in own.items() if value is not None}})
+
+    def _check_settings(self, settings: Mapping[str, Any], who: Principal) -> None:
+        for name, value in settings.items():
+            group = name.partition(".")[0]
+            if name == "prior.source":
+                raise InputError("The prior is no setting here; say it as 'prior'.")
+            if isinstance(value, str) and is_extension(value) and not who.is_owner:
+                raise HTTPException(403, f"{name} names code of one's own, which only the owner may run here.")
+            if group in ("runtime", "prior") and name not in (*REMOTE_RUNTIME, "prior.strict") and not who.is_owner:
+                raise HTTPException(403, f"{name} says how the orchestrator's machine works, which only its owner does.")
+
+    def _check_prior(self, source: str, who: Principal) -> None:
+        if self._priors is not None and source not in self._priors and not who.is_owner:
+            raise HTTPException(403, f"The prior {source[:100]!r} is not among those allowed here: {', '.join(self._priors)}.")
+
+    def _submission(self, spec: AnySpec, settings: JobSettings, form: JobForm, who: Principal, key: str | None) -> Submission:
+        self._check_quota(who)
+        request = JobRequest(
+            spec=spec.to_json(),
+            out=self._place(form.out, spec.name, who),
+            settings=settings,
+            user=who.user,
+            priority=form.priority,
+            idempotency_key=key,
+            is_paused=form.paused,
+        )
+        return request.to_submission()
+
+    def _check_quota(self, who: Principal) -> None:
+        if who.max_jobs is not None and (num := self._ledger.jobs.num_live(who.user)) >= who.max_jobs:
+            raise HTTPException(429, f"{who.user} has {num} jobs that have not ended, as many as are allowed; wait for one.")
+
+    def _place(self, out: str | None, name: str, who: Principal) -> str:
+        """A folder of the user's own; of the owner any path."""
+        if out is not None and who.is_owner and (Path(out).is_absolute() or is_url(out)):
+            return out
+        if out is not None and not NAME.fullmatch(out):
+            raise InputError(
+                f"The run folder {out[:60]!r} is no name; 1 to 100 letters, digits, dots, dashes and underscores were "
+                "expected, the first a letter or digit: it is made inside your output folder."
+            )
+        folder = self._outputs / slug(who.user)
+        with clear_output_errors(folder, option="--state"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(folder / (out or name))
+
+    def _kept(self, pictures: EditPictures) -> str:
+        names = "-".join(name[:16] for name in pictures.hashes.values() if name)
+        folder = self._pictures / names
+        with clear_output_errors(folder, option="--state"):
+            folder.mkdir(parents=True, exist_ok=True)
+        pictures.write(folder)
+        return str(folder)
+
+
+def composed(settings: Mapping[str, Any]) -> Settings:
+    """What 'compose' makes of settings by their dotted names, with or without a preset. Raises InputError."""
+    with _hydra:
+        known = _known()
+        for name in settings:
+            if "." in name and name not in known:
+                raise InputError(
+                    f"There is no setting {name[:100]!r}{codec.near_matches(name[:100], known)}; see /v1/settings."
+                )
+            if name.count(".") > 1:
+                raise InputError(f"{name} is part of a value; give {name.rpartition('.')[0]} as a whole.")
+        return compose([], options=settings)
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    return tuple(setting_names())
+
+
+def _image_options(form: PromptForm) -> dict[str, Any]:
+    return {
+        "images.num_steps": form.num_steps,
+        "images.guidance_scale": form.guidance_scale,
+        "images.negative_prompt": form.negative_prompt,
+        "images.sampler": getattr(form, "sampler", None),
+    }
+
+
+def _as_word(value: Any) -> str:
+    """As it stands on a command line."""
+    return value if isinstance(value, str) else codec.canonical_json(value)
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, name: str) -> None:
+    for key in path[:-1]:
+        tree = tree.get(key) or {}
+    if path[-1] not in tree:
+        raise InputError(f"There is no setting {name!r} in this job{codec.near_matches(path[-1], tree)}.")
+    tree[path[-1]] = value
