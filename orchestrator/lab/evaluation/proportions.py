@@ -37,6 +37,8 @@ _INNER = slice(GRID // 4 - 1, GRID - GRID // 4 + 1)  # what an object with a lon
 def object_of(prompt: str, randoms: Sequence[float] | None = None) -> Parts:
     """The object of a toybox prompt; randoms: its proportions, else the mean ones. AttributeError for other sentences."""
     meaning = captions.parse(prompt)
+    if meaning is None:
+        raise AttributeError(f"{prompt!r} is no sentence of the toybox's.")
     palette = [COLOURS[colour] for colour in meaning.colours]
     return build_parts(meaning.kind, palette, proportion=meaning.proportion, randoms=randoms)
 
