@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
+from jobs.errors import InputError
 from jobs.events import Progress
 from jobs.late_start import warn_of_late_start
 from jobs.pace import Pace
@@ -162,8 +164,9 @@ class _Attempt:
             self._say(cost.sentence(self.spec, info))
         for note in info.notes:
             self._say(note)
-        for message in warn_of_late_start(self.spec, info):
-            self._say(message.text, message.level)
+        with contextlib.suppress(InputError):  # rows may say other steps, and those that cannot be drawn fail alone
+            for message in warn_of_late_start(self.spec, info):
+                self._say(message.text, message.level)
         self.display.event(Progress(stage="start", step=1, total=1))
         location = absolute(self.store.location)  # workers have other working folders
         job = ShardJob(self.spec, self.source, location, info, self.held, self.runtime.preview_every)
