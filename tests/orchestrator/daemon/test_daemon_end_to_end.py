@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from orchestrator.client.client import Client
 from orchestrator.host.state_folder import StateFolder
 from tests.fakes import FAST_OVERRIDES
 from tests.orchestrator.batch.batch_fakes import contents
+from tests.orchestrator.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +66,13 @@ def asked_at(shown: dict, state: str) -> float:
     return next(event["at"] for event in reversed(shown["events"]) if event["text"] == f"to be {state} at the next step")
 
 
+def kill_worker(orchestrator_pid: int) -> None:
+    """SIGKILL for the process of the one job that runs."""
+    descendants = psutil.Process(orchestrator_pid).children(recursive=True)
+    (worker,) = [process for process in descendants if "JobProcess" in "".join(process.cmdline())]
+    worker.send_signal(signal.SIGKILL)
+
+
 def has_ended(shown: dict) -> bool:
     return shown["job"]["state"] in ("succeeded", "failed", "cancelled")
 
@@ -88,9 +97,7 @@ def test_pause_kill_and_restart_lose_nothing(orchestrator, dreamkiln, tiny_prior
 
     # The job's own process dies.
     wait_for(orchestrator, job, is_fitting)
-    descendants = psutil.Process(up["pid"]).children(recursive=True)
-    (worker,) = [process for process in descendants if "JobProcess" in "".join(process.cmdline())]
-    worker.send_signal(signal.SIGKILL)
+    kill_worker(up["pid"])
     wait_for(orchestrator, job, lambda shown: shown["job"]["num_attempts"] == 3 and is_fitting(shown))
 
     # The orchestrator dies. Its Ray notices sooner or later; the next orchestrator does not wait for that.
@@ -111,6 +118,25 @@ def test_pause_kill_and_restart_lose_nothing(orchestrator, dreamkiln, tiny_prior
     orchestrator("down")
     _, alive = psutil.wait_procs(descendants, timeout=15)
     assert not alive
+
+
+def test_a_loss_of_ones_own_is_queued_and_goes_on_after_a_kill(orchestrator, dreamkiln, tiny_prior, tmp_path):
+    shutil.copy(ROOT / "examples/own_loss.py", tmp_path / "loss.py")
+    command = ["text-to-3d", "a red table", "--prior", tiny_prior, "--strict", "distillation.form=loss.py:classifier_score"]
+    command += [*SETTINGS, "fit.num_steps=150", "fit.density_rate=0.01"]
+    plain = dreamkiln(*command, "--out", tmp_path / "plain", "--runtime", "inline", timeout=900)
+    assert plain.returncode == 0, plain.stderr
+
+    up = orchestrator("up", "--num-workers", 1)
+    job = orchestrator("submit", *command, "--out", tmp_path / "queued")["jobs"][0]["id"]
+    wait_for(orchestrator, job, is_fitting)
+    kill_worker(up["pid"])
+    shown = wait_for(orchestrator, job, has_ended)
+    assert shown["job"]["state"] == "succeeded" and shown["job"]["num_attempts"] == 2, shown
+    assert digest(tmp_path / "queued") == digest(tmp_path / "plain")
+    manifest = json.loads((tmp_path / "queued/manifest.json").read_text())
+    form = f"{tmp_path / 'loss.py'}:classifier_score"
+    assert manifest["spec"]["distillation"]["form"] == form and set(manifest["code"]) == {form}
 
 
 def test_cancel_and_bad_input_beside_good_work(orchestrator, dreamkiln, tiny_prior, tmp_path):
@@ -149,10 +175,7 @@ def test_a_table_of_prompts_survives_its_process_and_its_bad_row_is_mended(orche
     job = orchestrator("submit", *command, "--out", out, "--num-workers", 2)["jobs"][0]["id"]
     markers = out / "_shards"
     wait_for(orchestrator, job, lambda shown: len(list(markers.glob("*.json"))) > 1)
-    (worker,) = [
-        process for process in psutil.Process(up["pid"]).children(recursive=True) if "JobProcess" in "".join(process.cmdline())
-    ]
-    worker.send_signal(signal.SIGKILL)
+    kill_worker(up["pid"])
     shown = wait_for(orchestrator, job, has_ended)
     assert shown["job"]["state"] == "succeeded" and shown["job"]["metrics"]["num_failed"] == 1, shown
     assert contents(out) == contents(tmp_path / "plain")
