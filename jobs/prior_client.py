@@ -96,7 +96,18 @@ class PriorInfo:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DistillationQuery:
+class _ViewsQuery:
+    images: Tensor
+    prompts: tuple[str, ...]
+    t: Tensor
+    noise_keys: tuple[tuple[Key, ...], ...]
+    cameras: Tensor | None = None
+    group_views: int = 1
+    strict: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DistillationQuery(_ViewsQuery):
     """Asks how V rendered pictures should change to look more like their prompts at noise level t.
 
     Args:
@@ -104,42 +115,26 @@ class DistillationQuery:
         prompts: V prompts, view words included where the prior takes them.
         t: (V,) long timesteps of the prior's schedule.
         noise_keys: V random streams (seed, *keys), one a view, that the noise is drawn from.
+        cameras: (V, 16) of a prior that takes them, see `nerf3d.cameras.Cameras.pose_vectors`.
+        group_views: so many neighbouring views are of one object and judged together.
+        strict: the answer is bit-identical whatever else the prior is asked meanwhile; otherwise its last bits may differ.
         negative_prompt: one for all views.
         guidance: classifier-free guidance of every view.
         form, weighting: see `diffusion.distillation`.
-        strict: the answer is bit-identical whatever else the prior is asked meanwhile; otherwise its last bits may differ.
-        cameras: (V, 16) of a prior that takes them, see `nerf3d.cameras.Cameras.pose_vectors`.
-        group_views: so many neighbouring views are of one object and judged together.
     """
 
-    images: Tensor
-    prompts: tuple[str, ...]
-    t: Tensor
-    noise_keys: tuple[tuple[Key, ...], ...]
-    cameras: Tensor | None = None
-    group_views: int = 1
     negative_prompt: str = ""
     guidance: Guidance = field(default_factory=Guidance)
     form: str | Form = "x0"
     weighting: Weighting = "uniform"
-    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LossQuery:
-    """Asks how badly the prior denoises pictures under their prompts: the lower, the likelier it finds them.
+class LossQuery(_ViewsQuery):
+    """Asks how badly the prior denoises V pictures under their prompts: the lower, the likelier it finds them.
 
-    Args:
-        images: (V, 3, H, W) float32 in [0, 1]; the fields of these names are those of `DistillationQuery`.
+    Its fields are those of these names of `DistillationQuery`.
     """
-
-    images: Tensor
-    prompts: tuple[str, ...]
-    t: Tensor
-    noise_keys: tuple[tuple[Key, ...], ...]
-    cameras: Tensor | None = None
-    group_views: int = 1
-    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -116,8 +116,9 @@ def with_options_of(prepare: Callable[..., Any]) -> Callable[[Callable[..., Any]
             return command(lambda: prepare(**options), **given)
 
         verb.__doc__ = command.__doc__
-        verb.__signature__ = inspect.Signature([*theirs, *ours])  # type: ignore[attr-defined]
-        verb.__annotations__ = {parameter.name: parameter.annotation for parameter in (*theirs, *ours)}
+        both = sorted([*theirs, *ours], key=lambda parameter: parameter.default is not parameter.empty)
+        verb.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+        verb.__annotations__ = {parameter.name: parameter.annotation for parameter in both}
         return verb
 
     return decorate
@@ -150,11 +151,22 @@ def say_outcome(outcome: Outcome, *, as_json: bool) -> None:
         print(f"  … and {len(outcome.artefacts) - len(shown)} more files")
 
 
-def fit_options(
-    steps: int | None, guidance_scale: float | None, negative_prompt: str | None, preview_every: int | None
+def mesh_options(
+    formats: Formats = None,
+    steps: FitSteps = None,
+    guidance_scale: FitGuidanceScale = None,
+    negative_prompt: FitNegativePrompt = None,
+    preview_every: FitPreviewEvery = None,
+    prior: PriorName = None,
+    strict: Strict = False,
+    preset: Preset = None,
 ) -> dict[str, Any]:
-    """What a fit's options set, by the settings' names."""
+    """What the options of a mesh set, by the settings' names; `text-to-3d` and `submit text-to-3d` share them."""
     return {
+        "preset": preset,
+        "prior.source": prior,
+        "prior.strict": strict or None,
+        "export.formats": chosen_formats(formats),
         "fit.num_steps": steps,
         "distillation.guidance_scale": guidance_scale,
         "distillation.negative_prompt": negative_prompt,

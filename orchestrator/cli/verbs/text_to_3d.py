@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from orchestrator.cli import common
 
 NAME = "text-to-3d"
 HELP = "Make a 3D mesh from a sentence."
 
 
+@common.with_options_of(common.mesh_options)
 def command(
+    options: Callable[[], dict[str, Any]],
     prompt: common.Prompt,
     overrides: common.Overrides = None,
     out: common.Out = None,
     seed: common.Seed = 0,
-    formats: common.Formats = None,
-    steps: common.FitSteps = None,
-    guidance_scale: common.FitGuidanceScale = None,
-    negative_prompt: common.FitNegativePrompt = None,
-    preview_every: common.FitPreviewEvery = None,
-    prior: common.PriorName = None,
-    strict: common.Strict = False,
-    preset: common.Preset = None,
     runtime: common.RuntimeName = None,
     local: common.Local = False,
     state: common.State = None,
@@ -32,12 +29,5 @@ def command(
     check_prompt(prompt)  # before anything slow is imported
     from orchestrator.client.prepared_job import compose_here, prepare_text_to_3d
 
-    options = {
-        "preset": preset,
-        "prior.source": prior,
-        "prior.strict": strict or None,
-        "export.formats": common.chosen_formats(formats),
-        **common.fit_options(steps, guidance_scale, negative_prompt, preview_every),
-    }
-    job = prepare_text_to_3d(prompt, compose_here(overrides or (), options), seed=seed, out=out)
+    job = prepare_text_to_3d(prompt, compose_here(overrides or (), options()), seed=seed, out=out)
     return common.run_job(job, runtime=runtime, is_local=local, state=state, as_json=json)

@@ -40,7 +40,9 @@ def submit() -> None:
 
 
 @app.command(name="text-to-3d", help="Queue a mesh from a sentence, or with --prompts a table of them.")
+@common.with_options_of(common.mesh_options)
 def text_to_3d(
+    options: Callable[[], dict[str, Any]],
     prompt: common.OptionalPrompt = None,
     overrides: common.Overrides = None,
     prompts: Annotated[
@@ -50,14 +52,6 @@ def text_to_3d(
     seed: common.Seed = 0,
     best_of: Annotated[int, typer.Option(help="So many jobs with seeds from --seed on; see --metric.")] = 1,
     metric: Annotated[str | None, typer.Option(help="With --best-of: the largest wins, or 'first' to finish.")] = None,
-    formats: common.Formats = None,
-    steps: common.FitSteps = None,
-    guidance_scale: common.FitGuidanceScale = None,
-    negative_prompt: common.FitNegativePrompt = None,
-    preview_every: common.FitPreviewEvery = None,
-    prior: common.PriorName = None,
-    strict: common.Strict = False,
-    preset: common.Preset = None,
     user: User = None,
     priority: Priority = 0,
     key: Key = None,
@@ -67,19 +61,12 @@ def text_to_3d(
 ) -> None:
     """Compose the specs here, where their mistakes can be shown, then send them."""
     client = _client(state)
-    options = {
-        "preset": preset,
-        "prior.source": prior,
-        "prior.strict": strict or None,
-        "export.formats": common.chosen_formats(formats),
-        **common.fit_options(steps, guidance_scale, negative_prompt, preview_every),
-    }
     fields = {"user": user or common.user_name(), "is_paused": paused, "priority": priority}
     if prompts is not None:
         if best_of != 1 or metric is not None or key is not None:
             raise InputError("--best-of, --metric and --key go with one prompt; a table says seeds and keys row by row.")
         words = common.settings_beside_table(prompts, prompt, overrides)
-        jobs = _of_table(prompts, words, options, seed=seed, out=out, state=client.folder.path, fields=fields)
+        jobs = _of_table(prompts, words, options(), seed=seed, out=out, state=client.folder.path, fields=fields)
         _send(client, jobs, None, as_json=json)
         return
     prompt = common.needed_prompt(prompt)
@@ -89,7 +76,7 @@ def text_to_3d(
         raise InputError("--metric chooses among the jobs of --best-of; give that too.")
     metric = _chosen_metric(metric)
     seeds = range(seed, seed + best_of)
-    jobs = _of_seeds(prompt, overrides or [], options, seeds=seeds, out=out, key=key, state=client.folder.path, fields=fields)
+    jobs = _of_seeds(prompt, overrides or [], options(), seeds=seeds, out=out, key=key, state=client.folder.path, fields=fields)
     group = {"name": f"{prompt}, best of {best_of}", "metric": metric} if best_of > 1 else None
     _send(client, jobs, group, as_json=json)
 
