@@ -24,6 +24,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "cross_attention": ("--repeats", "4"),
     "prior_opinion": ("--first", "2", "--out", "runs/benchmarks/prior_opinion.json"),
     "mutations": ("--only", "analog_bits"),
+    "code_lines": (),
     "gallery": ("--preset", "draft", "--first", "2", "--docs", "runs/benchmarks/gallery"),
 }
 """Short name -> the arguments of its short version; none of them touches docs/."""

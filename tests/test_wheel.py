@@ -66,3 +66,25 @@ def test_it_works_from_another_folder(wheel: Path, tmp_path: Path):
     options = ["--num-images", 1, "--steps", 1, "--runtime", "inline", "--out", "out", "runtime.num_threads=1"]
     run("-m", "dreamkiln", "images", "a red house", *options, cwd=tmp_path, PYTHONPATH=str(site))
     assert (tmp_path / "out/grid.png").exists()
+
+
+@pytest.mark.slow
+def test_a_full_install_draws_a_picture(wheel: Path, tmp_path: Path):
+    """Every dependency from the registry, two gigabytes of them: nothing of this environment is seen."""
+    run("-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv/bin/python"
+    pip = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    for packages in (["torch"], [wheel]):
+        done = subprocess.run([*map(str, pip), *map(str, packages)], cwd=tmp_path, capture_output=True, text=True)
+        if "NameResolutionError" in done.stderr or "No matching distribution" in done.stderr:
+            pytest.skip(f"the registry cannot be reached: {done.stderr[-200:]}")
+        assert done.returncode == 0, done.stderr
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    for options in (["--num-images", "1", "--steps", "1", "--runtime", "inline", "--out", "out"], ["--version"]):
+        words = ["images", "a red house", *options] if "--out" in options else options
+        command = [tmp_path / "venv/bin/dreamkiln", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/grid.png").exists()
+    checked = subprocess.run([python, "-m", "pip", "check"], cwd=tmp_path, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
