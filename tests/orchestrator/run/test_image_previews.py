@@ -55,7 +55,8 @@ def test_previews_come_in_time_and_do_not_change_the_pictures(tiny_prior, strict
         again, same = watch(resident.draw_with_previews(request, every=2, job="watched"))
         beside.result()
     resident.close()
-    assert [(preview.steps, preview.first) for preview in again] == [(preview.steps, preview.first) for preview in previews]
+    # Beside another job the parts of a request advance at their own pace, which a busy machine decides.
+    assert sorted((preview.steps, preview.first) for preview in again) == sorted((p.steps, p.first) for p in previews)
     assert np.abs(same.astype(int) - pictures).max() <= (0 if strict else 1)
 
 
