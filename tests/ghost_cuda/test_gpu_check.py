@@ -1,0 +1,25 @@
+"""benchmarks/gpu_check.py works the first time: all of its parts, reduced, on the device that is not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.ghost_cuda import ROOT
+
+
+@pytest.mark.slow
+def test_every_part_answers(tmp_path):
+    out = tmp_path / "check.json"
+    subprocess.run([sys.executable, "-m", "benchmarks.gpu_check", "--ghost", "--out", str(out)], cwd=ROOT, check=True)
+    parts = json.loads(out.read_text())["parts"]
+    assert len(parts) == 10 and not any("error" in part for part in parts.values())
+    on_cpu, on_cuda = parts["parity"]["num_samples"]
+    assert on_cpu > 10_000 and abs(on_cuda - on_cpu) < 0.002 * on_cpu and parts["parity"]["rgb"] < 0.01
+    assert parts["parity"]["network"] < 1e-4
+    # After two steps of it; rays are jittered one by one there and sample by sample here.
+    assert all(parts[f"fit_{kind}"]["overlap_with_the_cpus"] > 0.8 for kind in ("dense_pyramid", "hash_grid"))
+    assert parts["resume"]["last_step_apart"] < 1e-6
