@@ -237,6 +237,8 @@ def towards_x0_in_latents(step: Denoised) -> Generator[Request, Any, Distilled]:
 
 
 FORMS: dict[str, Form] = {"x0": towards_x0, "x0_latents": towards_x0_in_latents, "sds": noise_residual}
+_PULLED_BACK = (towards_x0_in_latents, noise_residual)
+"""Forms that ask for the encoder's gradient."""
 
 
 def score_distillation(
@@ -275,7 +277,7 @@ def score_distillation(
             f"{len(t)} timesteps for {len(images)} views", expected="one a view", fix="draw num_views timesteps"
         )
     images = images.detach()
-    latents, t, noise = yield from encode_beside(images, t, noise)
+    latents, t, noise = yield from encode_beside(images, t, noise, is_pulled_back=form in _PULLED_BACK)
     x_t = schedule.add_noise(latents, noise, t)
     prediction = yield DenoiseRequest(x_t, t, condition, guidance)
     weight = _weight(schedule, t, weighting)
@@ -290,13 +292,15 @@ def score_distillation(
     return answer
 
 
-def encode_beside(images: Tensor, t: Tensor, noise: Tensor) -> Generator[Request, Any, tuple[Tensor, Tensor, Tensor]]:
+def encode_beside(
+    images: Tensor, t: Tensor, noise: Tensor, *, is_pulled_back: bool = False
+) -> Generator[Request, Any, tuple[Tensor, Tensor, Tensor]]:
     """The latents of images (B, 3, H, W) without gradient, t (B,) as it is, and noise (B, C, h, w) beside the latents.
 
     Raises:
         DiffusionError: noise of another shape than the latents.
     """
-    latents = (yield EncodeRequest(images)).detach()
+    latents = (yield EncodeRequest(images, is_pulled_back)).detach()
     if noise.shape != latents.shape:
         raise DiffusionError.explained(
             f"the noise has shape {tuple(noise.shape)}",

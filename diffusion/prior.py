@@ -358,6 +358,17 @@ class Prior(Checkpoint):
         """Vector-Jacobian product of the encoder, (B, 3, H, W)."""
         return data_parallel(self._encoder_gradient, sent(images, self.device), latent_gradient)
 
+    @property
+    def keeps_encoded(self) -> bool:
+        """Whether `encode_with_graph` pays; on a CPU each core pulls its own rows back, which one graph could not."""
+        return self.device.type == "cuda"
+
+    def encode_with_graph(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`encode`, and what its gradient is pulled back to: leaf images (B, 3, H, W), latents (B, C, h, w) with a graph."""
+        leaf = sent(images, self.device).detach().requires_grad_()
+        with torch.enable_grad():
+            return leaf, self._coded(leaf)
+
     def _encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
         images = images.detach().requires_grad_()
         with torch.enable_grad():

@@ -130,9 +130,13 @@ class DenoiseRequest:
 
 @dataclass(frozen=True, eq=False)
 class EncodeRequest:
-    """Asks for the scaled latents (B, C, h, w) of images (B, 3, H, W) in [0, 1], without gradient."""
+    """Asks for the scaled latents (B, C, h, w) of images (B, 3, H, W) in [0, 1], without gradient.
+
+    is_pulled_back: an EncodeGradientRequest with this very tensor follows, so that what the encoder computed may be kept.
+    """
 
     images: Tensor
+    is_pulled_back: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,9 @@ to run out of memory (SynerDiff, 2605.08835).
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,22 @@ class Answers(Protocol):
         ...
 
 
+class KeepsEncoded(Protocol):
+    """See `diffusion.prior.Prior.encode_with_graph`."""
+
+    def encode_with_graph(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Leaf images and their latents, with a graph between them."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """An encoder pass whose gradient will be asked for. leaf: images (B, 3, H, W). latents: (B, C, h, w)."""
+
+    leaf: Tensor
+    latents: Tensor
+
+
 class AutoencoderStage:
     """At most `rows` pictures a call; when memory runs out for several, half as many as those, until CALM calls went well."""
 
@@ -33,6 +49,7 @@ class AutoencoderStage:
         self._model = model
         self._rows = self._most = rows
         self._calm = 0
+        self._kept: dict[int, tuple[Tensor, _Graph, slice]] = {}
 
     def answer_all(self, requests: Sequence[CodingRequest], *, strict: Sequence[bool]) -> list[Tensor | Exception]:
         """The answer of each request, or the exception that it alone brought about.
@@ -46,9 +63,63 @@ class AutoencoderStage:
             groups.setdefault((type(request), shapes, alone), []).append(index)
         for (kind, _, alone), members in groups.items():
             of_kind = [requests[index] for index in members]
+            if not alone and (kept := self._from_kept(of_kind)):
+                answers |= {members[place]: answer for place, answer in kept.items()}
+                members = [index for place, index in enumerate(members) if place not in kept]
+                of_kind = [requests[index] for index in members]
+            if not of_kind:
+                continue
             together = self._answer(kind, of_kind, rows=1 if alone else self._rows_of(of_kind[0]))
             answers |= dict(zip(members, together, strict=True))
         return [answers[index] for index in range(len(requests))]
+
+    def _from_kept(self, requests: Sequence[CodingRequest]) -> dict[int, Tensor]:
+        """Answers of those that one encoder pass serves twice: latents now, their gradient when it is asked for.
+
+        Place among the requests -> answer. What fails is left to the way without graphs, which finds out whose fault it is.
+        """
+        try:
+            if isinstance(requests[0], EncodeRequest) and getattr(self._model, "keeps_encoded", False):
+                return self._encoded(requests)
+            if isinstance(requests[0], EncodeGradientRequest) and self._kept:
+                return self._pulled_back(requests)
+        except Exception as error:
+            self._kept.clear()
+            release_cached_memory(error)
+        return {}
+
+    def _encoded(self, requests: Sequence[CodingRequest]) -> dict[int, Tensor]:
+        """Those that will be pulled back and fit into one call."""
+        chosen: list[int] = []
+        size, limit = 0, self._rows_of(requests[0])
+        for place, request in enumerate(requests):
+            if isinstance(request, EncodeRequest) and request.is_pulled_back and size + len(request.images) <= limit:
+                chosen.append(place)
+                size += len(request.images)
+        if not chosen:
+            return {}
+        self._kept.clear()  # of a request that was cancelled, or waits long: one graph is enough memory
+        images = [_tensors(requests[place])[0] for place in chosen]
+        leaf, latents = cast(KeepsEncoded, self._model).encode_with_graph(torch.cat(images))
+        graph, start = _Graph(leaf, latents), 0
+        for tensor in images:
+            self._kept[id(tensor)] = (tensor, graph, slice(start, start + len(tensor)))
+            start += len(tensor)
+        return dict(zip(chosen, latents.detach().split([len(tensor) for tensor in images]), strict=True))
+
+    def _pulled_back(self, requests: Sequence[CodingRequest]) -> dict[int, Tensor]:
+        """Those whose pictures were kept, in one pass backward, after which nothing is."""
+        asked = {place: self._kept.get(id(_tensors(request)[0])) for place, request in enumerate(requests)}
+        found = {place: kept for place, kept in asked.items() if kept is not None}
+        if not found:
+            return {}
+        graph = next(iter(found.values()))[1]
+        gradient = torch.zeros_like(graph.latents)
+        for place, (_, _, rows) in found.items():
+            gradient[rows] = _tensors(requests[place])[1].to(gradient)
+        self._kept.clear()
+        (pulled,) = torch.autograd.grad(graph.latents, graph.leaf, gradient)
+        return {place: pulled[rows] for place, (_, _, rows) in found.items()}
 
     def _rows_of(self, request: CodingRequest) -> int:
         """Pictures of a call: of larger ones than the prior's own as many fewer as they are larger."""
@@ -103,4 +174,4 @@ def num_pictures(request: CodingRequest) -> int:
 
 def _tensors(request: CodingRequest) -> list[Tensor]:
     """(images,), (latents,) or (images, latent_gradient)."""
-    return [getattr(request, field.name) for field in fields(request)]
+    return [value for field in fields(request) if isinstance(value := getattr(request, field.name), Tensor)]
