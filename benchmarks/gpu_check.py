@@ -283,6 +283,10 @@ def _ours(config: dict[str, Any], side: int, added: bool, batch: int) -> Callabl
 
 def _diffusers(config: dict[str, Any], side: int, added: bool, batch: int) -> Callable[[], Any]:
     import torch
+
+    from diffusion.torchvision_shim import ensure_torchvision_imports
+
+    ensure_torchvision_imports()
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(**config, sample_size=side).to("cuda", torch.bfloat16).eval()

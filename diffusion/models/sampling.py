@@ -18,7 +18,7 @@ from diffusion.requests import Condition, DenoiseRequest, Guidance, run
 from diffusion.samplers import SAMPLERS, Sampler
 from diffusion.samplers.ddim_inversion import ddim_inversion
 from diffusion.schedule import NoiseSchedule
-from diffusion.seeding import normal_rows, step_noise, stream
+from diffusion.seeding import normal_rows, sent, step_noise, stream
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 """(x_t (B, ...), t (B,) long) -> the model's guided prediction."""
@@ -80,7 +80,7 @@ def draw(
     }
 
     def answer(asked: DenoiseRequest) -> Prediction:
-        return _clipped(predict(asked.x_t, asked.t), asked.x_t, clip_x0)
+        return _clipped(predict(asked.x_t, sent(asked.t, asked.x_t.device)), asked.x_t, clip_x0)
 
     with torch.no_grad():
         if invert is None:

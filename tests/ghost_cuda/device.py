@@ -285,6 +285,7 @@ def ghost_cuda() -> Iterator[None]:
     """Inside, torch has one CUDA device; threads that are started here know it too. For the rest of the process."""
     cuda: Any = torch.cuda
     answers: dict[str, Any] = dict.fromkeys(("_lazy_init", "init", "synchronize", "empty_cache", "set_device"))
+    answers |= {"reset_peak_memory_stats": None, "max_memory_allocated": 0, "memory_allocated": 0}
     answers |= dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), True)
     answers |= {"device_count": 1, "current_device": 0, "get_device_capability": (9, 0), "get_device_name": _Properties.name}
     answers |= {"get_device_properties": _Properties, "mem_get_info": (_Properties.total_memory,) * 2}

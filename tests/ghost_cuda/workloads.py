@@ -290,7 +290,7 @@ def evaluation() -> None:
 
     judge.embed_images(torch.full((2, 3, 64, 64), 0.5))
     judge.embed_texts(["a red house", "a duck"])
-    out = ("--out", _FOLDER / "evaluation", "--num-prompts", 2, "device=cuda", "num_threads=1", "num_captions=100")
+    out = ("--out", _FOLDER / "evaluation", "--num-prompts", 2, "device=cuda", "num_threads=1", "num_captions=200")
     command("evaluate", "images", *out)
 
 
