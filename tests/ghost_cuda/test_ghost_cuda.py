@@ -52,6 +52,7 @@ def test_nothing_mixes_devices(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SLOW)
 def test_nothing_mixes_devices_in_long_work(name: str) -> None:
     check(records(SLOW)[name])

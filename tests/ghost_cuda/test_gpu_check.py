@@ -12,6 +12,7 @@ from tests.ghost_cuda import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_part_answers(tmp_path):
     out = tmp_path / "check.json"
     subprocess.run([sys.executable, "-m", "benchmarks.gpu_check", "--ghost", "--out", str(out)], cwd=ROOT, check=True)
