@@ -163,10 +163,10 @@ def test_a_manifest_or_marker_that_cannot_be_read_now_is_read_again_later(tmp_pa
         RunFolder(tmp_path, ImagesSpec(prompt="a chair"), ())
     assert failure_kind(caught.value) == FailureKind.BAD_INPUT
 
-    def stale(self, *_: object, **__: object) -> str:
+    def stale(self, *_: object, **__: object) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr("pathlib.Path.read_text", stale)
+    monkeypatch.setattr("pathlib.Path.read_bytes", stale)
     with pytest.raises(OutputError, match="Stale file handle") as caught:
         RunFolder(tmp_path, ImagesSpec(prompt="a chair"), ())
     assert failure_kind(caught.value) == FailureKind.UNEXPECTED
