@@ -39,6 +39,8 @@ __all__ = ["Maker", "composed"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 REMOTE_RUNTIME = ("runtime.preview_every", "runtime.checkpoint_every")
 """What somebody else may say of how a job runs: not where, nor on what."""
+CODE = ("field.kind", "distillation.form")
+"""Settings that may name code of one's own."""
 EXPORT_GROUPS = ("mesh", "export")
 _hydra = threading.Lock()
 """Hydra keeps one state for the whole process."""
@@ -125,6 +127,8 @@ class Maker:
         """A job like another one but for what the form names. Raises InputError."""
         if job.kind == ExportSpec.kind:
             raise InputError(f"Job {job.id} is an export; make another one with POST /v1/exports.")
+        if not who.is_owner and ((job.kind == BatchImagesSpec.kind and job.user != who.user) or _has_code(job.spec)):
+            raise HTTPException(403, f"Job {job.id} reads files or code of {job.user}'s, so only {job.user} may repeat it.")
         self._check_settings(form.settings, who)
         spec, settings = codec.to_plain(dict(job.spec)), codec.to_plain(dict(job.settings))
         for name, value in {"prompt": form.prompt, "seed": form.seed}.items():
@@ -160,7 +164,7 @@ class Maker:
             group = name.partition(".")[0]
             if name == "prior.source":
                 raise InputError("The prior is no setting here; say it as 'prior'.")
-            if isinstance(value, str) and is_extension(value) and not who.is_owner:
+            if name in CODE and is_extension(str(value)) and not who.is_owner:
                 raise HTTPException(403, f"{name} names code of one's own, which only the owner may run here.")
             if group in ("runtime", "prior") and name not in (*REMOTE_RUNTIME, "prior.strict") and not who.is_owner:
                 raise HTTPException(403, f"{name} says how the orchestrator's machine works, which only its owner does.")
@@ -235,6 +239,12 @@ def _image_options(form: PromptForm) -> dict[str, Any]:
         "images.negative_prompt": form.negative_prompt,
         "images.sampler": getattr(form, "sampler", None),
     }
+
+
+def _has_code(spec: Mapping[str, Any]) -> bool:
+    """Whether a 3D job's loss or field is code of one's own."""
+    names = (spec.get("distillation", {}).get("form", ""), spec.get("fit", {}).get("field", {}).get("kind", ""))
+    return any(map(is_extension, names))
 
 
 def _as_word(value: Any) -> str:

@@ -241,6 +241,10 @@ def test_a_job_from_its_form_to_its_end(api: Api, tmp_path: Path):
     assert (spec["seed"], spec["fit"]["num_steps"], spec["prior"]) == (7, 33, "toybox")
     job = made["id"]
     assert api.ok("submit", "PATCH", f"/v1/jobs/{job}", {"priority": 9})["job"]["priority"] == 9
+    worded = {"prompt": "a table", "paused": True, "settings": {"images.negative_prompt": "not: a chair"}}
+    assert api.ok("submit", "POST", "/v1/images", worded)["job"]["spec"]["negative_prompt"] == "not: a chair"
+    status, answer, _ = api("submit", "POST", f"/v1/jobs/{job}/again", {"settings": {"field.kind": "os:system"}})
+    assert status == 403 and "code of one's own" in answer["error"]
     changes = {"seed": 8, "settings": {"fit.num_steps": 34, "export.formats": ["glb", "stl"], "mesh.max_faces": 500}}
     other = api.ok("submit", "POST", f"/v1/jobs/{job}/again", changes)["job"]
     assert (other["spec"]["seed"], other["spec"]["fit"]["num_steps"], other["spec"]["formats"]) == (8, 34, ["glb", "stl"])
