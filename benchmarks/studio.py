@@ -187,6 +187,7 @@ def browser(profile: Path, *, size: tuple[int, int] = SIZES["desktop"]) -> Itera
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     driver.set_script_timeout(SECONDS)
+    driver.command_executor.client_config.timeout = 600  # software rendering beside other work
     try:
         yield driver
     finally:
@@ -289,12 +290,14 @@ def main(arguments: list[str] | None = None) -> int:
                         wait(driver, ready)
                         time.sleep(1.0)
                         driver.save_screenshot(str(given.out / f"{name}-{device}.png"))
-                        problems += [f"{name} on {device}: {one}" for one in violations(driver)]
+                        found = [f"{name} on {device}: {one}" for one in violations(driver)]
+                        print("\n".join(found) or f"{name} on {device}: nothing found", flush=True)
+                        problems += found
                 problems += complaints(driver)
                 problems += [f"a request went to {other}" for other in hosts(driver) - {host}]
         finally:
             scene.close()
-    print("\n".join(problems) or "Nothing found.")
+    print(f"In all: {len(problems)} findings.", *problems, sep="\n")
     return int(bool(problems))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from orchestrator.batch.job_folder import Mode
 from orchestrator.batch.perform import BatchOutcome
 from orchestrator.client.client import Client
 from orchestrator.client.prepared_job import PreparedJob, compose_here, prepare_images, prepare_table, prepare_text_to_3d
+from orchestrator.client.remote import RemoteClient
 from orchestrator.client.waiting_client import SubmittedJob, submit_job
 from orchestrator.exports import MESH_WRITERS, Placement
 from orchestrator.host.progress_display import SilentDisplay, make_display
@@ -236,9 +238,19 @@ def evaluate(runs: Sequence[str | Path] = (), *, out: str | Path | None = None, 
     return report
 
 
-def connect(state: str | Path | None = None) -> Client:
-    """The running orchestrator of a state folder ($DREAMKILN_STATE or ~/.dreamkiln). Raises NotRunningError for none."""
-    client = Client(StateFolder.find(None if state is None else Path(state)))
+def connect(state: str | Path | None = None, *, token: str | None = None) -> Client:
+    """A running orchestrator: of a state folder ($DREAMKILN_STATE or ~/.dreamkiln), or at a URL on another machine.
+
+    Args:
+        state: the folder, or "http://HOST:PORT" or "https://HOST". token: of a URL; $DREAMKILN_TOKEN unless told.
+
+    Raises:
+        NotRunningError: nobody answers. InputError: a URL without a token.
+    """
+    if isinstance(state, str) and "://" in state:
+        client: Client = RemoteClient(state, token or os.environ.get("DREAMKILN_TOKEN"))
+    else:
+        client = Client(StateFolder.find(None if state is None else Path(state)))
     client.get("/health")
     return client
 

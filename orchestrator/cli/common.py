@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,13 @@ from orchestrator.host.user import user_name
 if TYPE_CHECKING:
     from orchestrator.client.client import Client
     from orchestrator.client.prepared_job import PreparedJob
+    from orchestrator.client.remote import RemoteClient
     from orchestrator.run.perform import Outcome
 
 __all__ = ["UsageProblem", "run_job", "say_outcome", "with_options_of"]
 
+remote_url: str | None = None
+"""Of --url or DREAMKILN_URL; set by `main`."""
 current_run_folder: Path | None = None
 """Where an unexpected error leaves its log; set by the verb that knows."""
 
@@ -60,6 +64,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 class UsageProblem(InputError):
     """The command line itself is wrong: an unknown verb or option, a missing argument."""
+
+
+def set_remote(url: str | None) -> None:
+    """The orchestrator that the verbs ask, on another machine; None: one of this machine's."""
+    global remote_url
+    remote_url = url
+
+
+def remote_client() -> RemoteClient | None:
+    """Of --url or DREAMKILN_URL; None without them. Raises InputError for no token."""
+    if remote_url is None:
+        return None
+    from orchestrator.client.remote import RemoteClient
+
+    return RemoteClient(remote_url, os.environ.get("DREAMKILN_TOKEN"))
 
 
 def set_run_folder(folder: Path | None) -> None:
@@ -181,6 +200,8 @@ def chosen_formats(formats: str | None) -> list[str] | None:
 
 def running_orchestrator(state: Path | None) -> Client:
     """The client of the running orchestrator. Raises NotRunningError for none."""
+    if (remote := remote_client()) is not None:
+        return remote
     from orchestrator.client.client import Client
     from orchestrator.host.state_folder import StateFolder
 
@@ -189,6 +210,8 @@ def running_orchestrator(state: Path | None) -> Client:
 
 def orchestrator_in(state: Path | None) -> Client | None:
     """The client of a running orchestrator, or None; one that has died is mentioned on stderr."""
+    if (remote := remote_client()) is not None:
+        return remote
     from orchestrator.client.client import Client, NotRunningError
     from orchestrator.host.state_folder import StateFolder
 

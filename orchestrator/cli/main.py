@@ -67,6 +67,13 @@ def dreamkiln(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_say_version, is_eager=True)
     ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            help="An orchestrator elsewhere, anywhere on the line; DREAMKILN_URL. Its token: DREAMKILN_TOKEN.",
+        ),
+    ] = None,
 ) -> None:
     """What holds for every verb."""
 
@@ -111,6 +118,8 @@ def _run(given: list[str]) -> int:
     """The command's exit code; what it raised has been said."""
     debug = bool(os.environ.get("DREAMKILN_DEBUG")) or "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
+    given, url = _without_url(given)
+    common.set_remote(url)
     as_json = "--json" in given
     given = [_at_home(argument) for argument in given]
     common.set_run_folder(None)
@@ -143,6 +152,18 @@ def _first_words(given: Sequence[str]) -> AbstractContextManager[None]:
     if words is None or "torch" in sys.modules or {"-h", "--help"} & set(given):
         return contextlib.nullcontext()
     return first_words(words)
+
+
+def _without_url(given: list[str]) -> tuple[list[str], str | None]:
+    """The line without `--url ADDRESS`, which may stand anywhere before a `--`, and the address; else DREAMKILN_URL's."""
+    url = os.environ.get("DREAMKILN_URL") or None
+    end = given.index("--") if "--" in given else len(given)
+    for place, argument in enumerate(given[:end]):
+        if argument.startswith("--url="):
+            return [*given[:place], *given[place + 1 :]], argument.partition("=")[2]
+        if argument == "--url" and place + 1 < end:
+            return [*given[:place], *given[place + 2 :]], given[place + 1]
+    return given, url
 
 
 def _print_whatever_the_terminal_can_show() -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 from jobs.errors import DreamKilnError, InputError
 from orchestrator.host.state_folder import Endpoint, StateFolder
 
-__all__ = ["Client", "NotRunningError", "PatientClient", "UnavailableError"]
+__all__ = ["Client", "NotRunningError", "PatientClient", "UnavailableError", "answer_of"]
 
 SECONDS_OF_PATIENCE = 60.0
 SECONDS_BETWEEN_TRIES = 1.0
@@ -39,6 +39,15 @@ class Client:
         self.folder = folder
         self._timeout = timeout_seconds
         self.reconnect()
+
+    @property
+    def where(self) -> str:
+        """Whose orchestrator it is, for messages."""
+        return str(self.folder.path)
+
+    def request_of(self, job: Any, **fields: Any) -> dict[str, Any]:
+        """What queues an `orchestrator.client.prepared_job.PreparedJob`; `fields` are the request's others."""
+        return job.request(state=self.folder.path, **fields)
 
     def reconnect(self) -> None:
         """Look up where the orchestrator listens, which another one may do elsewhere by now."""
@@ -74,7 +83,7 @@ class Client:
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         if not self._is_ours:
             self._check_identity()
-        return _answer(*self._ask(method, path, body, {"Authorization": f"Bearer {self._token}"}))
+        return answer_of(*self._ask(method, path, body, {"Authorization": f"Bearer {self._token}"}))
 
     def _check_identity(self) -> None:
         """Before the token goes anywhere: a dead orchestrator's port may be another program's by now."""
@@ -92,11 +101,10 @@ class Client:
         self._is_ours = True
 
     def _ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> tuple[int, bytes]:
-        address = urlsplit(self.endpoint.url)
         headers = {**headers, "Content-Type": "application/json"}
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self._timeout)
+        connection = self._connection(self._timeout)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            connection.request(method, self._path(path), None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -106,6 +114,15 @@ class Client:
             ) from error
         finally:
             connection.close()
+
+    def _connection(self, timeout_seconds: float) -> http.client.HTTPConnection:
+        address = urlsplit(self.endpoint.url)
+        make = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        return make(address.hostname or "", address.port, timeout=timeout_seconds)
+
+    def _path(self, path: str) -> str:
+        """Behind whatever a proxy has put before ours."""
+        return f"{urlsplit(self.endpoint.url).path}{path}"
 
 
 class PatientClient:
@@ -139,8 +156,7 @@ class PatientClient:
                     self._say(f"{error} Trying again for {SECONDS_OF_PATIENCE:.0f} s.")
                 elif now - began > SECONDS_OF_PATIENCE:
                     raise DreamKilnError(
-                        f"The orchestrator of {self._client.folder.path} has not answered for {now - began:.0f} s; "
-                        f"{self._meanwhile}."
+                        f"The orchestrator of {self._client.where} has not answered for {now - began:.0f} s; {self._meanwhile}."
                     ) from error
                 time.sleep(SECONDS_BETWEEN_TRIES)
             else:
@@ -148,7 +164,8 @@ class PatientClient:
                 return answer
 
 
-def _answer(status: int, data: bytes) -> Any:
+def answer_of(status: int, data: bytes) -> Any:
+    """The parsed answer of a call. Raises what the orchestrator raised: InputError, UnavailableError or DreamKilnError."""
     try:
         content = json.loads(data)
     except ValueError:

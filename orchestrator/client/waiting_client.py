@@ -14,8 +14,10 @@ from jobs.errors import DreamKilnError, InputError, Interrupted, JobFailed
 from jobs.events import Progress
 from jobs.states import FailureKind, State
 from orchestrator.batch.perform import BatchOutcome
+from orchestrator.batch.storage.urls import is_url
 from orchestrator.client.client import Client, NotRunningError, PatientClient, UnavailableError
 from orchestrator.client.prepared_job import PreparedJob
+from orchestrator.client.remote import RemoteClient
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.run.perform import Outcome, artefact_order
 
@@ -51,12 +53,15 @@ class SubmittedJob:
         Raises:
             InputError, JobFailed: what it failed with. DreamKilnError: it was cancelled, or nobody answers for a minute.
         """
-        return _outcome(self.job, _Watcher(self.client, self.number, display or SilentDisplay()).follow(until=_has_ended))
+        display = display or SilentDisplay()
+        last = _Watcher(self.client, self.number, display).follow(until=_has_ended)
+        _bring(self.client, self.job, last, display)
+        return _outcome(self.job, last)
 
 
 def submit_job(job: PreparedJob, client: Client, **fields: Any) -> SubmittedJob:
     """Queue a job; `fields` are those of a request: user, priority, idempotency_key. Raises what the client raises."""
-    request = job.request(state=client.folder.path, **fields)
+    request = client.request_of(job, **fields)
     return SubmittedJob(client.submit([request])["jobs"][0]["id"], job, client)
 
 
@@ -68,8 +73,11 @@ def submit_and_wait(job: PreparedJob, client: Client, *, state: Path, user: str,
         DreamKilnError: nobody has answered for a minute; the job goes on with the next orchestrator.
         Interrupted: Ctrl-C, which cancels the job; or SIGTERM, which ends this command alone. The same command continues.
     """
-    request = job.request(state=state, user=user)
-    number = _find_same(client, job, request["out"])
+    is_remote = isinstance(client, RemoteClient)
+    if is_remote and is_url(job.out):
+        raise InputError(f"What is made at {client.where} comes to a folder here, but --out is {job.out}; give a folder.")
+    request = client.request_of(job) if is_remote else job.request(state=state, user=user)
+    number = None if is_remote else _find_same(client, job, request["out"])
     is_joining = number is not None
     if number is None:
         number = client.submit([request])["jobs"][0]["id"]
@@ -83,7 +91,15 @@ def submit_and_wait(job: PreparedJob, client: Client, *, state: Path, user: str,
         if signal.SIGTERM in stop.args:  # not a request about the job: `timeout`, or the end of a session
             raise Interrupted(f"Stopped waiting; job {number} goes on, and the same command joins it.") from None
         raise Interrupted(_cancel(client, number, job)) from None
+    _bring(client, job, last, display)
     return _outcome(job, last)
+
+
+def _bring(client: Client, job: PreparedJob, last: dict[str, Any], display: Display) -> None:
+    """What a job on another machine has made, into the folder that it has here."""
+    if isinstance(client, RemoteClient) and last["job"]["state"] == State.SUCCEEDED:
+        num = len(client.fetch(last["job"]["id"], Path(job.out)))
+        display.message(f"{num} files came from {client.where}.")
 
 
 def _find_same(client: Client, job: PreparedJob, out: str) -> int | None:

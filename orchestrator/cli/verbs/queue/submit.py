@@ -66,7 +66,7 @@ def text_to_3d(
         if best_of != 1 or metric is not None or key is not None:
             raise InputError("--best-of, --metric and --key go with one prompt; a table says seeds and keys row by row.")
         words = common.settings_beside_table(prompts, prompt, overrides)
-        jobs = _of_table(prompts, words, options(), seed=seed, out=out, state=client.folder.path, fields=fields)
+        jobs = _of_table(prompts, words, options(), seed=seed, out=out, client=client, fields=fields)
         _send(client, jobs, None, as_json=json)
         return
     prompt = common.needed_prompt(prompt)
@@ -76,7 +76,7 @@ def text_to_3d(
         raise InputError("--metric chooses among the jobs of --best-of; give that too.")
     metric = _chosen_metric(metric)
     seeds = range(seed, seed + best_of)
-    jobs = _of_seeds(prompt, overrides or [], options(), seeds=seeds, out=out, key=key, state=client.folder.path, fields=fields)
+    jobs = _of_seeds(prompt, overrides or [], options(), seeds=seeds, out=out, key=key, client=client, fields=fields)
     group = {"name": f"{prompt}, best of {best_of}", "metric": metric} if best_of > 1 else None
     _send(client, jobs, group, as_json=json)
 
@@ -98,7 +98,7 @@ def images(
     if job.mode == "overwrite" and key is not None:
         raise InputError("--overwrite and --key exclude each other: the files would go, and the same key makes no new job.")
     fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
-    _send(client, [job.request(state=client.folder.path, **fields)], None, as_json=json)
+    _send(client, [client.request_of(job, **fields)], None, as_json=json)
 
 
 @app.command(name="export", help="Queue finished 3D runs to be cut and written again; see 'dreamkiln export'.")
@@ -133,10 +133,7 @@ def export(
 
 def _client(state: Path | None) -> Any:
     """Before anything slow is imported, whether there is somebody to submit to."""
-    from orchestrator.client.client import Client
-    from orchestrator.host.state_folder import StateFolder
-
-    client = Client(StateFolder.find(state))
+    client = common.running_orchestrator(state)
     client.get("/health")
     return client
 
@@ -160,7 +157,7 @@ def _of_seeds(
     seeds: Sequence[int],
     out: Path | None,
     key: str | None,
-    state: Path,
+    client: Any,
     fields: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """A request per seed; of several each has its own folder and key."""
@@ -173,7 +170,7 @@ def _of_seeds(
         if len(seeds) > 1:
             job = _inside(out, job)
             own = None if key is None else f"{key} seed {seed}"
-        requests.append(job.request(state=state, **fields, idempotency_key=own))
+        requests.append(client.request_of(job, **fields, idempotency_key=own))
     return requests
 
 
@@ -184,7 +181,7 @@ def _of_table(
     *,
     seed: int,
     out: Path | None,
-    state: Path,
+    client: Any,
     fields: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """A request per row."""
@@ -197,7 +194,7 @@ def _of_table(
         if row.out is None:
             job = _inside(out, job)
         own = {"idempotency_key": row.key, **({} if row.priority is None else {"priority": row.priority})}
-        requests.append(job.request(state=state, **{**fields, **own}))
+        requests.append(client.request_of(job, **{**fields, **own}))
     return requests
 
 
@@ -207,7 +204,7 @@ def _inside(out: Path | None, job: PreparedJob) -> PreparedJob:
 
 
 def _send(client: Any, requests: list[dict[str, Any]], group: dict[str, Any] | None, *, as_json: bool) -> None:
-    for prior in sorted({request["spec"].get("prior", "toybox") for request in requests} - {"", "toybox"}):
+    for prior in sorted({request.get("spec", {}).get("prior", "toybox") for request in requests} - {"", "toybox"}):
         print(f"checking the prior {shown(prior)}", file=sys.stderr, flush=True)
     answer = _post(client, requests, group)
     if as_json:
