@@ -163,9 +163,11 @@ export function listen(): void {
 
 export async function enter(): Promise<void> {
   try {
-    store.me = await get<Me>("/v1/me");
-    listen();
-    await refresh();
+    store.me = (await get<{ me: Me | null }>("/v1/session")).me;
+    if (store.me) {
+      listen();
+      await refresh();
+    }
   } catch (error) {
     if (!(error instanceof ApiError && error.status === 401)) say((error as Error).message, "error");
     store.me = null;

@@ -117,6 +117,11 @@ class Calls:
         """Who is asking, and what they may."""
         return _me(who)
 
+    def session(self, request: Request) -> dict[str, Any]:
+        """Whose cookie the browser holds, or nobody's: the one question that is answered without a token."""
+        who = request.scope["principal"]
+        return {"me": None if who is None else _me(who)}
+
     # The orchestrator
 
     def status(self) -> dict[str, Any]:

@@ -87,13 +87,13 @@ class JobFiles:
         return _sent(path, f'"{digest}"', file.media_type, request, "private, max-age=0, must-revalidate")
 
     def look(self, job: JobRecord, request: Request) -> Response:
-        """The newest picture of the job: of what is unfinished while it is at work. Raises NotFound."""
+        """The newest picture of the job: of what is unfinished while it is at work; 204 without one. Raises NotFound."""
         for name in LOOKS:
             path = _folder(job) / name
             if path.is_file():
                 found = path.stat()
                 return _sent(path, f'"{found.st_mtime_ns:x}-{found.st_size:x}"', media_type(name), request, "no-cache")
-        raise NotFound(f"Job {job.id} has no picture to show yet.")
+        return Response(status_code=204, headers={"Cache-Control": "no-cache"})
 
     def zipped(self, job: JobRecord) -> Response:
         """Every file, as they are, in an archive that is made while it is sent. Raises NotFound."""

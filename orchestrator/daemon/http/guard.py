@@ -63,7 +63,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/generate"): Rule("submit", 32 * MEGABYTE),
     ("POST", "/send"): Rule("submit", 32 * MEGABYTE),
 }
-OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.svg"})
+OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.svg", "/v1/session"})
 
 
 def rule_of(method: str, path: str) -> Rule:

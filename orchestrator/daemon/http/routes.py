@@ -61,6 +61,7 @@ def make_app(
         ("POST", "/login", calls.login, answers.Me),
         ("POST", "/logout", calls.logout, None),
         ("GET", "/me", calls.me, answers.Me),
+        ("GET", "/session", calls.session, None),
         ("GET", "/status", calls.status, None),
         ("GET", "/system", calls.system, None),
         ("GET", "/priors", calls.priors, None),

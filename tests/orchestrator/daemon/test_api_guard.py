@@ -218,6 +218,8 @@ def test_a_cookie_serves_the_page_alone_and_ends_with_its_token(api: Api):
     mine = {"Cookie": cookie.partition(";")[0]}
     ours = f"http://127.0.0.1:{api.port}"
     assert api("nobody", "GET", "/v1/me", **mine)[0] == 200
+    assert api.ok("nobody", "GET", "/v1/session", **mine)["me"]["name"] == "browser"
+    assert api.ok("nobody", "GET", "/v1/session") == {"me": None}
     body = {"prompt": "a cookie's table", "paused": True}
     for origin, expected in (("http://evil.example", 403), ("http://127.0.0.1:1", 403), ("null", 403), (ours, 201)):
         assert api("nobody", "POST", "/v1/images", body, Origin=origin, **mine)[0] == expected, origin
