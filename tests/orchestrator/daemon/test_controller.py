@@ -162,7 +162,7 @@ class Pressed(ScriptedWorkers):
         return super().start(job)
 
 
-def test_a_wish_does_not_wait_for_the_rest_of_a_round(tmp_path: Path):
+def test_a_request_does_not_wait_for_the_rest_of_a_round(tmp_path: Path):
     rig = Rig(tmp_path / "state", workers=5, make_workers=Pressed)
     (first,) = rig.submit(submission(0))
     rig.tick()
@@ -182,7 +182,7 @@ def test_a_wish_does_not_wait_for_the_rest_of_a_round(tmp_path: Path):
     rig.ledger.close()
 
 
-def test_a_wish_does_not_wait_until_all_are_polled_and_nobody_is_forgotten(rig: Rig):
+def test_a_request_does_not_wait_until_all_are_polled_and_nobody_is_forgotten(rig: Rig):
     jobs = rig.submit(submission(1), submission(2))
     rig.tick()
     polled: list[int] = []
