@@ -34,13 +34,21 @@ GRID = 64
 _INNER = slice(GRID // 4 - 1, GRID - GRID // 4 + 1)  # what an object with a longest side of 1 can fill of a box of side 2
 
 
-def object_of(prompt: str, randoms: Sequence[float] | None = None) -> Parts:
-    """The object of a toybox prompt; randoms: its proportions, else the mean ones. AttributeError for other sentences."""
+def object_of(prompt: str, randoms: Sequence[float] | None = None, *, size: float = 1.0) -> Parts:
+    """The object that a toybox prompt means.
+
+    Args:
+        randoms: its proportions, as `nerf3d.toybox.items.build_parts` takes them; else the mean ones.
+        size: share of its kind's radius.
+
+    Raises:
+        ValueError: the sentence is not the toybox's.
+    """
     meaning = captions.parse(prompt)
     if meaning is None:
-        raise AttributeError(f"{prompt!r} is no sentence of the toybox's.")
+        raise ValueError(f"{prompt!r} names no kind of the toybox.")
     palette = [COLOURS[colour] for colour in meaning.colours]
-    return build_parts(meaning.kind, palette, proportion=meaning.proportion, randoms=randoms)
+    return build_parts(meaning.kind, palette, proportion=meaning.proportion, size=size, randoms=randoms)
 
 
 def nearest_proportions(mesh: Mesh, prompt: str) -> Parts:
