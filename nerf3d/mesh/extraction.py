@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nerf3d.errors import check_settings
 from nerf3d.mesh import cleanup
+from nerf3d.mesh.bridging import bridge
 from nerf3d.mesh.colours import query_in_chunks
 from nerf3d.mesh.errors import BrokenField, EmptyMesh
 from nerf3d.mesh.mesh import Mesh, Note, is_closed
@@ -51,6 +52,7 @@ class MeshConfig:
     smoothing: standard deviation in voxels of the Gaussian on log(1 + density); 0 turns it off.
     max_faces: face budget, kept within 5 % when the raw surface has more.
     keep_components: smallest share of the largest component's volume that a component needs to stay.
+    bridge_gap: smaller components that are dense and this near to the rest, in scene units, are joined to it; 0 joins none.
     taubin_iterations: smoothing steps on the raw surface.
     texture_size: texels per side of the pictures that the surface gets, a power of two; 0 leaves it with vertex colours.
     normal_map: whether the texture also holds the normals that decimation loses.
@@ -65,6 +67,7 @@ class MeshConfig:
     smoothing: float = 0.8
     max_faces: int = 20_000
     keep_components: float = 0.15
+    bridge_gap: float = 0.06
     taubin_iterations: int = 10
     texture_size: int = 1024
     normal_map: bool = True
@@ -79,6 +82,7 @@ class MeshConfig:
             "smoothing": (0 <= self.smoothing <= 10, "0 to 10 voxels"),
             "max_faces": (100 <= self.max_faces <= 100_000_000, "100 to 100,000,000 faces"),
             "keep_components": (0 <= self.keep_components <= 1, "a share between 0 and 1"),
+            "bridge_gap": (0 <= self.bridge_gap <= 0.5, "0 to 0.5 scene units"),
             "taubin_iterations": (0 <= self.taubin_iterations <= 1000, "0 to 1000 steps"),
             "texture_size": (self.texture_size in _TEXTURE_SIZES, f"one of {', '.join(map(str, _TEXTURE_SIZES))} texels"),
             "unwrap_seconds": (0 < self.unwrap_seconds <= 3600, "seconds over 0 and at most 3600"),
@@ -100,6 +104,7 @@ def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, devic
     grid = density_grid(field, config.resolution, device=device)
     levels = smooth_levels(grid, config.smoothing)
     iso = _choose_iso(levels, grid, config)
+    levels = bridge(levels, float(np.log1p(iso)), gap=config.bridge_gap, share=config.keep_components)
     step = 1 / (config.resolution - 1)
     painter = Painter(field, step, config.texture_size, config.normal_map, config.unwrap_seconds, device)
     cut = _cut_soundly(levels, float(np.log1p(iso)), config, painter)

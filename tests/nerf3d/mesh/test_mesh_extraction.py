@@ -257,7 +257,31 @@ def test_a_full_box_raises():
 
 
 @pytest.mark.parametrize(
-    "change", [{"resolution": 4}, {"iso": 0.0}, {"smoothing": -1.0}, {"max_faces": 3}, {"keep_components": 2.0}]
+    ("apart", "peak", "height"),
+    [(0.05, 100.0, 0.4 + 0.05 + 0.24), (0.2, 100.0, 0.4), (0.05, 8.0, 0.4)],
+    ids=["near", "too far", "fog"],
+)
+def test_small_dense_pieces_near_the_body_are_joined_to_it(apart, peak, height):
+    """An antenna over a head: with its foot lost it would be left out for its size, and with it what the sentence asked for."""
+    head, antenna = SolidField(ball(0.4)), SolidField(ball(0.12, (0.0, 0.4 + apart + 0.12, 0.0)), peak=peak)
+
+    class Both:
+        def density(self, points):
+            return torch.maximum(head.density(points), antenna.density(points))
+
+        colour = staticmethod(head.colour)
+
+    mesh = extract_mesh(Both(), SMALL)
+    check_sound(mesh)
+    assert mesh.num_components == 1
+    assert mesh.bounds[1][1] == pytest.approx(height, abs=VOXEL)
+    alone = extract_mesh(Both(), dataclasses.replace(SMALL, bridge_gap=0))
+    assert alone.bounds[1][1] == pytest.approx(0.4, abs=VOXEL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"resolution": 4}, {"iso": 0.0}, {"smoothing": -1.0}, {"max_faces": 3}, {"keep_components": 2.0}, {"bridge_gap": 1.0}],
 )
 def test_bad_config_names_the_option(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} is "):
