@@ -3,14 +3,13 @@
     python -m benchmarks.views_of_truth [--prior toybox]
 
 One strip (`dreamkiln images --views 4`) of each of sixteen kinds, none picked. What differs from the border's colour is the
-object; the truth is drawn from the same four cameras. A sentence leaves size and proportions free, so of NUM_PROPORTIONS true
-objects, drawn as in training, the one that agrees best in the mean of the four views counts.
+object; the truth is drawn from the same four cameras. A sentence leaves size and proportions free: of the true objects that
+training may show, the one that agrees best in the mean of the four views counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from pathlib import Path
 
@@ -25,11 +24,11 @@ from jobs.images import images
 from jobs.specs import ImagesSpec
 from nerf3d.cameras import Cameras
 from nerf3d.metrics import silhouette_iou
+from nerf3d.toybox.items import SIZE_JITTER
 from nerf3d.toybox.render import render_object
 from orchestrator.host.threads import use_threads
 from orchestrator.lab.evaluation.bootstrap import interval_of_mean
-from orchestrator.lab.evaluation.proportions import NUM_PROPORTIONS as NUM_NUMBERS
-from orchestrator.lab.evaluation.proportions import object_of
+from orchestrator.lab.evaluation.proportions import NUM_PROPORTIONS, best_numbers, object_of
 from orchestrator.prior.local import load_prior
 
 RESULTS = Path(__file__).parent / "results" / "views_of_truth.json"
@@ -52,7 +51,6 @@ PROMPTS = (
     "a green rocket",
     "a black mug",
 )
-NUM_PROPORTIONS = 24
 OBJECT_DIFFERENCE = 0.1
 """Largest difference of a channel from the background, 0 to 1, over which a pixel belongs to the object."""
 
@@ -68,13 +66,13 @@ def agreement(pictures: Tensor, prompt: str, spec: ImagesSpec) -> float:
     """Mean outline IoU over the views with the true object that agrees best."""
     azimuths = [spec.azimuth_of(view) for view in range(spec.num_views)]
     cameras = Cameras.orbit(azimuths, spec.elevation_degrees)
-    numbers = random.Random(0)
-    ours, best = outline(pictures), 0.0
-    for _ in range(NUM_PROPORTIONS):
-        parts = object_of(prompt, [numbers.random() for _ in range(NUM_NUMBERS)], size=1 - 0.12 * numbers.random())
-        theirs = (render_object(parts, cameras, pictures.shape[-1])[1] > 0.5).float()
-        best = max(best, silhouette_iou(ours, theirs))
-    return best
+    ours = outline(pictures)
+
+    def iou(numbers: list[float]) -> float:
+        parts = object_of(prompt, numbers[1:], size=1 - SIZE_JITTER * numbers[0])
+        return silhouette_iou(ours, (render_object(parts, cameras, pictures.shape[-1])[1] > 0.5).float())
+
+    return iou(best_numbers(1 + NUM_PROPORTIONS, iou))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -31,7 +31,7 @@ VOCABULARY = ("a", "ball", *COLOURS)
 
 FAST_FIT = FitConfig(
     num_steps=30,
-    num_views=2,
+    num_views=4,  # a group of the toybox prior
     render_sizes=((0.0, 16),),
     guide_size=16,
     num_samples=24,
@@ -43,7 +43,7 @@ FAST_FIT = FitConfig(
 FAST_MESH = MeshConfig(resolution=32, max_faces=1000, texture_size=0)
 FAST_OVERRIDES = (
     "fit.num_steps=30",
-    "fit.num_views=2",
+    "fit.num_views=4",
     "fit.render_sizes=[[0.0,16]]",
     "fit.guide_size=16",
     "fit.num_samples=24",

@@ -6,7 +6,7 @@ proportions is not wrong. Against one table of mean proportions another true one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from nerf3d.toybox.sketch import surface_points
 from nerf3d.toybox.words import COLOURS
 from orchestrator.exports.transform import place
 
-__all__ = ["NUM_PROPORTIONS", "nearest_proportions", "object_of"]
+__all__ = ["NUM_PROPORTIONS", "best_numbers", "nearest_proportions", "object_of"]
 
 NUM_PROPORTIONS = 14
 """As many numbers in [0, 1) as `nerf3d.toybox.items.make_item` draws."""
@@ -52,28 +52,33 @@ def object_of(prompt: str, randoms: Sequence[float] | None = None, *, size: floa
 
 
 def nearest_proportions(mesh: Mesh, prompt: str) -> Parts:
-    """Of all objects that training may show under a toybox prompt, the one whose volume agrees best with the mesh's.
-
-    A random search, then smaller and smaller steps from the best, from a fixed seed; it begins with the mean proportions, so
-    what it finds agrees no less than those.
-    """
+    """Of all objects that training may show under a toybox prompt, the one whose volume agrees best with the mesh's."""
     made = metrics.occupancy_grid(place(mesh, longest_side=1.0), GRID)[_INNER, _INNER, _INNER]
     inside = torch.from_numpy(np.ascontiguousarray(made))
     axis = ((torch.arange(GRID) + 0.5) * 2 / GRID - 1)[_INNER]
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
+    found = best_numbers(NUM_PROPORTIONS, lambda numbers: _agreement(object_of(prompt, numbers), inside, points))
+    return object_of(prompt, found)
+
+
+def best_numbers(num: int, agreement: Callable[[list[float]], float]) -> list[float]:
+    """So many numbers in [0, 1] of high agreement: a random search, then smaller and smaller steps from the best.
+
+    It draws from a fixed seed and begins with 0.5 everywhere, so that what it finds agrees no less than the middle.
+    """
     draws = stream(0, "proportions")
-    best = torch.full((NUM_PROPORTIONS,), 0.5)
-    best_iou = _agreement(object_of(prompt, best.tolist()), inside, points)
+    best = torch.full((num,), 0.5)
+    best_agreement = agreement(best.tolist())
     for trial in range(NUM_RANDOM + NUM_LOCAL):
         if trial < NUM_RANDOM:
-            tried = uniform((NUM_PROPORTIONS,), draws)
+            tried = uniform((num,), draws)
         else:
             step = FIRST_STEP * (LAST_STEP / FIRST_STEP) ** ((trial - NUM_RANDOM) / NUM_LOCAL)
-            some = uniform((NUM_PROPORTIONS,), draws) < MOVED_SHARE
-            tried = (best + step * some * normal((NUM_PROPORTIONS,), draws)).clamp(0, 1)
-        if (iou := _agreement(object_of(prompt, tried.tolist()), inside, points)) > best_iou:
-            best, best_iou = tried, iou
-    return object_of(prompt, best.tolist())
+            some = uniform((num,), draws) < MOVED_SHARE
+            tried = (best + step * some * normal((num,), draws)).clamp(0, 1)
+        if (agreed := agreement(tried.tolist())) > best_agreement:
+            best, best_agreement = tried, agreed
+    return best.tolist()
 
 
 def _agreement(parts: Parts, inside: Tensor, points: Tensor) -> float:
