@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.machine import describe_machine, one_line
 from benchmarks.saving import save_run
-from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.captions import kind_of
 from orchestrator.lab.evaluation.images import evaluate_images
+from orchestrator.lab.evaluation.r_precision import interval_of_mean
 from orchestrator.lab.evaluation.settings import EvaluationSettings
 
 RESULTS = Path(__file__).parent / "results" / "paired_pictures.json"

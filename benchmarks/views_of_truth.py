@@ -27,8 +27,8 @@ from nerf3d.metrics import silhouette_iou
 from nerf3d.toybox.items import SIZE_JITTER
 from nerf3d.toybox.render import render_object
 from orchestrator.host.threads import use_threads
-from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.proportions import NUM_PROPORTIONS, best_numbers, object_of
+from orchestrator.lab.evaluation.r_precision import interval_of_mean
 from orchestrator.prior.local import load_prior
 
 RESULTS = Path(__file__).parent / "results" / "views_of_truth.json"

@@ -300,7 +300,7 @@ def encode_beside(
     Raises:
         DiffusionError: noise of another shape than the latents.
     """
-    latents = (yield EncodeRequest(images, is_pulled_back)).detach()
+    latents = (yield EncodeRequest(images, is_pulled_back=is_pulled_back)).detach()
     if noise.shape != latents.shape:
         raise DiffusionError.explained(
             f"the noise has shape {tuple(noise.shape)}",

@@ -5,7 +5,7 @@ that the same code runs alone (`run`), or in lockstep with many others whose row
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -136,7 +136,7 @@ class EncodeRequest:
     """
 
     images: Tensor
-    is_pulled_back: bool = False
+    is_pulled_back: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.captions import CaptionPool
 
-__all__ = ["RPrecision", "Retrieval", "by_teaching", "mean_embedding", "retrieve", "summarise"]
+__all__ = ["RPrecision", "Retrieval", "by_teaching", "interval_of_mean", "mean_embedding", "retrieve", "summarise"]
 
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 2000
 SAME = 1e-6
 """Cosines closer than this are equal: a matrix product rounds equal columns differently, by where they stand."""
 
@@ -109,3 +111,20 @@ def by_teaching(
 def mean_embedding(views: Tensor) -> Tensor:
     """(O, V, E) unit vectors of V views of O objects -> one unit vector each, (O, E)."""
     return F.normalize(views.mean(1), dim=-1)
+
+
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean (Efron 1979), the same for the same values; of one value itself."""
+    if len(values) < 2:
+        return (float(values[0]), float(values[0]))
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (np.asarray(values, float),),
+        np.mean,
+        n_resamples=NUM_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        random_state=0,
+    )
+    return (round(float(found.confidence_interval.low), 4), round(float(found.confidence_interval.high), 4))

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from jobs import codec
-from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.captions import CaptionPool
 from orchestrator.lab.evaluation.geometry import GeometryScore
 from orchestrator.lab.evaluation.judge import Judge
-from orchestrator.lab.evaluation.r_precision import Retrieval, RPrecision
+from orchestrator.lab.evaluation.r_precision import Retrieval, RPrecision, interval_of_mean
 
 __all__ = [
     "TRUE_OBJECTS",

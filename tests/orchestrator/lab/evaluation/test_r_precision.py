@@ -8,9 +8,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from orchestrator.lab.evaluation.bootstrap import interval_of_mean
 from orchestrator.lab.evaluation.captions import CaptionPool
-from orchestrator.lab.evaluation.r_precision import by_teaching, mean_embedding, retrieve, summarise
+from orchestrator.lab.evaluation.r_precision import by_teaching, interval_of_mean, mean_embedding, retrieve, summarise
 
 
 def pool_of(size: int, truths=None, kinds=None) -> CaptionPool:
