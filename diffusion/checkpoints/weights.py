@@ -1,5 +1,6 @@
 """Weight files: safetensors, one or sharded, and old pickles, which are read without running what is in them."""
 
+import errno
 import hashlib
 import json
 import pickle
@@ -166,9 +167,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
             f"{path} is {damaged}a pickle with more than tensors in it, and reading that could run code ({found[:200]}); "
             "use the safetensors file of the same model"
         ) from None
-    except OSError as error:
-        raise not_read(path, error) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        # In a truncated archive torch seeks to before its beginning, which the system calls an invalid argument.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise not_read(path, error) from None
         reason = str(error).partition("\n")[0]
         raise PriorError(
             f"{path} ({path.stat().st_size} bytes) is truncated or not a PyTorch file ({reason}); copy it again"

@@ -67,11 +67,11 @@ def test_many_jobs_are_queued_in_parts_and_the_same_command_queues_the_rest(rig:
     ]
     post, posted = Client.post, []
 
-    def fails_once(self, path, body=None):
+    def fails_once(self, path, body=None, **others):
         posted.append(len(body["jobs"]))
         if len(posted) == 2:
             raise NotRunningError("It does not answer.")
-        return post(self, path, body)
+        return post(self, path, body, **others)
 
     monkeypatch.setattr(Client, "post", fails_once)
     assert main(arguments) == 2

@@ -153,8 +153,11 @@ def test_a_signal_to_the_command_itself(rig: Rig, tmp_path, number, state, said)
     environment = command_environment()
     process = subprocess.Popen([*COMMAND, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    said_before = process.stderr.readline() + process.stderr.readline()
-    assert "Job 1 of the orchestrator" in said_before and "draw 1/2" in said_before
+    said_before = ""
+    while "draw 1/2" not in said_before:
+        said_before += (line := process.stderr.readline())
+        assert line, said_before
+    assert "Job 1 of the orchestrator" in said_before
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and said in errors and "Traceback" not in errors
