@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -33,7 +34,7 @@ def test_all_that_have_not_ended_are_watched_and_those_that_come(rig: ServedRig,
     arguments = ["jobs", "watch", "--interval", "0.1", "--limit", "3", "--state", str(rig.folder.path)]
     assert main(arguments) == int(has_failure)
     out = capsys.readouterr().out
-    assert "… and 4 more that have not ended" in out
+    assert re.search("… and [45] more that have not ended", out)  # of seven, or of eight where the eighth came first
     assert (f"job {jobs[0]} failed It cannot be." in out) == has_failure
     recent = rig.ledger.jobs.recent()
     assert len(recent) == 8 and {job.state for job in recent} <= {State.SUCCEEDED, State.FAILED}
