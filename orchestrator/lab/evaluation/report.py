@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from diffusion.prior import TOYBOX
 from jobs import codec
 from orchestrator.lab.evaluation.captions import CaptionPool
 from orchestrator.lab.evaluation.geometry import GeometryScore
@@ -26,6 +28,7 @@ __all__ = [
     "is_sound",
 ]
 
+PACKAGES = TOYBOX.parents[1]
 TRUE_OBJECTS = "true objects"
 """Name of the row for renderings of what the prompts mean: how well the judge itself can tell the captions apart."""
 
@@ -35,7 +38,8 @@ class Setting:
     """What the ranks depend on: two reports compare where all of this is equal.
 
     Args:
-        judge: its folder. judge_hash: sha256 of its weights.
+        judge: its folder; of one that comes with the product, counted from the folder that holds the packages.
+        judge_hash: sha256 of its weights.
         num_captions: size of the pool; chance is 1 / num_captions. captions_hash: sha256 of the pool.
         num_views: per mesh, 0 for pictures.
         prior: of pictures drawn for this report, with prior_hash; "" where files were read.
@@ -53,12 +57,17 @@ class Setting:
     def of(cls, judge: Judge, pool: CaptionPool, **others: Any) -> Setting:
         """The setting of this judge and pool."""
         return cls(
-            judge=str(judge.folder),
+            judge=_portable(judge.folder),
             judge_hash=judge.weights_hash,
             num_captions=len(pool.captions),
             captions_hash=pool.digest,
             **others,
         )
+
+
+def _portable(folder: Path) -> str:
+    """A folder of the product is named alike on every machine; another as it was given."""
+    return str(folder.relative_to(PACKAGES)) if folder.is_relative_to(PACKAGES) else str(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

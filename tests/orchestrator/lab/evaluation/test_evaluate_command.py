@@ -15,7 +15,9 @@ from nerf3d.toybox.kinds import KINDS
 from orchestrator.exports import write_glb, write_png
 from orchestrator.lab.evaluation import evaluate
 from orchestrator.lab.evaluation import report as reports
+from orchestrator.lab.evaluation.captions import CaptionPool
 from orchestrator.lab.evaluation.geometry import true_mesh
+from orchestrator.lab.evaluation.judge import judge_folder, load_judge
 from orchestrator.lab.evaluation.picture import GREEN, RED, Tile, labelled_sheet
 from orchestrator.prior import local
 from tests.fakes import load_fake_prior
@@ -66,6 +68,7 @@ def test_meshes(mesh_runs, judge, tmp_path, capsys):
     assert report.geometry.f_score > 0.99 and table.seconds == 2.5 and table.is_watertight
     assert table.num_components == table.true_components == 1 and vase.true_components is None
     assert report.setting.num_captions == 200 and report.setting.num_views == 2
+    assert report.setting.judge == str(judge), "a folder of one's own as it was given"
     assert {"coloured", "coloured, views", "coloured, held out", "textureless, taught"} < set(report.precision)
     for item in report.items:
         assert len(item.coloured.view_ranks) == 2 and 1 <= item.textureless.rank <= len(KINDS) + 1
@@ -77,6 +80,12 @@ def test_meshes(mesh_runs, judge, tmp_path, capsys):
     assert report.precision[f"{reports.TRUE_OBJECTS}, textureless"].num_scored == 2
     with Image.open(tmp_path / "out" / "report.png") as page:
         assert page.width > 3 * 4 * 96
+
+
+def test_the_judge_of_the_product_is_named_alike_on_every_machine():
+    pool = CaptionPool(("a red table",), (0,), ("table",))
+    setting = reports.Setting.of(load_judge(judge_folder("toybox")), pool)
+    assert setting.judge == "diffusion/toybox_prior/judge"
 
 
 def test_a_run_folder_alone_says_what_it_is(mesh_runs, judge, tmp_path, capsys):
