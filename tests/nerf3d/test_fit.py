@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from image_guide import ImageGuide
 from torch.nn import functional as F
 
 from nerf3d.cameras import Cameras
@@ -19,6 +18,7 @@ from nerf3d.streams import fit_stream, uniform
 from nerf3d.toybox.items import build_parts
 from nerf3d.toybox.kinds import KINDS
 from nerf3d.toybox.render import render_object
+from tests.nerf3d.image_guide import ImageGuide
 
 TINY = FitConfig(
     num_steps=10,
