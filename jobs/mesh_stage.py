@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +35,7 @@ class TextTo3DResult:
     quality: what was measured on the mesh as it was cut.
     opinion: of the prior on the object as it was fitted, if it was asked.
     turned_degrees: by how much the mesh was then turned, so that it faces the front.
+    scores: what `jobs.opinion.score_of_views` said while the fit was under way, by the name of the figure.
     """
 
     mesh: Mesh
@@ -43,6 +45,7 @@ class TextTo3DResult:
     quality: Quality | None = None
     opinion: Opinion | None = None
     turned_degrees: float = 0.0
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def judged(self, opinion: Opinion, config: MeshConfig) -> TextTo3DResult:
         """With an opinion, and turned to the front where it is clear about another one and the settings allow it."""
@@ -70,6 +73,7 @@ class TextTo3DResult:
             **({name: getattr(quality, name) for name in measured} if quality else {}),
             "turned_degrees": self.turned_degrees,
             **(self.opinion.metrics() if self.opinion else {}),
+            **self.scores,
             "quality_flags": self.quality_flags(),
         }
 

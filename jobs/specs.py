@@ -47,6 +47,8 @@ MESH_METRICS = (
     "prior_score",
     "facing_degrees",
     "has_two_faces",
+    "prior_score_25",
+    "prior_score_50",
 )
 """What a manifest says of a finished mesh."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from jobs.errors import CollapsedError, JobFailed
 from jobs.events import Checkpoint, Event, Message, Progress, ViewsPreview
 from jobs.extensions import is_extension, own_field, own_form
 from jobs.mesh_stage import TextTo3DResult, cut, judge, reaches_edge
+from jobs.opinion import score_of_views
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo
 from jobs.specs import TextTo3DSpec
@@ -30,13 +31,17 @@ from jobs.words.vocabulary import warn_of_prompts, warn_of_unknown_words
 from nerf3d.cameras import Cameras
 from nerf3d.errors import FitCollapsed, Nerf3DError
 from nerf3d.fields import FIELDS
-from nerf3d.fit import FitConfig, FitProgress, FitResult, fit, preview_views
+from nerf3d.fit import FitConfig, FitProgress, FitResult, FitState, fit, look_around, preview_views
 from nerf3d.guide import GuideReply
 from nerf3d.mesh import MeshConfig, bytes_to_extract
 from nerf3d.rendering import build_cuda_kernels, needs_compiling
 from nerf3d.view_words import four_way_phrase, view_phrase
 
 __all__ = ["PriorGuide", "TextTo3DResult", "reaches_edge", "text_to_3d", "view_prompts"]
+
+
+LOOKS = (25, 50)
+"""Per cent of a fit's steps after which the prior says what it sees of the sentence so far."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class PriorGuide:
         assert self.asking is not None
         query = self._query(rgb, views, step=step, num_steps=num_steps, first_view=first_view, num_views=num_views)
         return self.asking.submit(self._reply, query).result
+
+    def score(self, state: FitState) -> float:
+        """What the prior sees of the sentence in the unfinished object, see `jobs.opinion.score_of_views`."""
+        images, cameras = look_around(state, size=self.info.image_size)
+        return score_of_views(images, cameras, self.prior, self.info, self.prompt, seed=self.seed, strict=self.strict)
 
     def _query(
         self, rgb: Tensor, views: Cameras, *, step: int, num_steps: int, first_view: int, num_views: int
@@ -163,10 +173,11 @@ def text_to_3d(
         form = own_form(spec.distillation.form)
         guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, form, spec.strict, asking)
         every = _Every(checkpoint_every, preview_every, wants_checkpoint)
-        fitted = yield from _fit(spec, fit_config, guide, device, checkpoint, every, clock)
+        fitted, scores = yield from _fit(spec, fit_config, guide, device, checkpoint, every, clock)
     seconds["fit"] = clock() - begin
 
     result = yield from cut(fitted.field, spec, seconds, device=device, clock=clock)
+    result = dataclasses.replace(result, scores=scores)
     return (yield from judge(result, prior, info, spec, clock=clock))
 
 
@@ -202,13 +213,13 @@ class _Every:
     preview_every: int
     wants_checkpoint: Callable[[], bool]
 
-    def events(self, progress: FitProgress) -> Iterator[Event]:
-        """What is due after a step."""
+    def events(self, progress: FitProgress, scores: Mapping[str, float]) -> Iterator[Event]:
+        """What is due after a step; scores: of the looks that have been taken."""
         if self.preview_every and progress.step % self.preview_every == 0:
             yield ViewsPreview(step=progress.step, images=preview_views(progress.state))
         is_due = progress.step % self.checkpoint_every == 0 or progress.step == progress.num_steps
         if is_due or self.wants_checkpoint():
-            yield _checkpoint(progress)
+            yield _checkpoint(progress, scores)
 
 
 def _fit(
@@ -219,10 +230,11 @@ def _fit(
     checkpoint: Checkpoint | None,
     every: _Every,
     clock: Callable[[], float],
-) -> Generator[Event, None, FitResult]:
-    """Drives the fit, turning its progress into events and its errors into ours."""
-    state = None
+) -> Generator[Event, None, tuple[FitResult, dict[str, float]]]:
+    """Drives the fit, turning its progress into events and its errors into ours; returns the scores of its looks, too."""
+    state, scores = None, {}
     if checkpoint is not None:
+        scores = dict(checkpoint.meta.get("scores", {}))
         state = {name: torch.from_numpy(array.copy()) for name, array in checkpoint.tensors.items()}
     yield Progress(stage="fit", step=checkpoint.step if checkpoint else 0, total=config.num_steps)
     pace = Pace(clock=clock)
@@ -231,25 +243,28 @@ def _fit(
         while True:
             progress = next(steps)
             left = pace.lap(left=progress.num_steps - progress.step)
+            due = [look for look in LOOKS if progress.step == -(-progress.num_steps * look // 100)]
+            looked = {f"prior_score_{look}": round(guide.score(progress.state), 4) for look in due}
+            scores |= looked
             yield Progress(
                 stage="fit",
                 step=progress.step,
                 total=progress.num_steps,
-                metrics=progress.metrics,
+                metrics={**progress.metrics, **looked},
                 seconds_left=left,
             )
-            yield from every.events(progress)
+            yield from every.events(progress, scores)
     except StopIteration as finished:
-        return finished.value
+        return finished.value, scores
     except FitCollapsed as error:
         raise CollapsedError(str(error), kind=error.kind, step=error.step, job=spec.name) from error
     except Nerf3DError as error:
         raise JobFailed(str(error), job=spec.name) from error
 
 
-def _checkpoint(progress: FitProgress) -> Checkpoint:
+def _checkpoint(progress: FitProgress, scores: Mapping[str, float]) -> Checkpoint:
     tensors = {name: tensor.numpy() for name, tensor in progress.state.state_dict().items()}
-    return Checkpoint(step=progress.step, tensors=tensors, meta={"num_steps": progress.num_steps})
+    return Checkpoint(step=progress.step, tensors=tensors, meta={"num_steps": progress.num_steps, "scores": dict(scores)})
 
 
 def _in_the_priors_groups(config: FitConfig, info: PriorInfo, spec: TextTo3DSpec) -> FitConfig:

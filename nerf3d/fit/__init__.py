@@ -5,7 +5,7 @@ from __future__ import annotations
 from nerf3d.fit.collapse import sphere_share
 from nerf3d.fit.config import PRESETS, FitConfig
 from nerf3d.fit.loop import FitProgress, FitResult, fit
-from nerf3d.fit.preview import preview_views
+from nerf3d.fit.preview import look_around, preview_views
 from nerf3d.fit.scene import Scene, draw_scene, object_colours
 from nerf3d.fit.state import FitState, saved_field
 
@@ -18,6 +18,7 @@ __all__ = [
     "Scene",
     "draw_scene",
     "fit",
+    "look_around",
     "object_colours",
     "preview_views",
     "saved_field",

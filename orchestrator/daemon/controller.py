@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from jobs.events import Message, Progress
 from jobs.ledger import Ledger, StaleLease
+from jobs.specs import BEST_METRIC
 from jobs.states import DesiredState, FailureKind, IllegalTransition, State
 from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.outcomes import retry_decision
@@ -22,7 +23,7 @@ from orchestrator.daemon.retention import Retention
 from orchestrator.daemon.running import Running, Timing
 from orchestrator.host.state_folder import StateFolder
 from orchestrator.scheduling import Capacity, Policy, PriorView, schedule
-from orchestrator.scheduling.groups import Member, settle
+from orchestrator.scheduling.groups import Member, hopeless, settle
 
 __all__ = ["Controller"]
 
@@ -242,6 +243,11 @@ class Controller:
         for group in self._ledger.groups.undecided():
             jobs = self._ledger.jobs.recent(group_id=group.id, limit=10_000)
             members = [Member(id=job.id, state=job.state, ended_at=job.ended_at, metrics=job.metrics) for job in jobs]
+            if group.metric == BEST_METRIC:
+                asked = {job.id for job in jobs if job.desired_state == DesiredState.CANCEL}
+                for job_id, reason in hopeless(members, num_wanted=group.num_wanted).items():
+                    if job_id not in asked:
+                        self._ledger.jobs.cancel(job_id, f"hopeless: {reason}")
             outcome = settle(members, num_wanted=group.num_wanted, metric=group.metric, largest_is_best=group.largest_is_best)
             if not members or outcome is None:
                 continue

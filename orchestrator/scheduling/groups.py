@@ -2,7 +2,7 @@
 
 Without a metric the first k to finish win and the others are cancelled: the way to a result soonest. With one, all run to
 their end and the k best win: the way to the best result. In both, a group in which fewer than k succeed is decided by those
-that did.
+that did. Where the metric is the prior's own score, a try that is far behind k others while it is under way is ended early.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Any
 
 from jobs.states import TERMINAL, State
 
-__all__ = ["GroupOutcome", "Member", "settle"]
+__all__ = ["HOPELESS", "GroupOutcome", "Member", "hopeless", "settle"]
+
+HOPELESS = {"prior_score_25": 0.1, "prior_score_50": 0.06}
+"""By how much less of the loss the sentence may explain in a try than in a better one, at the same step of their fits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,26 @@ def settle(
         return GroupOutcome((), (), "none of them succeeded")
     reason = f"{metric} {_value(best[0], metric, largest_is_best):.4g}, the best of {len(members)}"
     return GroupOutcome(tuple(member.id for member in best), (), reason)
+
+
+def hopeless(members: Sequence[Member], *, num_wanted: int) -> dict[int, str]:
+    """The unfinished members that the prior's score will not choose, each with the reason.
+
+    Compared are tries that have come to the same step, where the sentence explains something of k of them; one that failed
+    since is no rival.
+    """
+    found: dict[int, str] = {}
+    rivals = [member for member in members if member.state == State.SUCCEEDED or member.state not in TERMINAL]
+    for name, margin in HOPELESS.items():
+        scores = {member.id: float(member.metrics[name]) for member in rivals if name in member.metrics}
+        best = sorted(scores.values(), reverse=True)
+        if len(best) <= num_wanted or best[num_wanted - 1] <= 0:
+            continue
+        for member in rivals:
+            score = scores.get(member.id, math.inf)
+            if member.state not in TERMINAL and score < best[num_wanted - 1] - margin:
+                found.setdefault(member.id, f"{name} {score:.3g}, where a better try had {best[num_wanted - 1]:.3g}")
+    return found
 
 
 def _value(member: Member, metric: str, largest_is_best: bool) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.schedule import NoiseSchedule
 from jobs.mesh_stage import TextTo3DResult
-from jobs.opinion import NUM_TURNS, Asking, Opinion, opinion_from, opinion_of, turned_losses
+from jobs.opinion import NUM_TURNS, Asking, Opinion, opinion_from, opinion_of, score_of_views, turned_losses
 from jobs.prior_client import LossQuery, PriorInfo
 from nerf3d.cameras import Cameras
 from nerf3d.mesh import Mesh, MeshConfig
@@ -61,6 +61,13 @@ def test_whatever_is_compared_has_the_same_noise() -> None:
     names = {(int(query.t[0]), query.noise_keys) for query in prior.asked}
     assert len(prior.asked) == NUM_TURNS * len(names) == 3 * NUM_TURNS
     assert all(query.noise_keys[3][0] == 7 for query in prior.asked)
+
+
+@pytest.mark.parametrize("info", [INFO, WORDS], ids=["cameras", "words"])
+def test_views_as_they_stand_score_what_the_sentence_explains(info: PriorInfo) -> None:
+    cameras = Cameras.orbit([turn * 360 / NUM_TURNS for turn in range(NUM_TURNS)], 15.0)
+    assert score_of_views(seen(0.0), cameras, Knows(), info, "a duck") == pytest.approx(0.5)
+    assert score_of_views(seen(180.0), cameras, Knows(), info, "a duck") == pytest.approx(0.5 - 0.1 * 2 / 2)
 
 
 def test_a_back_that_is_a_front_is_two_faces() -> None:

@@ -124,6 +124,17 @@ def test_a_checkpoint_that_is_asked_for_comes_after_the_step_and_previews_change
     assert_same_mesh(resumed.mesh, undisturbed[1].mesh)
 
 
+def test_the_prior_is_asked_on_the_way_and_a_resumed_job_knows_what_it_said(prior, undisturbed):
+    events, result = undisturbed
+    figures = {event.step: event.metrics for event in events if isinstance(event, Progress) and event.stage == "fit"}
+    said = {name: value for metrics in figures.values() for name, value in metrics.items() if name.startswith("prior_score")}
+    assert figures[3]["prior_score_25"] == result.metrics()["prior_score_25"] and said["prior_score_25"] < 1
+    assert figures[6]["prior_score_50"] == result.metrics()["prior_score_50"] and said == result.scores
+    checkpoint = next(event for event in events if isinstance(event, Checkpoint) and event.step == 5)
+    assert checkpoint.meta["scores"] == {"prior_score_25": said["prior_score_25"]}
+    assert exhaust(text_to_3d(SPEC, prior, checkpoint=checkpoint))[1].scores == said
+
+
 def test_what_the_mesh_says_of_itself_and_a_grid_too_large_for_the_memory_reach_the_user(prior, monkeypatch):
     monkeypatch.setattr("jobs.text_to_3d.bytes_to_extract", lambda config: 10**15)
     spec = dataclasses.replace(SPEC, fit=dataclasses.replace(SPEC.fit, num_steps=1), mesh=MeshConfig(resolution=64, iso=900.0))

@@ -332,6 +332,26 @@ def test_the_first_of_a_group_wins_and_the_others_are_cancelled(rig: Rig):
     assert [rig.ledger.jobs.get(job).is_winner for job in jobs] == [False, True, False]
 
 
+def test_a_try_far_behind_another_at_the_same_step_ends_early_and_says_why(rig: Rig):
+    best = NewGroup(name="best of 3", metric="prior_score")
+    jobs = [submitted.id for submitted in rig.ledger.jobs.submit([submission(n) for n in range(3)], group=best)]
+    rig.tick()
+    rig.worker(jobs[0]).reports = [Succeeded(metrics={"prior_score": 0.51, "prior_score_50": 0.40})]
+    rig.worker(jobs[1]).reports = [Progress(stage="fit", step=5, total=10, metrics={"prior_score_50": 0.35})]
+    rig.tick()
+    rig.worker(jobs[2]).reports = [Progress(stage="fit", step=5, total=10, metrics={"prior_score_50": 0.15})]
+    for _ in range(3):
+        rig.tick()
+    assert not rig.worker(jobs[1]).stops and rig.worker(jobs[2]).stops == [False], "asked once"
+    rig.worker(jobs[1]).reports = [Succeeded(metrics={"prior_score": 0.52})]
+    rig.worker(jobs[2]).reports = [Stopped("stopped")]
+    rig.tick()
+    rig.tick()
+    assert [rig.state(job) for job in jobs] == [State.SUCCEEDED, State.SUCCEEDED, State.CANCELLED]
+    assert rig.ledger.jobs.get(jobs[2]).reason == "hopeless: prior_score_50 0.15, where a better try had 0.4"
+    assert [rig.ledger.jobs.get(job).is_winner for job in jobs] == [False, True, False]
+
+
 def test_what_can_never_fit_fails_with_a_sentence_and_idle_priors_are_evicted(rig: Rig):
     rig.workers.resident = [PriorView(source="old", memory_bytes=15 * GB, last_used_at=0.0)]
     too_large, large = rig.submit(submission(1, memory_bytes=50 * GB), submission(2, memory_bytes=10 * GB))

@@ -21,7 +21,7 @@ from orchestrator.host.atomic import clear_output_errors
 from orchestrator.prior.local import load_prior
 from orchestrator.prior.wire import Raised
 from orchestrator.scheduling.failures import failure_kind, sentence
-from orchestrator.scheduling.groups import Member, settle
+from orchestrator.scheduling.groups import Member, hopeless, settle
 from orchestrator.scheduling.retries import RULES, after_failure
 
 NOW = 1000.0
@@ -287,3 +287,14 @@ def test_the_best_win_when_all_are_done():
 def test_a_group_in_which_nothing_succeeded_is_decided_too(metric):
     outcome = settle([member(1, State.FAILED), member(2, State.CANCELLED)], num_wanted=1, metric=metric)
     assert outcome.winners == () and outcome.reason == "none of them succeeded"
+
+
+def test_a_try_is_hopeless_behind_enough_better_ones_at_the_same_step_alone():
+    run, done = State.RUNNING, State.SUCCEEDED
+    tries = [member(1, done, prior_score_25=0.30, prior_score_50=0.40), member(2, run, prior_score_25=0.25)]
+    assert hopeless(tries, num_wanted=1) == {}, "less than the margin behind"
+    tries += [member(3, run, prior_score_25=0.28, prior_score_50=0.30), member(4, State.QUEUED)]
+    assert set(hopeless(tries, num_wanted=1)) == {3}
+    assert hopeless(tries, num_wanted=2) == {}, "two are wanted, and only one is better"
+    assert hopeless([member(1, State.FAILED, prior_score_50=0.9), member(2, run, prior_score_50=0.1)], num_wanted=1) == {}
+    assert hopeless([member(1, run, prior_score_50=0.9), member(2, done, prior_score_50=0.1)], num_wanted=1) == {}

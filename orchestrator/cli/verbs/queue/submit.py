@@ -26,6 +26,9 @@ FIRST = "first"
 MAX_BEST_OF = 1000
 JOBS_PER_REQUEST = 500
 
+TRY_PREVIEW_EVERY = 40
+"""Fit steps between two previews of a try of --best-of, so that one that is ended early leaves a picture."""
+
 User = Annotated[str | None, typer.Option(help="Whose share they take; you.")]
 Priority = Annotated[int, typer.Option(help="Larger goes first, -1000 to 1000.")]
 Key = Annotated[str | None, typer.Option(help="Idempotency key: submitting it again gives the same job.")]
@@ -164,6 +167,8 @@ def _of_seeds(
     from orchestrator.client.prepared_job import compose_here, prepare_text_to_3d
 
     settings = compose_here(overrides, options)
+    if len(seeds) > 1 and settings.runtime.preview_every == 0 and options.get("runtime.preview_every") is None:
+        settings = replace(settings, runtime=replace(settings.runtime, preview_every=TRY_PREVIEW_EVERY))
     requests = []
     for seed in seeds:
         job, own = prepare_text_to_3d(prompt, settings, seed=seed, out=out), key
