@@ -27,10 +27,11 @@ from benchmarks.machine import describe_machine
 from benchmarks.pictures import write_small_webp
 from diffusion.models.base import Model, SampleRequest
 from diffusion.models.glide_upsampler import FACTOR
+from diffusion.text.image_text import ImageTextModel
 from jobs.errors import DreamKilnError
 from orchestrator.host.atomic import write_text
 from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, without_view_words
-from orchestrator.lab.evaluation.judge import Judge, judge_folder, load_judge
+from orchestrator.lab.evaluation.judge import judge_folder, load_judge
 from orchestrator.lab.evaluation.picture import Tile, enlarge, labelled_sheet
 from orchestrator.lab.evaluation.r_precision import retrieve, summarise
 from orchestrator.lab.family.data import DataSettings, ToyboxPictures
@@ -77,7 +78,7 @@ def drawn(model: Model, prompts: Sequence[str] | None, options: Mapping[str, Any
     return torch.cat(pictures)
 
 
-def judged(pictures: Tensor, pool: CaptionPool, judge: Judge) -> dict[str, float]:
+def judged(pictures: Tensor, pool: CaptionPool, judge: ImageTextModel) -> dict[str, float]:
     """R-Precision of pictures (N, 3, H, W) in [-1, 1]."""
     found = retrieve(judge.embed_images((pictures + 1) / 2), judge.embed_texts(pool.captions), torch.tensor(pool.truths))
     return {key: round(value, 4) for key, value in asdict(summarise(found, pool, pool.truths)).items()}
@@ -90,7 +91,7 @@ def psnr(pictures: Tensor, truth: Tensor) -> float:
 
 
 def guidance(
-    base: Model, clip: Model | None, unseen: Unseen, *, num_steps: int, judge: Judge
+    base: Model, clip: Model | None, unseen: Unseen, *, num_steps: int, judge: ImageTextModel
 ) -> tuple[dict, dict[str, Tensor]]:
     """Figures and pictures of each guidance, and of the unseen pictures themselves."""
     count, pool = len(unseen.x), caption_pool(unseen.captions)

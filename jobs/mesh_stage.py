@@ -13,9 +13,9 @@ import torch
 from jobs.errors import CollapsedError, InputError
 from jobs.events import Checkpoint, Event, Message, Progress
 from jobs.extensions import is_extension, own_field
-from jobs.opinion import Opinion, opinion_of
+from jobs.opinion import Opinion, clip_score, opinion_of
 from jobs.prior_client import PriorClient, PriorInfo
-from jobs.specs import TextTo3DSpec
+from jobs.specs import CLIP_METRIC, TextTo3DSpec
 from nerf3d.errors import StateMismatch
 from nerf3d.fields import FIELDS, Field, FieldConfig
 from nerf3d.fit import saved_field
@@ -35,7 +35,8 @@ class TextTo3DResult:
     quality: what was measured on the mesh as it was cut.
     opinion: of the prior on the object as it was fitted, if it was asked.
     turned_degrees: by how much the mesh was then turned, so that it faces the front.
-    scores: what `jobs.opinion.score_of_views` said while the fit was under way, by the name of the figure.
+    scores: by the name of the figure, what `jobs.opinion.score_of_views` said while the fit was under way, and a CLIP of the
+        mesh.
     """
 
     mesh: Mesh
@@ -113,11 +114,14 @@ def judge(
     """The stage `judge`: the prior says what it takes the mesh for, and the mesh is turned to the front.
 
     Raises:
-        PriorFailed: the prior stopped answering.
+        PriorFailed: the prior stopped answering. InputError: the CLIP that the spec names cannot be read.
     """
     begin = clock()
     yield Progress(stage="judge", step=0, total=1)
     opinion = opinion_of(result.mesh, prior, info, spec.prompt, seed=spec.seed, strict=spec.strict)
+    if spec.clip:
+        score = clip_score(result.mesh, spec.clip, spec.prompt)
+        result = replace(result, scores={**result.scores, CLIP_METRIC: round(score, 4)})
     result = result.judged(opinion, spec.mesh)
     facing = f"azimuth {opinion.facing_degrees:.0f} degrees"
     if result.turned_degrees:

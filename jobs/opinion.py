@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusion.checkpoints.errors import PriorError
 from diffusion.seeding import Key
+from diffusion.text.image_text import ImageTextModel
+from jobs.errors import InputError
 from jobs.prior_client import LossQuery, PriorClient, PriorInfo
 from nerf3d.cameras import Cameras
 from nerf3d.mesh import Mesh, draw_mesh
 from nerf3d.view_words import view_phrase
 
-__all__ = ["NUM_TURNS", "Asking", "Opinion", "opinion_from", "opinion_of", "score_of_views", "turned_losses"]
+__all__ = ["NUM_TURNS", "Asking", "Opinion", "clip_score", "opinion_from", "opinion_of", "score_of_views", "turned_losses"]
 
 NUM_TURNS = 8
 """Directions that are considered, and views that are taken, evenly spaced around the object."""
@@ -106,6 +110,22 @@ def score_of_views(
     ask = Asking(prior, info, seed, strict)
     without = float(ask.losses(images, ("",) * len(images), None).mean())
     return (without - float(ask.as_seen(images, prompt, cameras).mean())) / without
+
+
+def clip_score(mesh: Mesh, folder: str, prompt: str) -> float:
+    """The CLIP score of a mesh: mean cosine similarity of its `NUM_TURNS` views with the sentence (arXiv:2104.08718).
+
+    Args:
+        folder: of the model, see `diffusion.text.image_text.ImageTextModel.read`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        model = ImageTextModel.read(Path(folder))
+    except PriorError as error:
+        raise InputError(f"--clip: {error}.") from error
+    return model.score(torch.cat([_view(mesh, azimuth, model.image_size) for azimuth in _azimuths()]), prompt)
 
 
 def opinion_from(losses: Tensor, without: float) -> Opinion:

@@ -52,6 +52,9 @@ MESH_METRICS = (
 )
 """What a manifest says of a finished mesh."""
 
+CLIP_METRIC = "clip_score"
+"""Of a mesh that a CLIP was to score, too."""
+
 BEST_METRIC = "prior_score"
 """By what the best of several seeds is chosen unless another metric is named: it needs no truth."""
 MAX_SEED = 2**63 - 1
@@ -99,6 +102,7 @@ class TextTo3DSpec(Spec):
             speed. Otherwise a prior that serves several jobs at once shows in the last bits of its answers.
         recipe: the name of the recipe that the settings began with, for the manifest; like formats, it shapes nothing itself.
         formats: mesh files to write, among `MESH_FORMATS`; they do not change the mesh, so not the fingerprint either.
+        clip: folder of a CLIP that scores the mesh, see `diffusion.text.image_text`; "": none. The mesh stays the same.
         fit, distillation, mesh: the settings of the three packages that do the work.
 
     Raises:
@@ -113,6 +117,7 @@ class TextTo3DSpec(Spec):
     strict: bool = False
     recipe: str = field(default="toybox", metadata=codec.NOT_IN_FINGERPRINT)
     formats: tuple[str, ...] = field(default=("glb",), metadata=codec.NOT_IN_FINGERPRINT)
+    clip: str = field(default="", metadata=codec.NOT_IN_FINGERPRINT)
     fit: FitConfig = field(default_factory=FitConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

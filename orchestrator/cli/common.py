@@ -42,6 +42,10 @@ PriorName = Annotated[
     str | None,
     typer.Option("--prior", help="'toybox', a Stable Diffusion's folder or file, or OWNER/NAME; see docs/checkpoints.md."),
 ]
+ClipFolder = Annotated[
+    str | None,
+    typer.Option("--clip", help="Folder of an open_clip model that scores the mesh beside the prior: clip_score."),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="The same to the last bit whatever else a shared prior is asked meanwhile; slower.")
 ]
@@ -177,6 +181,7 @@ def mesh_options(
     negative_prompt: FitNegativePrompt = None,
     preview_every: FitPreviewEvery = None,
     prior: PriorName = None,
+    clip: ClipFolder = None,
     strict: Strict = False,
     preset: Preset = None,
 ) -> dict[str, Any]:
@@ -185,6 +190,7 @@ def mesh_options(
         "preset": preset,
         "prior.source": prior,
         "prior.strict": strict or None,
+        "prior.clip": clip,
         "export.formats": chosen_formats(formats),
         "fit.num_steps": steps,
         "distillation.guidance_scale": guidance_scale,

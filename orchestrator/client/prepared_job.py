@@ -20,7 +20,7 @@ from orchestrator.batch.storage.urls import absolute
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.host.atomic import clear_output_errors
 from orchestrator.host.progress_display import Display
-from orchestrator.prior.source import absolute_source, check_prior
+from orchestrator.prior.source import absolute_source, check_clip, check_prior
 from orchestrator.run.edit_pictures import EditPictures
 from orchestrator.run.perform import Outcome, perform
 from orchestrator.settings.batch import BatchSettings
@@ -114,10 +114,11 @@ def compose_here(overrides: Sequence[str], options: Mapping[str, Any]) -> Settin
     if not settings.prior.source:
         raise InputError("--prior is empty; give 'toybox', a folder, a file or a name on the hub, or leave it out.")
     check_prior(settings.prior.source)
+    clip = check_clip(settings.prior.clip)
     form, field = absolute_name(settings.distillation.form), settings.fit.field
     return replace(
         settings,
-        prior=replace(settings.prior, source=absolute_source(settings.prior.source)),
+        prior=replace(settings.prior, source=absolute_source(settings.prior.source), clip=clip),
         distillation=replace(settings.distillation, form=_loadable(form)),
         fit=replace(settings.fit, field=replace(field, kind=_loadable(absolute_name(field.kind)))),
     )

@@ -67,6 +67,8 @@ class RemoteClient(Client):
             form["prior"] = spec.prior
         plain = spec.to_json()
         if isinstance(spec, TextTo3DSpec):
+            if spec.clip:
+                raise InputError("--clip names a folder of this machine, which the orchestrator at --url does not see.")
             field = plain["fit"].pop("field")
             tables = {"fit": plain["fit"], "field": field, "distillation": plain["distillation"], "mesh": plain["mesh"]}
             settings |= {f"{group}.{name}": value for group, table in tables.items() for name, value in table.items()}

@@ -11,7 +11,7 @@ from jobs.errors import InputError
 from jobs.events import Progress
 from jobs.prior_client import PriorClient
 
-__all__ = ["PriorLoader", "absolute_source", "bytes_on_disk", "check_prior", "loading", "refusal"]
+__all__ = ["PriorLoader", "absolute_source", "bytes_on_disk", "check_clip", "check_prior", "loading", "refusal"]
 
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
@@ -63,6 +63,20 @@ def refusal(error: PriorError) -> InputError:
 def loading(source: str) -> Progress:
     """What is shown while a prior of one's own is loaded."""
     return Progress(stage="start", step=0, total=1, metrics={"megabytes": bytes_on_disk(source) / 1e6})
+
+
+def check_clip(folder: str) -> str:
+    """The full path of a CLIP's folder; "" stays. Raises InputError where there is none."""
+    if not folder:
+        return ""
+    from diffusion.text.image_text import ImageTextModel
+
+    path = Path(folder).expanduser().absolute()
+    try:
+        ImageTextModel.check(path)
+    except PriorError as error:
+        raise refusal(error) from error
+    return str(path)
 
 
 def absolute_source(source: str) -> str:

@@ -64,6 +64,7 @@ class Settings:
             strict=self.prior.strict,
             recipe=self.recipe,
             formats=self.export.formats,
+            clip=self.prior.clip,
             fit=self.fit,
             distillation=self.distillation,
             mesh=self.mesh,

@@ -21,10 +21,13 @@ class PriorSettings:
     Args:
         source: "toybox", or what `diffusion.checkpoints.source` reads: a folder, a file or a hub name, with options.
         strict: results are the same to the last bit whatever else the prior is asked meanwhile; slower.
+        clip: folder of a CLIP that scores finished meshes beside the prior (`clip_score`): of open_clip's
+            (open_clip_config.json and its weights, as the hub has them) or one that was trained here; "": none.
     """
 
     source: str = "toybox"
     strict: bool = False
+    clip: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from diffusion.distillation import DistillationConfig
+from diffusion.prior import TOYBOX
 from diffusion.schedule import NoiseSchedule
 from jobs.errors import CollapsedError, InputError, JobFailed, PriorFailed
 from jobs.events import Checkpoint, ImageReady, Message, Progress, ViewsPreview
 from jobs.images import chunks, images
+from jobs.opinion import clip_score
 from jobs.pace import Pace
 from jobs.prior_client import DistillationQuery, DrawRequest, PriorInfo
 from jobs.specs import MESH_METRICS, ImagesSpec, TextTo3DSpec
@@ -133,6 +135,16 @@ def test_the_prior_is_asked_on_the_way_and_a_resumed_job_knows_what_it_said(prio
     checkpoint = next(event for event in events if isinstance(event, Checkpoint) and event.step == 5)
     assert checkpoint.meta["scores"] == {"prior_score_25": said["prior_score_25"]}
     assert exhaust(text_to_3d(SPEC, prior, checkpoint=checkpoint))[1].scores == said
+
+
+def test_a_clip_of_ones_own_scores_the_mesh(prior):
+    spec = dataclasses.replace(SPEC, clip=str(TOYBOX / "judge"))
+    assert spec.fingerprint() == dataclasses.replace(spec, clip="").fingerprint()
+    result = exhaust(text_to_3d(spec, prior))[1]
+    expected = clip_score(result.mesh.turned(-result.turned_degrees), str(TOYBOX / "judge"), SPEC.prompt)
+    assert result.metrics()["clip_score"] == pytest.approx(expected, abs=1e-3) and abs(expected) < 1
+    with pytest.raises(InputError, match=r"--clip: .*holds no CLIP"):
+        exhaust(text_to_3d(dataclasses.replace(spec, clip="nowhere"), prior))
 
 
 def test_what_the_mesh_says_of_itself_and_a_grid_too_large_for_the_memory_reach_the_user(prior, monkeypatch):

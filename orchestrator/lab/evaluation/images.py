@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusion.text.image_text import ImageTextModel
 from jobs.events import Progress
 from nerf3d.toybox.heldout import held_out_prompts
 from orchestrator.exports.png_metadata import write_png
@@ -15,7 +16,7 @@ from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.lab.evaluation import r_precision
 from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, held_out, taught_prompts
 from orchestrator.lab.evaluation.image_sets import Picture, as_tensor, draw_pictures, read_pictures
-from orchestrator.lab.evaluation.judge import Judge, judge_of
+from orchestrator.lab.evaluation.judge import judge_of
 from orchestrator.lab.evaluation.mesh_views import photograph_truth, scattered
 from orchestrator.lab.evaluation.picture import enlarge, labelled_sheet, ranked_tile
 from orchestrator.lab.evaluation.r_precision import RPrecision
@@ -68,7 +69,7 @@ def evaluate_images(
 
 
 def score_images(
-    pictures: Sequence[Picture], judge: Judge, *, num_captions: int, prior: str = "", prior_hash: str = ""
+    pictures: Sequence[Picture], judge: ImageTextModel, *, num_captions: int, prior: str = "", prior_hash: str = ""
 ) -> tuple[ImagesReport, np.ndarray]:
     """Ranks every picture's prompt among a pool of captions; see `evaluate_images`."""
     pool = caption_pool([picture.prompt for picture in pictures], num_captions=num_captions)
@@ -93,7 +94,7 @@ def score_images(
 
 
 def _true_objects(
-    pictures: Sequence[Picture], judge: Judge, captions: torch.Tensor, pool: CaptionPool
+    pictures: Sequence[Picture], judge: ImageTextModel, captions: torch.Tensor, pool: CaptionPool
 ) -> dict[str, RPrecision]:
     """The judge's own ceiling: one rendering of each true object, as far as the prompts are the toybox's."""
     cameras = scattered(len(pictures))

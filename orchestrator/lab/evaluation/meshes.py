@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.text.image_text import ImageTextModel
 from jobs.errors import InputError
 from jobs.events import Progress
 from orchestrator.exports.contact_sheet import to_uint8
@@ -17,7 +18,7 @@ from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.lab.evaluation import r_precision
 from orchestrator.lab.evaluation.captions import CaptionPool, caption_pool, clay_pool, held_out
 from orchestrator.lab.evaluation.geometry import GeometryScore, compare, surface_of, true_mesh
-from orchestrator.lab.evaluation.judge import Judge, judge_of
+from orchestrator.lab.evaluation.judge import judge_of
 from orchestrator.lab.evaluation.mesh_sets import MadeMesh, differences, read_mesh
 from orchestrator.lab.evaluation.mesh_views import SHADINGS, orbit, photograph, photograph_truth
 from orchestrator.lab.evaluation.picture import Tile, enlarge, labelled_sheet, ranked_tile
@@ -60,7 +61,7 @@ def evaluate_meshes(
 
 
 def score_meshes(
-    meshes: Sequence[MadeMesh], judge: Judge, *, num_captions: int, num_views: int, display: Display | None = None
+    meshes: Sequence[MadeMesh], judge: ImageTextModel, *, num_captions: int, num_views: int, display: Display | None = None
 ) -> tuple[MeshesReport, np.ndarray]:
     """Ranks every mesh's prompt from its views and measures it against the true object; see `evaluate_meshes`."""
     display = display or SilentDisplay()
@@ -141,7 +142,7 @@ def _rank(
 
 
 def _true_objects(
-    views: Sequence[Tensor | None], judge: Judge, captions: Tensor, pool: CaptionPool, *, name: str
+    views: Sequence[Tensor | None], judge: ImageTextModel, captions: Tensor, pool: CaptionPool, *, name: str
 ) -> dict[str, RPrecision]:
     """The judge's own ceiling: the true objects from the same sides."""
     rows = [number for number, view in enumerate(views) if view is not None]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from diffusion.prior import TOYBOX
+from diffusion.text.image_text import ImageTextModel
 from jobs import codec
 from orchestrator.lab.evaluation.captions import CaptionPool
 from orchestrator.lab.evaluation.geometry import GeometryScore
-from orchestrator.lab.evaluation.judge import Judge
 from orchestrator.lab.evaluation.r_precision import Retrieval, RPrecision, interval_of_mean
 
 __all__ = [
@@ -54,7 +54,7 @@ class Setting:
     prior_hash: str = ""
 
     @classmethod
-    def of(cls, judge: Judge, pool: CaptionPool, **others: Any) -> Setting:
+    def of(cls, judge: ImageTextModel, pool: CaptionPool, **others: Any) -> Setting:
         """The setting of this judge and pool."""
         return cls(
             judge=_portable(judge.folder),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion.prior import TOYBOX
 from orchestrator.cli.main import main
 from orchestrator.exports import write_png
 from tests.orchestrator.daemon.test_api_guard import Api
@@ -96,6 +97,11 @@ def test_what_cannot_be_done_over_a_url_is_said(url: str, capsys, monkeypatch):
             ["submit", "text-to-3d", "a table", "--best-of", "2", "--url", url],
             "--best-of is for the orchestrator's own machine",
         ),
+        (
+            ["submit", "text-to-3d", "a table", "--clip", str(TOYBOX / "judge"), "--url", url],
+            "--clip names a folder of this machine",
+        ),
+        (["submit", "text-to-3d", "a table", "--clip", "nowhere", "--url", url], "nowhere holds no CLIP"),
         (["status", "--url", "kiln"], "The orchestrator's address is 'kiln'"),
         (["status", "--url", "http://127.0.0.1:9"], "does not answer"),
     ):

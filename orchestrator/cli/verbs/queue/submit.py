@@ -77,7 +77,7 @@ def text_to_3d(
         raise InputError(f"--best-of is {best_of:,}; give 1 to {MAX_BEST_OF:,}.")
     if best_of == 1 and metric is not None:
         raise InputError("--metric chooses among the jobs of --best-of; give that too.")
-    metric = _chosen_metric(metric)
+    metric = _chosen_metric(metric, has_clip=bool(options().get("prior.clip")))
     seeds = range(seed, seed + best_of)
     jobs = _of_seeds(prompt, overrides or [], options(), seeds=seeds, out=out, key=key, client=client, fields=fields)
     group = {"name": f"{prompt}, best of {best_of}", "metric": metric} if best_of > 1 else None
@@ -141,15 +141,16 @@ def _client(state: Path | None) -> Any:
     return client
 
 
-def _chosen_metric(metric: str | None) -> str | None:
+def _chosen_metric(metric: str | None, *, has_clip: bool) -> str | None:
     """By what the best of several seeds is chosen; None for the first to finish."""
     from jobs.codec import near_matches
-    from jobs.specs import BEST_METRIC, MESH_METRICS
+    from jobs.specs import BEST_METRIC, CLIP_METRIC, MESH_METRICS
 
-    if metric is not None and metric not in (*MESH_METRICS, FIRST):
-        hint = near_matches(metric, MESH_METRICS)
-        raise InputError(f"There is no metric {metric!r}{hint}; choose one of {', '.join((FIRST, *MESH_METRICS))}.")
-    return None if metric == FIRST else metric or BEST_METRIC
+    known = (*MESH_METRICS, CLIP_METRIC) if has_clip else MESH_METRICS
+    if metric is not None and metric not in (*known, FIRST):
+        hint = near_matches(metric, known)
+        raise InputError(f"There is no metric {metric!r}{hint}; choose one of {', '.join((FIRST, *known))}.")
+    return None if metric == FIRST else metric or (CLIP_METRIC if has_clip else BEST_METRIC)
 
 
 def _of_seeds(

@@ -129,7 +129,7 @@ def test_a_missing_judge_is_one_clear_sentence(missing, tmp_path):
     if missing:
         (save_tiny_judge(prior / "judge") / missing).unlink()
     write_png(np.zeros((8, 8, 3), np.uint8), tmp_path / "a.png", {"prompt": "a red table"})
-    with pytest.raises(InputError, match=r"judge.*(is missing; give judge=FOLDER|cannot be read)"):
+    with pytest.raises(InputError, match=r"judge.*(holds no CLIP|lacks|cannot be read).*judge=FOLDER"):
         evaluate.main(["images", tmp_path], out=tmp_path / "out", overrides={"prior": str(prior), "num_threads": 1})
 
 
