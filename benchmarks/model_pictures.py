@@ -24,7 +24,7 @@ MAX_BYTES = 60_000
 TILE_SIZE = 96
 MUSHROOM = "a red mushroom with a white stem"
 CHAIR = "a blue chair"
-FOLLOW_THE_FLOW = ("ddim", "dpmpp_2m", "unipc", "heun", "euler", "pndm", "pndm_prk")
+FOLLOW_THE_FLOW = ("ddim", "dpmpp_2m", "unipc", "heun", "flow_heun", "euler", "pndm", "pndm_prk")
 SAMPLERS = (*FOLLOW_THE_FLOW, "euler_ancestral", "ddpm", "dpmpp_2m_sde", "lcm")
 
 

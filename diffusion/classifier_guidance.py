@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction, per_row
+from diffusion.process import Schedule
 from diffusion.requests import DenoiseRequest
 from diffusion.samplers.chain import Level, Sampling, levels, transitions
 from diffusion.samplers.ddpm import Variance
@@ -58,7 +59,7 @@ def class_log_prob(classifier: Callable[[Tensor, Tensor], Tensor], labels: Tenso
     return log_prob
 
 
-def eps_guided(chain: Sampling, gradient: Gradient, *, scale: float, schedule: NoiseSchedule) -> Sampling:
+def eps_guided(chain: Sampling, gradient: Gradient, *, scale: float, schedule: Schedule) -> Sampling:
     """2105.05233 algorithm 2 (eq. 14): eps' = eps - s sqrt(1 - abar_t) grad log p(y | x_t), around any sampler.
 
     x0 follows, so that x_t stays alpha x0' + sigma eps'.
@@ -85,7 +86,7 @@ def mean_guided(
     gradient: Gradient,
     *,
     scale: float,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     variance: Variance = "fixed_small",
 ) -> Sampling:
@@ -127,7 +128,7 @@ Guide = Callable[[Sampling, Tensor, Variance | None], Sampling]
 """A sampler's generator, its timesteps and, of `ddpm`, its variance -> the generator under guidance."""
 
 
-def guided_by(gradient: Gradient, *, scale: float, schedule: NoiseSchedule) -> Guide:
+def guided_by(gradient: Gradient, *, scale: float, schedule: Schedule) -> Guide:
     """The form that belongs to a sampler: the mean's where a variance shows it to be `ddpm`, else eps's."""
 
     def guide(chain: Sampling, timesteps: Tensor, variance: Variance | None) -> Sampling:
@@ -138,8 +139,15 @@ def guided_by(gradient: Gradient, *, scale: float, schedule: NoiseSchedule) -> G
     return guide
 
 
-def check_same_schedule(guide: NoiseSchedule, guided: NoiseSchedule, *, name: str) -> None:
+def check_same_schedule(guide: NoiseSchedule, guided: Schedule, *, name: str) -> None:
     """Raises DiffusionError where a network that is to guide was trained on other noise levels than the model."""
+    if not isinstance(guided, NoiseSchedule):
+        raise DiffusionError.explained(
+            f"the {name} was trained on a table of noise levels and the model is a rectified flow",
+            expected="a model with the same schedule",
+            fix="guide a model of ddpm or improved_ddpm, or give this one labels",
+            why="the same timestep must mean the same noise to both",
+        )
     if not torch.equal(guide.alphas_cumprod, guided.alphas_cumprod):
         raise DiffusionError.explained(
             f"the {name} was trained on the schedule {guide.beta_schedule} with {guide.num_train_timesteps} timesteps",

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from diffusion.distillation import encode_beside
 from diffusion.parameterisation import per_row
+from diffusion.process import Schedule
 from diffusion.requests import Condition, DenoiseRequest, Guidance, Request
-from diffusion.schedule import NoiseSchedule
 
 
 def denoising_losses(
-    images: Tensor, *, condition: Condition, schedule: NoiseSchedule, t: Tensor, noise: Tensor
+    images: Tensor, *, condition: Condition, schedule: Schedule, t: Tensor, noise: Tensor
 ) -> Generator[Request, Any, Tensor]:
     """The squared error of the predicted v, in the mean over each picture's latents; the lower, the likelier.
 

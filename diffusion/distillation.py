@@ -1,12 +1,14 @@
 """Score distillation: what a denoiser would change in some images, as a gradient on them.
 
-Three forms of the same residual, since eps_hat - eps = (alpha / sigma) (z - x0_hat) for latents z of the images:
+Forms of the same residual, since eps_hat - eps = (alpha / sigma) (z - x0_hat) for latents z of the images:
 
 - "sds", DreamFusion (2209.14988 eq. 3): w(t) (eps_hat - eps), pulled back through the encoder. The network's Jacobian
   is left out, as there.
 - "x0", HiFA (2305.18766): decode x0_hat to a picture and move the images towards it: the gradient of
   1/2 ||images - target||^2 with the target held fixed. Here the guided x0_hat is rescaled.
 - "x0_latents", MVDream (2308.16512 section 3.2): the same in latents, 1/2 ||z - x0_hat||^2, pulled back through the encoder.
+- "flow", RFDS (2406.03293): w(t) (u_hat - u) with the velocity u = eps - z of rectified flow, where it is
+  (eps_hat - eps) / alpha; pulled back through the encoder.
 """
 
 import math
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction, per_row
+from diffusion.process import Schedule
 from diffusion.requests import (
     Condition,
     DecodeRequest,
@@ -28,7 +31,6 @@ from diffusion.requests import (
     Guidance,
     Request,
 )
-from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import uniform
 
 Weighting = Literal["uniform", "sigma2", "alpha_sigma2"]
@@ -42,7 +44,7 @@ class DistillationConfig:
     """How a fit is guided; the defaults are those of the toybox recipe.
 
     Args:
-        form: "x0", "x0_latents", "sds", or code of one's own as module:name (`jobs.extensions`), which is a `Form`.
+        form: "x0", "x0_latents", "sds", "flow", or code of one's own as module:name (`jobs.extensions`), which is a `Form`.
         weighting: w(t): 1, sigma^2 (DreamFusion), or alpha sigma^2.
         guidance_scale: s of `uncond + s (cond - uncond)`; threestudio's 100 is 101.
         guidance_rescale: phi in [0, 1]; of x0 in the forms that have one, as in MVDream.
@@ -139,7 +141,7 @@ def timestep_range(progress: float, config: DistillationConfig) -> tuple[float, 
 
 def sample_timesteps(
     config: DistillationConfig,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     *,
     progress: float,
     num_views: int,
@@ -154,15 +156,14 @@ def sample_timesteps(
         num_views: of the step. group_views: so many neighbouring views are a group.
 
     Returns:
-        (num_views,) long on the CPU, in [0, T-1].
+        (num_views,) on the CPU: long in [0, T-1], or, of a continuous process, float64 in [0, T].
     """
     low, high = timestep_range(progress, config)
     together = {"view": 1, "group": group_views, "batch": num_views}[config.shared_timestep]
     num = num_views // together
     order = torch.randperm(num, generator=generator)
     place = ((order + uniform((num,), generator)) / num).repeat_interleave(together)
-    t = ((low + place.double() * (high - low)) * schedule.num_train_timesteps).floor().long()
-    return t.clamp(0, schedule.last)
+    return schedule.timesteps_at(low + place.double() * (high - low))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +188,7 @@ class Denoised:
         images: (V, 3, H, W) in [0, 1], the rendered views.
         latents: (V, C, h, w), the encoded views.
         noise: (V, C, h, w) standard normal.
-        t: (V,) long timesteps, on the CPU.
+        t: (V,) timesteps, on the CPU.
         x_t: (V, C, h, w), the latents noised to t.
         prediction: the guided prediction at x_t.
         weight: (V,) float64, w(t).
@@ -205,7 +206,7 @@ class Denoised:
     weight: Tensor
     condition: Condition
     guidance: Guidance
-    schedule: NoiseSchedule
+    schedule: Schedule
 
     def weighted(self, values: Tensor) -> Tensor:
         """w(t) times the rows of values (V, ...)."""
@@ -229,6 +230,13 @@ def noise_residual(step: Denoised) -> Generator[Request, Any, Distilled]:
     return Distilled(gradient.detach())
 
 
+def velocity_residual(step: Denoised) -> Generator[Request, Any, Distilled]:
+    """RFDS: w(t) (u_hat - u) with u = eps - z, pulled back through the encoder (2406.03293)."""
+    residual = step.weighted(step.prediction.velocity.detach() - (step.noise - step.latents))
+    gradient = yield EncodeGradientRequest(step.images, residual)
+    return Distilled(gradient.detach())
+
+
 def towards_x0_in_latents(step: Denoised) -> Generator[Request, Any, Distilled]:
     """MVDream's: the gradient of w(t)/2 ||z - x0_hat||^2, pulled back through the encoder (2308.16512 section 3.2)."""
     residual = step.weighted(step.latents - step.prediction.x0.detach())
@@ -236,8 +244,13 @@ def towards_x0_in_latents(step: Denoised) -> Generator[Request, Any, Distilled]:
     return Distilled(gradient.detach())
 
 
-FORMS: dict[str, Form] = {"x0": towards_x0, "x0_latents": towards_x0_in_latents, "sds": noise_residual}
-_PULLED_BACK = (towards_x0_in_latents, noise_residual)
+FORMS: dict[str, Form] = {
+    "x0": towards_x0,
+    "x0_latents": towards_x0_in_latents,
+    "sds": noise_residual,
+    "flow": velocity_residual,
+}
+_PULLED_BACK = (towards_x0_in_latents, noise_residual, velocity_residual)
 """Forms that ask for the encoder's gradient."""
 
 
@@ -246,7 +259,7 @@ def score_distillation(
     *,
     condition: Condition,
     guidance: Guidance,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     t: Tensor,
     noise: Tensor,
     form: str | Form = "x0",
@@ -257,7 +270,7 @@ def score_distillation(
     Args:
         images: (V, 3, H, W) in [0, 1]. Nothing is differentiated through here: the caller hangs the gradient on them.
         condition: V rows of encoded text.
-        t: (V,) long.
+        t: (V,) timesteps of the schedule, long, or float64 of a continuous process.
         noise: (V, C, h, w) standard normal, in the latents' shape.
         form: a name in `FORMS`, or a form itself.
         weighting: w(t), multiplies the gradient.
@@ -310,7 +323,7 @@ def encode_beside(
     return latents, t, noise.to(latents)
 
 
-def _weight(schedule: NoiseSchedule, t: Tensor, weighting: Weighting) -> Tensor:
+def _weight(schedule: Schedule, t: Tensor, weighting: Weighting) -> Tensor:
     """w(t), (V,) float64."""
     match weighting:
         case "uniform":

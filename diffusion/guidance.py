@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction, per_row
+from diffusion.process import Schedule
 from diffusion.requests import DenoiseRequest, Guidance
-from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import sent
 
 Network = Callable[..., Tensor]
@@ -175,7 +175,7 @@ def network_inputs(request: DenoiseRequest) -> NetworkInputs:
     return NetworkInputs(torch.cat([guided_x_t, x_t]), torch.cat([guided_t, t]), tokens, guided, cameras, condition.num_views)
 
 
-def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: NoiseSchedule) -> Prediction:
+def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: Schedule) -> Prediction:
     """The guided prediction, from what the network said to `network_inputs`.
 
     Args:
@@ -209,7 +209,7 @@ def prediction_from_output(request: DenoiseRequest, output: Tensor, schedule: No
     )
 
 
-def guided_prediction(network: Network, request: DenoiseRequest, schedule: NoiseSchedule) -> Prediction:
+def guided_prediction(network: Network, request: DenoiseRequest, schedule: Schedule) -> Prediction:
     """Answer a denoise request with a network: one forward over the conditional rows and those that guidance needs.
 
     Args:

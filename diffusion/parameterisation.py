@@ -1,11 +1,14 @@
-"""eps, x0, v and score: the only place where one becomes another.
+"""eps, x0, v, velocity and score: the only place where one becomes another.
 
-With x_t = a x0 + s eps (a = alpha_t, s = sigma_t, a^2 + s^2 = 1)::
+With x_t = a x0 + s eps (a = alpha_t, s = sigma_t), of any forward process::
 
     v = a eps - s x0            (2202.00512 section 4)
-    x0 = a x_t - s v = (x_t - s eps) / a
-    eps = s x_t + a v = (x_t - a x0) / s
+    u = eps - x0                (the velocity dx/ds of rectified flow, a = 1 - s; 2209.03003)
+    x0 = (a x_t - s v) / (a^2 + s^2) = (x_t - s u) / (a + s) = (x_t - s eps) / a
+    eps = (s x_t + a v) / (a^2 + s^2) = (x_t + a u) / (a + s) = (x_t - a x0) / s
     score = -eps / s            (1907.05600)
+
+a^2 + s^2 is 1 where variance is preserved, and a + s is 1 in a rectified flow.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from torch import Tensor
 from diffusion.errors import DiffusionError
 from diffusion.seeding import sent
 
-KINDS = ("epsilon", "v_prediction", "sample", "score")
+KINDS = ("epsilon", "v_prediction", "sample", "score", "velocity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class Prediction:
         Args:
             output, x_t: (B, ...) of one shape.
             alpha, sigma: (B,), from `schedule.alpha(t)` and `schedule.sigma(t)`.
-            kind: "epsilon", "v_prediction", "sample" (x0) or "score"; diffusers' names.
+            kind: "epsilon", "v_prediction", "sample" (x0), diffusers' names, or "score" or "velocity".
 
         Returns:
             The prediction in x_t's dtype, on its device. Gradients flow to `output` and `x_t`. Where alpha is 0, x0
@@ -64,7 +67,11 @@ class Prediction:
             case "epsilon":
                 eps, x0 = output, (x_t - s * output) / a
             case "v_prediction":
-                eps, x0 = s * x_t + a * output, a * x_t - s * output
+                length = per_row(alpha.double().square() + sigma.double().square(), x_t)
+                eps, x0 = (s * x_t + a * output) / length, (a * x_t - s * output) / length
+            case "velocity":
+                total = per_row(alpha.double() + sigma.double(), x_t)
+                eps, x0 = (x_t + a * output) / total, (x_t - s * output) / total
             case "sample":
                 eps, x0 = (x_t - a * output) / s, output
             case "score":
@@ -78,6 +85,11 @@ class Prediction:
     def v(self) -> Tensor:
         """a eps - s x0, (B, ...)."""
         return per_row(self.alpha, self.eps) * self.eps - per_row(self.sigma, self.eps) * self.x0
+
+    @property
+    def velocity(self) -> Tensor:
+        """eps - x0, (B, ...)."""
+        return self.eps - self.x0
 
     @property
     def score(self) -> Tensor:
@@ -95,6 +107,8 @@ class Prediction:
                 return self.x0
             case "score":
                 return self.score
+            case "velocity":
+                return self.velocity
         raise _unknown(kind)
 
     def __getitem__(self, rows: slice | Tensor) -> "Prediction":
@@ -110,7 +124,7 @@ def training_target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind:
         x0, eps: (B, ...); alpha, sigma: (B,).
 
     Returns:
-        (B, ...) in x0's dtype: eps, v, x0, or the denoising score -eps / s (Vincent 2011).
+        (B, ...) in x0's dtype: eps, v, x0, the velocity, or the denoising score -eps / s (Vincent 2011).
     """
     return Prediction(eps, x0, alpha, sigma).as_kind(kind)
 

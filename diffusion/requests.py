@@ -112,8 +112,9 @@ class DenoiseRequest:
     """Asks for the guided prediction at x_t; the answer is a `Prediction` without gradient.
 
     Args:
-        x_t: (B, C, h, w) scaled latents. t: (B,) long, one timestep a row; best on the CPU, where it says without waiting for
-            a GPU which rows are guided. condition: B rows.
+        x_t: (B, C, h, w) scaled latents. condition: B rows.
+        t: (B,) one timestep a row, long or float64; best on the CPU, where it says without waiting for a GPU which rows are
+            guided.
     """
 
     x_t: Tensor

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
-from diffusion.parameterisation import per_row
+from diffusion.process import Schedule, check_num_steps, check_timesteps
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -35,7 +35,7 @@ _SMALLEST_ALPHAS_CUMPROD = 2.0**-24
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(Schedule):
     """A discrete variance-preserving schedule over timesteps 0 .. num_train_timesteps - 1.
 
     The defaults are Stable Diffusion's (2112.10752, as published in its scheduler_config.json).
@@ -220,12 +220,7 @@ class NoiseSchedule:
         Raises:
             DiffusionError: t outside [0, T-1] (checked on the CPU only: on a GPU the check would wait for the device).
         """
-        if t.device.type == "cpu" and t.numel() and not (t.min().item() >= 0 and t.max().item() <= self.last):
-            raise DiffusionError.explained(
-                f"timesteps run from {t.min().item()} to {t.max().item()}",
-                expected=f"0 to {self.last}",
-                fix="take them from schedule.timesteps(...)",
-            )
+        check_timesteps(t, self.last)
         table = self._on(t.device)
         if not t.is_floating_point():
             return table[t]
@@ -246,18 +241,6 @@ class NoiseSchedule:
         """Signal-to-noise ratio abar_t / (1 - abar_t): (B,) float64 for t (B,), see `abar`."""
         abar = self.abar(t)
         return abar / (1 - abar)
-
-    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps (2006.11239 eq. 4).
-
-        Args:
-            x0, eps: (B, ...) of one shape, on one device.
-            t: (B,) timesteps, one a row, on that device or on the CPU.
-
-        Returns:
-            (B, ...) in x0's dtype, on its device; gradients flow to x0 and eps.
-        """
-        return per_row(self.alpha(t), x0) * x0 + per_row(self.sigma(t), x0) * eps
 
     # -- timesteps ---------------------------------------------------------------------------------------------------
 
@@ -282,10 +265,7 @@ class NoiseSchedule:
         total = self.num_train_timesteps
         spacing = self.timestep_spacing if spacing is None else spacing
         _check_name("timestep_spacing", spacing, get_args(TimestepSpacing))
-        if not 1 <= num_steps <= total:
-            raise DiffusionError.explained(
-                f"num_steps is {num_steps}", expected=f"1 to {total}", fix="use 20 to 50 for a finished picture"
-            )
+        check_num_steps(num_steps, total)
         k = torch.arange(num_steps, dtype=torch.float64)
         match spacing:
             case "leading":
@@ -297,6 +277,10 @@ class NoiseSchedule:
                 # One step of "linspace" is the low end in numpy and so in diffusers.
                 ascending = (k * (self.last / max(num_steps - 1, 1))).round().long()
         return ascending.flip(0)
+
+    def timesteps_at(self, fractions: Tensor) -> Tensor:
+        """Fractions of T, (B,) float64 in [0, 1] -> (B,) long in [0, T - 1]."""
+        return (fractions * self.num_train_timesteps).floor().long().clamp(0, self.last)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the copies on other devices: a process without a GPU must be able to read a schedule used on one."""

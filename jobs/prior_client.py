@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from diffusion.distillation import Distilled, Form, Weighting
+from diffusion.process import Schedule
 from diffusion.requests import Guidance
 from diffusion.samplers import Spacing
-from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import Key
 from jobs.errors import InputError
 
@@ -46,7 +46,7 @@ class PriorInfo:
     name: str
     weights_hash: str
     image_size: int
-    schedule: NoiseSchedule
+    schedule: Schedule
     vocabulary: tuple[str, ...] | None = None
     device: str = "cpu"
     notes: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ class DistillationQuery(_ViewsQuery):
     Args:
         images: (V, 3, H, W) float32 in [0, 1]; nothing flows back through it.
         prompts: V prompts, view words included where the prior takes them.
-        t: (V,) long timesteps of the prior's schedule.
+        t: (V,) timesteps of the prior's schedule, long or float64.
         noise_keys: V random streams (seed, *keys), one a view, that the noise is drawn from.
         cameras: (V, 16) of a prior that takes them, see `nerf3d.cameras.Cameras.pose_vectors`.
         group_views: so many neighbouring views are of one object and judged together.

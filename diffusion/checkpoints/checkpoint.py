@@ -10,7 +10,7 @@ from diffusion.checkpoints.weights import read_json
 from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.unet import UNet2DCondition
-from diffusion.schedule import NoiseSchedule
+from diffusion.process import Schedule
 from diffusion.text.clip import TextEncoder
 from diffusion.text.tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ class Checkpoint:
     """
 
     card: PriorCard
-    schedule: NoiseSchedule
+    schedule: Schedule
     unet: UNet2DCondition
     autoencoder: Autoencoder
     text_encoder: TextEncoder

@@ -21,14 +21,14 @@ from diffusion.engine.packing import Batch, pack, pack_strictly
 from diffusion.engine.text_stage import TextStage
 from diffusion.engine.ticket import Begin, Kind, NotFinite, Preview, Ticket
 from diffusion.errors import DiffusionError
+from diffusion.process import Schedule
 from diffusion.requests import Condition, DecodeRequest, DenoiseRequest, EncodeGradientRequest, EncodeRequest, PreviewRequest
-from diffusion.schedule import NoiseSchedule
 
 
 class Model(Protocol):
     """What the engine needs of `diffusion.prior.Prior`."""
 
-    schedule: NoiseSchedule
+    schedule: Schedule
 
     def condition(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
         """The encoded prompts, one row each, with what the unconditional side is told."""

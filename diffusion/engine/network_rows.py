@@ -9,8 +9,8 @@ from torch import Tensor
 
 from diffusion.guidance import NetworkInputs, guided_samples, network_inputs, prediction_from_output
 from diffusion.parameterisation import Prediction
+from diffusion.process import Schedule
 from diffusion.requests import DenoiseRequest
-from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import sent
 
 
@@ -95,7 +95,7 @@ class NetworkRows:
         done = set(groups)
         self._todo = [group for group in self._todo if group not in done]
 
-    def prediction(self, schedule: NoiseSchedule) -> Prediction:
+    def prediction(self, schedule: Schedule) -> Prediction:
         """The guided prediction of the whole request, once nothing is left to do."""
         assert self._output is not None and not self._todo
         return prediction_from_output(self.request, self._output, schedule)

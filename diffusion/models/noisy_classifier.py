@@ -18,6 +18,7 @@ from diffusion.models.base import Batch, Model, SampleRequest, described
 from diffusion.models.schedules import LINEAR
 from diffusion.networks.mlp import MLP, MLPConfig
 from diffusion.networks.noisy_encoder import NoisyEncoder, NoisyEncoderConfig
+from diffusion.process import Schedule
 from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import normal
 from diffusion.training.figures import by_noise
@@ -112,7 +113,7 @@ class NoisyClassifier(Model):
 
 
 def classifier_guide(
-    classifier: Any, labels: Sequence[int] | None, *, scale: float, schedule: NoiseSchedule, device: torch.device
+    classifier: Any, labels: Sequence[int] | None, *, scale: float, schedule: Schedule, device: torch.device
 ) -> Guide:
     """Guidance of a model with this schedule towards labels, one a row.
 

@@ -14,10 +14,11 @@ from diffusion.guidance import classifier_free
 from diffusion.models.base import SampleRequest, pictures_for
 from diffusion.models.noisy_classifier import classifier_guide
 from diffusion.parameterisation import Prediction
+from diffusion.process import Schedule
 from diffusion.requests import Condition, DenoiseRequest, Guidance, run
 from diffusion.samplers import SAMPLERS, Sampler
 from diffusion.samplers.ddim_inversion import ddim_inversion
-from diffusion.schedule import NoiseSchedule
+from diffusion.samplers.timesteps import check_sampler
 from diffusion.seeding import normal_rows, sent, step_noise, stream
 
 Predict = Callable[[Tensor, Tensor], Prediction]
@@ -35,7 +36,7 @@ def draw(
     request: SampleRequest,
     *,
     shape: tuple[int, ...],
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     predict: Predict,
     sampler: str,
     num_steps: int,
@@ -62,6 +63,7 @@ def draw(
             sampler than DDIM, or of a picture of another size.
     """
     function = sampler_named(request.sampler or sampler)
+    check_sampler(request.sampler or sampler, schedule)
     common = {"spacing": schedule.timestep_spacing, "clip_x0": False, **CLASSIFIER_OPTIONS, **INVERSION_OPTIONS}
     known = common | sampler_options(function)
     options = request.options_over(known | {key: value for key, value in defaults.items() if key in known})

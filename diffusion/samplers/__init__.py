@@ -11,6 +11,7 @@ from diffusion.samplers.dpmpp_2m import dpmpp_2m
 from diffusion.samplers.dpmpp_2m_sde import dpmpp_2m_sde
 from diffusion.samplers.euler import euler
 from diffusion.samplers.euler_ancestral import euler_ancestral
+from diffusion.samplers.flow_heun import flow_heun
 from diffusion.samplers.heun import heun
 from diffusion.samplers.image_to_image import image_to_image, with_mask
 from diffusion.samplers.lcm import lcm
@@ -27,6 +28,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "heun": heun,
+    "flow_heun": flow_heun,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,

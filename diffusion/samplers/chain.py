@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction
+from diffusion.process import Schedule
 from diffusion.requests import Condition, DenoiseRequest, Guidance
-from diffusion.schedule import NoiseSchedule
 from diffusion.seeding import NoiseSource, normal_rows, sent
 
 Sampling = Generator[DenoiseRequest, Prediction, Tensor]
@@ -54,7 +54,7 @@ class Sampler(Protocol):
         self,
         x_T: Tensor,
         *,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         timesteps: Tensor,
         condition: Condition,
         guidance: Guidance,
@@ -78,7 +78,7 @@ class Level:
         return self.sigma / max(self.alpha, _SMALLEST_ALPHA)
 
 
-def levels(schedule: NoiseSchedule, timesteps: Tensor, *, final_abar: float = 1.0) -> list[Level]:
+def levels(schedule: Schedule, timesteps: Tensor, *, final_abar: float = 1.0) -> list[Level]:
     """The levels of N timesteps and, after them, the one that the last step leads to: N + 1 in all.
 
     Args:

@@ -3,15 +3,15 @@
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampling, ask, drawn, levels, transitions
-from diffusion.schedule import NoiseSchedule
 
 
 def ddim(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,
@@ -36,8 +36,9 @@ def ddim(
     steps = levels(schedule, timesteps, final_abar=schedule.final_alphas_cumprod)
     for index, here, there in transitions(steps):
         prediction = yield ask(x, here.t, condition, guidance)
-        # sigma_tau, eq. 16. The max absorbs rounding below zero.
-        shrink = 1 - (here.alpha / there.alpha) ** 2
+        # sigma_tau, eq. 16, of any process: s^2 - (a/a')^2 s'^2 is 1 - (a/a')^2 where variance is preserved. The max absorbs
+        # rounding below zero.
+        shrink = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2
         spread = eta * (there.sigma / here.sigma) * max(shrink, 0.0) ** 0.5
         direction = max(there.sigma**2 - spread**2, 0.0) ** 0.5
         x = there.alpha * prediction.x0 + direction * prediction.eps

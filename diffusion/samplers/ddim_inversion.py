@@ -3,15 +3,15 @@
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Level, Sampling, ask, levels
-from diffusion.schedule import NoiseSchedule
 
 
 def ddim_inversion(
     x_0: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

@@ -5,9 +5,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampling, ask, drawn, levels, transitions
-from diffusion.schedule import NoiseSchedule
 
 Variance = Literal["fixed_small", "fixed_large", "learned"]
 """sigma_t^2 of 2006.11239 section 3.2, its two choices, and 2102.09672 eq. 15's."""
@@ -16,7 +16,7 @@ Variance = Literal["fixed_small", "fixed_large", "learned"]
 def ddpm(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

@@ -4,15 +4,15 @@ import math
 
 from torch import Tensor
 
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Level, Noise, Sampling, ask, levels, transitions
-from diffusion.schedule import NoiseSchedule
 
 
 def dpmpp_2m(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

@@ -4,16 +4,16 @@ import math
 
 from torch import Tensor
 
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampling, ask, drawn, levels, transitions
 from diffusion.samplers.dpmpp_2m import extrapolated
-from diffusion.schedule import NoiseSchedule
 
 
 def dpmpp_2m_sde(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

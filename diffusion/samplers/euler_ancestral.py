@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Level, Noise, Sampling, ask, drawn, levels, transfer, transitions
-from diffusion.schedule import NoiseSchedule
 
 
 def euler_ancestral(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

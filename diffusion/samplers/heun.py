@@ -2,15 +2,15 @@
 
 from torch import Tensor
 
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampling, ask, levels, transfer, transitions, use_second_order
-from diffusion.schedule import NoiseSchedule
 
 
 def heun(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

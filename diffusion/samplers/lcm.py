@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampling, ask, drawn, levels, transitions
-from diffusion.schedule import NoiseSchedule
 
 # Of the consistency function's boundary condition (2310.04378 section 4.1), as the published models were trained.
 SIGMA_DATA = 0.5
@@ -14,7 +14,7 @@ TIMESTEP_SCALING = 10.0
 def lcm(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampling, ask, levels, transfer, transitions, use_second_order
-from diffusion.schedule import NoiseSchedule
 
 # Adams-Bashforth weights by order, newest slope first.
 _ADAMS_BASHFORTH = {
@@ -22,7 +22,7 @@ _ADAMS_BASHFORTH = {
 def pndm(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Noise, Sampler, Sampling
-from diffusion.schedule import NoiseSchedule
 
 
 def sdedit(
@@ -18,7 +18,7 @@ def sdedit(
     sampler: Sampler,
     strength: float,
     start_noise: Tensor,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,
@@ -63,7 +63,7 @@ def timesteps_of_strength(timesteps: Tensor, strength: float) -> Tensor:
     return timesteps[len(timesteps) - int(len(timesteps) * strength) :]
 
 
-def keeping(chain: Sampling, reference: Tensor, mask: Tensor, *, schedule: NoiseSchedule) -> Sampling:
+def keeping(chain: Sampling, reference: Tensor, mask: Tensor, *, schedule: Schedule) -> Sampling:
     """Run a sampler with the network's answer replaced, where mask is 1, by what is known: x0 = reference.
 
     A sampler that starts from a x_ref + s eps and is told (x_ref, eps) there stays on a' x_ref + s' eps at every level:

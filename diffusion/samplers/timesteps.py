@@ -8,6 +8,8 @@ from scipy import stats
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
+from diffusion.flow_schedule import FlowSchedule
+from diffusion.process import Schedule
 from diffusion.schedule import NoiseSchedule, TimestepSpacing
 
 Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "beta"]
@@ -16,9 +18,12 @@ Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "b
 # These count the end of the picture as one of their levels, so that N steps divide the schedule into N + 1.
 _COUNT_THE_END = frozenset({"dpmpp_2m", "dpmpp_2m_sde", "unipc"})
 # These step in sigma, and ask a network between its timesteps where the list falls there.
-_CONTINUOUS = frozenset({"euler", "euler_ancestral", "heun"})
+_CONTINUOUS = frozenset({"euler", "euler_ancestral", "heun", "flow_heun"})
 # These need timesteps at equal distances, or are a chain over the table's own.
 _TABLE_ONLY = frozenset({"pndm", "pndm_prk", "ddpm"})
+
+FLOW_SAMPLERS = ("euler", "ddim", "flow_heun", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+"""Those whose formulas hold for rectified flow; on it `euler` is flow-match Euler, and so is `ddim`."""
 
 LCM_TIMESTEPS = 50
 """The length of the list that latent consistency models were distilled on."""
@@ -26,17 +31,17 @@ KARRAS_RHO = 7.0
 BETA_SHAPE = 0.6
 
 
-def timesteps_for(sampler: str, schedule: NoiseSchedule, num_steps: int, *, spacing: Spacing | None = None) -> Tensor:
+def timesteps_for(sampler: str, schedule: Schedule, num_steps: int, *, spacing: Spacing | None = None) -> Tensor:
     """The timesteps that a sampler of `num_steps` steps takes on a schedule, as diffusers' class of that name does.
 
-    `dpmpp_2m`, `dpmpp_2m_sde` and `unipc` divide "leading" and "linspace" into N + 1 parts; `euler`, `euler_ancestral` and
-    `heun` do not round "linspace"; `lcm` has its own list where no spacing is given.
+    `dpmpp_2m`, `dpmpp_2m_sde` and `unipc` divide "leading" and "linspace" into N + 1 parts; `euler`, `euler_ancestral`,
+    `heun` and `flow_heun` do not round "linspace"; `lcm` has its own list where no spacing is given.
 
     Args:
         sampler: a name in `SAMPLERS`.
         spacing: None for the schedule's own. "karras" (2206.00364 eq. 5, rho = 7), "exponential" (equal steps in log sigma)
             and "beta" (2407.12173, both parameters 0.6) place sigma / alpha over the schedule's whole range, between its
-            timesteps where they fall there.
+            timesteps where they fall there; of a rectified flow, sigma.
 
     Returns:
         (num_steps,) strictly decreasing, long, or float64 where some lie between two of the schedule's.
@@ -44,6 +49,10 @@ def timesteps_for(sampler: str, schedule: NoiseSchedule, num_steps: int, *, spac
     Raises:
         DiffusionError: a number of steps or a spacing that the sampler or the schedule does not have.
     """
+    check_sampler(sampler, schedule)
+    if isinstance(schedule, FlowSchedule):
+        return _flow_timesteps(schedule, num_steps, spacing)
+    assert isinstance(schedule, NoiseSchedule)
     total = schedule.num_train_timesteps
     plain = schedule.timesteps(num_steps)  # checks their number
     if sampler == "lcm" and spacing is None:
@@ -63,7 +72,8 @@ def timesteps_for(sampler: str, schedule: NoiseSchedule, num_steps: int, *, spac
                 fix="use euler, heun, dpmpp_2m or unipc with them",
                 why="its formula holds for the schedule's own timesteps",
             )
-        return _timesteps_of_sigmas(_sigmas(spacing, schedule, num_steps), schedule)
+        levels = _named_levels(spacing, float(schedule.ratios[-1]), float(schedule.ratios[0]), num_steps)
+        return _timesteps_of_sigmas(levels, schedule)
     if sampler in _COUNT_THE_END and num_steps < total:
         match spacing:
             case "leading":
@@ -77,6 +87,25 @@ def timesteps_for(sampler: str, schedule: NoiseSchedule, num_steps: int, *, spac
     return plain if spacing == schedule.timestep_spacing else schedule.timesteps(num_steps, spacing=spacing)  # type: ignore
 
 
+def check_sampler(sampler: str, schedule: Schedule) -> None:
+    """Raises DiffusionError where the sampler's formula does not hold for the schedule's process."""
+    if isinstance(schedule, FlowSchedule) and sampler not in FLOW_SAMPLERS:
+        raise DiffusionError.explained(
+            f"the sampler {sampler!r} was given a rectified flow",
+            expected="one of " + ", ".join(map(repr, FLOW_SAMPLERS)),
+            fix="use 'euler', or 'flow_heun' for second order",
+            why="its formula holds for processes that keep the variance and begin with some signal",
+        )
+
+
+def _flow_timesteps(schedule: FlowSchedule, num_steps: int, spacing: Spacing | None) -> Tensor:
+    """A flow's own lists, or named levels of sigma between the ends of its range."""
+    if spacing in ("karras", "exponential", "beta"):
+        schedule.timesteps(num_steps)  # checks their number
+        return schedule.num_train_timesteps * torch.from_numpy(_named_levels(spacing, *schedule.ends, num_steps))
+    return schedule.timesteps(num_steps, spacing=spacing)  # type: ignore[arg-type]
+
+
 def _consistency_timesteps(schedule: NoiseSchedule, num_steps: int) -> Tensor:
     """N of the LCM_TIMESTEPS that the models know, evenly by index from the noisiest on (2310.04378 section 4.3)."""
     if num_steps > LCM_TIMESTEPS:
@@ -87,9 +116,8 @@ def _consistency_timesteps(schedule: NoiseSchedule, num_steps: int) -> Tensor:
     return known[(torch.arange(num_steps, dtype=torch.float64) * (LCM_TIMESTEPS / num_steps)).floor().long()]
 
 
-def _sigmas(spacing: str, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """N noise levels sigma / alpha from the schedule's largest to its smallest."""
-    high, low = float(schedule.ratios[-1]), float(schedule.ratios[0])
+def _named_levels(spacing: str, high: float, low: float, num_steps: int) -> np.ndarray:
+    """N noise levels from the largest to the smallest."""
     match spacing:
         case "karras":
             return np.linspace(high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO), num_steps) ** KARRAS_RHO

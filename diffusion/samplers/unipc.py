@@ -4,16 +4,16 @@ import math
 
 from torch import Tensor
 
+from diffusion.process import Schedule
 from diffusion.requests import Condition, Guidance
 from diffusion.samplers.chain import Level, Noise, Sampling, ask, levels, transitions
 from diffusion.samplers.dpmpp_2m import extrapolated, log_snr_step
-from diffusion.schedule import NoiseSchedule
 
 
 def unipc(
     x_T: Tensor,
     *,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Tensor,
     condition: Condition,
     guidance: Guidance,

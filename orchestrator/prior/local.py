@@ -22,8 +22,8 @@ from diffusion.distillation import Distilled, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
 from diffusion.engine.memory import StrictOutOfMemory
 from diffusion.engine.ticket import Begin
+from diffusion.process import Schedule
 from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
-from diffusion.schedule import NoiseSchedule
 from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery, PicturePreview, PriorInfo
 from orchestrator.prior.room import check_fits
@@ -35,7 +35,7 @@ __all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
 class AnswersRequests(Protocol):
     """What `LocalPrior` needs of `diffusion.prior.Prior`."""
 
-    schedule: NoiseSchedule
+    schedule: Schedule
     weights_hash: str
     device: torch.device
 

@@ -41,7 +41,7 @@ VARIANCE_PRESERVING = (diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMul
 
 CASES = [
     (name, kind)
-    for name in sorted(SAMPLERS)
+    for name in sorted(DIFFUSERS)
     for kind in KINDS
     if (not name.startswith("pndm") or kind == "epsilon") and (name, kind) != ("euler_ancestral", "sample")
 ]
@@ -130,7 +130,7 @@ def test_equals_diffusers(name: str, kind: str, spacing: str, monkeypatch: pytes
     compare(name, schedule, 20, monkeypatch)
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", sorted(DIFFUSERS))
 def test_equals_diffusers_on_the_cosine_schedule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """squaredcos_cap_v2 ends at abar = 2e-9, where float32 tables are at their coarsest; v-prediction copes."""
     kind = "epsilon" if name.startswith("pndm") else "v_prediction"
