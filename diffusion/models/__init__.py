@@ -18,6 +18,7 @@ MODELS: dict[str, str] = {
     "bit_diffusion": "diffusion.models.bit_diffusion:BitDiffusion",
     "ddpm": "diffusion.models.ddpm:DDPM",
     "improved_ddpm": "diffusion.models.improved_ddpm:ImprovedDDPM",
+    "rectified_flow": "diffusion.models.rectified_flow:RectifiedFlow",
     "glide": "diffusion.models.glide:Glide",
     "glide_inpainting": "diffusion.models.glide_inpainting:GlideInpainting",
     "glide_upsampler": "diffusion.models.glide_upsampler:GlideUpsampler",
