@@ -46,7 +46,6 @@ DAY_SECONDS = 24 * 3600.0
 MAX_LOG_CHARACTERS = 1_000_000
 MAX_NAMED = 1000
 MAX_PAGE = 1000
-ACTIONS = ("cancel", "pause", "resume", "retry")
 Number = Annotated[int, Query(ge=0, le=2**63 - 1)]
 """What a database counts with."""
 Key = Annotated[
@@ -293,31 +292,44 @@ class Calls:
         text, offset = _read_from(self._folder.job_log(job_id), offset)
         return {"text": text, "offset": offset, "is_over": job.is_terminal or job.state == State.PAUSED}
 
-    def act(self, job_id: int, action: str, who: Who) -> dict[str, Any]:
-        """Cancel, pause, resume or retry a job. Raises IllegalTransition where its state does not allow that."""
-        if action not in ACTIONS:
-            raise InputError(f"A job cannot be asked to {action}; choose one of {', '.join(ACTIONS)}.")
-        self._steered(job_id, who)
-        state = getattr(self._ledger.jobs, action)(job_id)
+    def cancel(self, job_id: int, who: Who) -> dict[str, Any]:
+        """End a job, whatever it has done by now. Raises IllegalTransition for one that has ended."""
+        return self._steer(job_id, who, self._ledger.jobs.cancel)
+
+    def pause(self, job_id: int, who: Who) -> dict[str, Any]:
+        """Keep a job from running, from its last checkpoint on. Raises IllegalTransition for one that has ended."""
+        return self._steer(job_id, who, self._ledger.jobs.pause)
+
+    def resume(self, job_id: int, who: Who) -> dict[str, Any]:
+        """Queue a paused job. Raises IllegalTransition for any other."""
+        return self._steer(job_id, who, self._ledger.jobs.resume)
+
+    def retry(self, job_id: int, who: Who) -> dict[str, Any]:
+        """Queue a failed or cancelled job once more, from its last checkpoint on. Raises IllegalTransition for any other."""
+        return self._steer(job_id, who, self._ledger.jobs.retry)
+
+    def _steer(self, job_id: int, who: Principal, action: Callable[[int], State]) -> dict[str, Any]:
+        self._check_owner(job_id, who)
+        state = action(job_id)
         self._controller.has_request.set()
         self._controller.wake.set()
         return {"id": job_id, "state": state}
 
     def change(self, job_id: int, form: ChangesForm, who: Who) -> dict[str, Any]:
         """Another priority, which counts from the next round on."""
-        self._steered(job_id, who)
+        self._check_owner(job_id, who)
         self._ledger.jobs.set_priority(job_id, form.priority)
         self._controller.wake.set()
         return {"now": self._ledger.now(), "job": self._shown(self._ledger.jobs.get(job_id))}
 
     def delete(self, job_id: int, who: Who) -> dict[str, Any]:
         """Forget a job that has ended. Its files stay. Raises IllegalTransition for one that has not."""
-        self._steered(job_id, who)
+        self._check_owner(job_id, who)
         self._ledger.jobs.delete(job_id)
         self._folder.job_log(job_id).unlink(missing_ok=True)
         return {"id": job_id}
 
-    def _steered(self, job_id: int, who: Principal) -> None:
+    def _check_owner(self, job_id: int, who: Principal) -> None:
         """Everybody steers their own. Raises HTTPException 403."""
         job = self._ledger.jobs.get(job_id)
         if job.user != who.user and not who.may("operate"):

@@ -15,27 +15,42 @@ from jobs.errors import InputError
 __all__ = ["BoundedConnection"]
 
 HEADER_SECONDS = 10.0
+WRITE_SECONDS = 60.0
+"""For a client to take some of what waits for it."""
 MAX_CONNECTIONS = 1000
 
 
 class BoundedConnection(H11Protocol):
-    """Ends where a request's headers are not whole after `HEADER_SECONDS`, or where there are `MAX_CONNECTIONS` others.
+    """Ends where headers are not whole after `HEADER_SECONDS`, or an answer is not taken for `WRITE_SECONDS`.
 
-    Without the first, who sends half a line keeps a file descriptor for ever; without the second, who opens thousands of
-    connections takes those that the ledger needs. At most half of this process's descriptors are given to clients.
+    Otherwise who sends half a line, or never reads, keeps a file descriptor for ever. Of more than `MAX_CONNECTIONS` the one
+    ends that has waited longest with nothing asked, so that those who open thousands and say nothing stand in nobody's way.
+    At most half of this process's descriptors are given to clients; the ledger needs some.
     """
 
     def __init__(self, *args: Any, **others: Any) -> None:
         super().__init__(*args, **others)
         self._deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse it, or begin to wait for its first request."""
+        """Begin to wait for its first request; make room where there is none."""
         super().connection_made(transport)
         soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if len(self.connections) > min(MAX_CONNECTIONS, soft_limit // 2):
-            transport.abort()
+        if sum(not other.transport.is_closing() for other in self.connections) > min(MAX_CONNECTIONS, soft_limit // 2):
+            self._longest_waiting().transport.abort()
         self._watch()
+
+    def pause_writing(self) -> None:
+        """The client is slower than we are: wait for it so long."""
+        super().pause_writing()
+        if self._write_deadline is None:
+            self._write_deadline = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has taken what waited."""
+        super().resume_writing()
+        self._stop_waiting_for_reader()
 
     def data_received(self, data: bytes) -> None:
         """Read on, and see whether the headers are whole by now."""
@@ -51,6 +66,7 @@ class BoundedConnection(H11Protocol):
         """Wait for nothing more."""
         super().connection_lost(exc)
         self._stop_watching()
+        self._stop_waiting_for_reader()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is told so in the shape of every error of ours."""
@@ -65,6 +81,12 @@ class BoundedConnection(H11Protocol):
             self.transport.write(self.conn.send(event))
         self.transport.close()
 
+    def _longest_waiting(self) -> BoundedConnection:
+        """Of all connections that have asked nothing yet; this one if there is none."""
+        others = [other for other in self.connections if isinstance(other, BoundedConnection)]
+        waiting = [other for other in others if other._deadline and not other.transport.is_closing()]
+        return min(waiting, key=lambda other: other._deadline.when() if other._deadline else 0.0, default=self)
+
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
             self._stop_watching()
@@ -75,3 +97,8 @@ class BoundedConnection(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None

@@ -1,7 +1,8 @@
 """What stands before the API. Of a request that it refuses nothing but the headers has been read.
 
-In this order: the host it is meant for, who asks, what they may, whether a browser was tricked into asking, how long the body
-is, and of what type. A body that comes in chunks is counted as it comes, and one that stops coming is given up.
+In this order: the host it is meant for, who asks, what they may, whether a browser was tricked into asking, whether the path
+knows the method, how long the body is, and of what type. A body that comes in chunks is counted as it comes, one that stops
+coming is given up, and one that nobody expects is never read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import ipaddress
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -28,7 +29,8 @@ MEGABYTE = 1024**2
 MAX_JOBS_BYTES = 64 * MEGABYTE
 """Some 20,000 jobs; the command line sends them in parts."""
 MAX_UPLOAD_BYTES = 256 * MEGABYTE
-IDLE_SECONDS, BODY_SECONDS = 30.0, 600.0
+IDLE_SECONDS, BODY_SECONDS, STRANGERS_SECONDS = 30.0, 600.0, 10.0
+"""For each part of a body, for all of it, and for all of one that anybody may send."""
 JSON = ("application/json",)
 TABLES = ("text/csv", "text/plain", "application/x-ndjson", "application/jsonl", "application/vnd.apache.parquet")
 PICTURES = ("image/png", "image/jpeg", "image/webp")
@@ -44,7 +46,7 @@ HEADERS = (
 
 @dataclass(frozen=True)
 class Rule:
-    """scope: what a caller needs, None for everybody. max_bytes, types: of the body."""
+    """scope: what a caller needs, None for everybody. max_bytes, types: of the body; 0 bytes: what comes is not read."""
 
     scope: str | None
     max_bytes: int = MEGABYTE
@@ -53,7 +55,7 @@ class Rule:
 
 OPEN = Rule(None, 0)
 RULES: Mapping[tuple[str, str], Rule] = {
-    ("POST", "/v1/login"): Rule(None, 4096),
+    ("POST", "/v1/login"): Rule(None, 16 * 1024),
     ("POST", "/v1/logout"): Rule("read"),
     ("POST", "/v1/jobs"): Rule("submit", MAX_JOBS_BYTES),
     ("POST", "/v1/uploads"): Rule("submit", MAX_UPLOAD_BYTES, UPLOADS),
@@ -68,7 +70,7 @@ OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.svg"
 
 def rule_of(method: str, path: str) -> Rule:
     """What holds for a request."""
-    if method in ("GET", "HEAD"):
+    if method not in ("POST", "PUT", "PATCH", "DELETE"):
         return OPEN if path in OPEN_PATHS or path.startswith("/studio/") else Rule("read", 0)
     if path.startswith("/v1/users"):
         return Rule("operate")
@@ -80,10 +82,13 @@ class Guard:
 
     Args:
         book: who may. hosts: names that requests may be for, beside addresses and localhost.
+        methods: path -> what it may be asked; nothing where there is no such path.
     """
 
-    def __init__(self, app: Any, *, book: TokenBook, hosts: Collection[str] = ()) -> None:
-        self._app, self._book = app, book
+    def __init__(
+        self, app: Any, *, book: TokenBook, hosts: Collection[str] = (), methods: Callable[[str], Collection[str]]
+    ) -> None:
+        self._app, self._book, self._methods = app, book, methods
         self._hosts = LOCAL_NAMES | {host.lower() for host in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -96,13 +101,18 @@ class Guard:
         try:
             self._check_host(headers)
             scope["principal"] = self._identify(headers, rule, scope["method"])
+            self._check_method(scope["method"], scope["path"])
             _check_body(headers, rule)
         except HTTPException as refusal:
             await _refuse(send, refusal)
         except InputError as error:
             await _refuse(send, HTTPException(503, str(error)))
         else:
-            await self._app(scope, _Bounded(receive, rule.max_bytes), send)
+            has_body = headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
+            if has_body and not rule.max_bytes:
+                receive, send = _Unread(receive), _with_headers(send, ((b"connection", b"close"),))
+            seconds = STRANGERS_SECONDS if rule.scope is None else BODY_SECONDS
+            await self._app(scope, _Bounded(receive, rule.max_bytes, seconds), send)
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
         """A page elsewhere whose name has been turned to our address would otherwise count as ours in a browser."""
@@ -114,6 +124,12 @@ class Guard:
                 f"This orchestrator does not answer for the host {given[:100]!r}; use its address, or start it with "
                 "--allow-host NAME.",
             )
+
+    def _check_method(self, method: str, path: str) -> None:
+        known = self._methods(path)
+        if known and method not in known:
+            allowed = ", ".join(sorted(known))
+            raise HTTPException(405, f"{path[:100]} may be asked to {allowed}, not to {method[:20]}.", {"Allow": allowed})
 
     def _identify(self, headers: Mapping[bytes, str], rule: Rule, method: str) -> Principal | None:
         who, by_cookie = self._caller(headers)
@@ -146,9 +162,9 @@ class Guard:
 class _Bounded:
     """A request's body up to a number of bytes, each part within some seconds; afterwards the client's disconnect."""
 
-    def __init__(self, receive: Any, limit: int) -> None:
+    def __init__(self, receive: Any, limit: int, seconds: float) -> None:
         self._receive, self._limit, self._num, self._has_more = receive, limit, 0, True
-        self._until = time.monotonic() + BODY_SECONDS
+        self._until = time.monotonic() + seconds
 
     async def __call__(self) -> Any:
         if not self._has_more:
@@ -165,11 +181,28 @@ class _Bounded:
         return message
 
 
+class _Unread:
+    """The receiving side of a request whose body nobody wants: it seems empty, and the connection ends with the answer."""
+
+    def __init__(self, receive: Any) -> None:
+        self._receive, self._has_begun = receive, False
+
+    async def __call__(self) -> Any:
+        if not self._has_begun:
+            self._has_begun = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        while (message := await self._receive())["type"] == "http.request":
+            pass
+        return message
+
+
 def _check_body(headers: Mapping[bytes, str], rule: Rule) -> None:
+    if not rule.max_bytes:
+        return
     length = headers.get(b"content-length", "0")
     if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > rule.max_bytes:
         raise _too_long(rule.max_bytes)
-    if (int(length) or b"transfer-encoding" in headers) and rule.max_bytes:
+    if int(length) or b"transfer-encoding" in headers:
         kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
         if kind not in rule.types:
             raise HTTPException(415, f"The body is of type {kind[:80]!r}, but {' or '.join(rule.types)} was expected.")
@@ -214,18 +247,19 @@ async def _refuse(send: Any, refusal: HTTPException) -> None:
     """One answer, after which the connection ends: what the client still sends is not read."""
     body = json.dumps(problem(refusal.detail)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    headers += [(name.lower().encode(), value.encode()) for name, value in (refusal.headers or {}).items()]
     if refusal.status_code == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def _with_headers(send: Any) -> Any:
-    """What keeps browsers from taking an answer for something else."""
+def _with_headers(send: Any, others: Collection[tuple[bytes, bytes]] = HEADERS) -> Any:
+    """The answer with more headers: by default what keeps browsers from taking it for something else."""
 
     async def sending(message: Any) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *HEADERS]
+            message["headers"] = [*message["headers"], *others]
         await send(message)
 
     return sending

@@ -5,13 +5,14 @@ Errors are {"error": sentence, "kind": class, "exit_code": number}, whatever rai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
 
 from jobs.errors import Conflict, DreamKilnError, InputError, NotFound, OutputError
 from jobs.ledger import Ledger, LedgerError
@@ -80,7 +81,10 @@ def make_app(
         ("POST", "/jobs/{job_id}/again", calls.again, answers.Made),
         ("GET", "/jobs/{job_id}/log", calls.log, answers.Log),
         ("GET", "/jobs/{job_id}/files", calls.files, answers.Files),
-        ("POST", "/jobs/{job_id}/{action}", calls.act, answers.Acted),
+        ("POST", "/jobs/{job_id}/cancel", calls.cancel, answers.Acted),
+        ("POST", "/jobs/{job_id}/pause", calls.pause, answers.Acted),
+        ("POST", "/jobs/{job_id}/resume", calls.resume, answers.Acted),
+        ("POST", "/jobs/{job_id}/retry", calls.retry, answers.Acted),
         ("GET", "/users", calls.users, None),
         ("PUT", "/users/{name:path}", calls.set_weight, None),
         ("POST", "/prune", calls.prune, None),
@@ -108,12 +112,14 @@ def make_app(
         responses=made,
         openapi_extra={"requestBody": body},
     )
+    dialects = calls.dialects().routes()
     app.include_router(api)
-    app.include_router(calls.dialects().routes())
+    app.include_router(dialects)
     add_page(app)
     for kind in (DreamKilnError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _explain)
-    app.add_middleware(Guard, book=book, hosts=options.hosts)
+    methods = _methods_of([*api.routes, *dialects.routes, *app.routes])
+    app.add_middleware(Guard, book=book, hosts=options.hosts, methods=methods)
     return app
 
 
@@ -149,6 +155,12 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
             kind, code = "UnexpectedError", DreamKilnError.exit_code
             sentence, status = f"Something unexpected went wrong ({type(error).__name__}); see the orchestrator's log.", 500
     return JSONResponse(problem(sentence, kind, code), status, headers)
+
+
+def _methods_of(routes: Sequence[BaseRoute]) -> Callable[[str], set[str]]:
+    """What a path may be asked, by all of its calls together; starlette names those of the first alone."""
+    known = [(route.path_regex, frozenset(route.methods or ())) for route in routes if isinstance(route, Route)]
+    return lambda path: {method for regex, methods in known if regex.match(path) for method in methods}
 
 
 def _status(error: DreamKilnError) -> int:

@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from jobs.errors import InputError, NotFound
+from orchestrator.daemon.http import connections
 from orchestrator.daemon.http.guard import COOKIE
+from orchestrator.daemon.http.page import STUDIO
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
 from orchestrator.daemon.http.tokens import TokenBook
@@ -92,7 +94,7 @@ UPLOAD = "/v1/uploads?name=a.csv"
         ("nobody", "GET", "/v1/me", None, {"Cookie": f"{COOKIE}=99999999999.6f776e6572.{'0' * 64}"}, 401),
         ("nobody", "GET", "/v1/me", None, {"Cookie": f"{COOKIE}=\x01;;=;"}, 401),
         ("nobody", "POST", "/v1/login", {"token": "wrong"}, {}, 401),
-        ("nobody", "POST", "/v1/login", {"token": "x" * 5000}, {}, 413),
+        ("nobody", "POST", "/v1/login", {"token": "x" * 20000}, {}, 413),
         ("nobody", "POST", "/v1/shutdown", None, {}, 401),
         ("read", "POST", "/v1/text-to-3d", DRAFT, {}, 403),
         ("read", "POST", UPLOAD, b"prompt\n", {"Content-Type": "text/csv"}, 403),
@@ -111,7 +113,7 @@ UPLOAD = "/v1/uploads?name=a.csv"
         ("owner", "POST", "/v1/images", b"x" * (MEGABYTE + 1), {}, 413),
         ("owner", "POST", "/v1/images", b"", {"Content-Length": "9" * 30}, 400),
         ("owner", "POST", "/v1/images", b"", {"Content-Length": "9" * 15}, 413),
-        ("owner", "GET", "/v1/jobs", b"{}", {}, 413),
+        ("owner", "GET", "/v1/jobs", b"{}", {}, 200),
         ("owner", "POST", "/v1/uploads?name=a.exe", b"MZ", {"Content-Type": "application/octet-stream"}, 422),
         ("owner", "POST", "/v1/uploads?name=../../x", b"x", {"Content-Type": "text/csv"}, 422),
         ("owner", "POST", "/v1/uploads", b"x", {"Content-Type": "text/csv"}, 422),
@@ -182,6 +184,74 @@ def test_a_body_that_stops_coming_is_given_up(api: Api, monkeypatch):
         head = f"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api.tokens['submit']}\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert connection.recv(200).split()[1] == b"408"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/jobs/1", "DELETE, GET, PATCH"),
+        ("/v1/jobs/1/files.zip", "GET"),
+        ("/v1/jobs/1/files/a/b.png", "GET"),
+        ("/v1/jobs/1/cancel", "POST"),
+        ("/v1/uploads", "GET, POST"),
+        ("/v1/images/generations", "POST"),
+        ("/health", "GET"),
+    ],
+)
+def test_every_other_method_is_refused_with_those_that_there_are_whatever_body_it_has(api: Api, path: str, methods: str):
+    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - set(methods.split(", ")):
+        for body, headers in ((None, {}), (b"{}", {}), (b"a,b", {"Content-Type": "text/csv"})):
+            status, answer, got = api("owner", method, path, body, **headers)
+            assert (status, got.get("allow")) == (405, methods), (method, answer)
+            assert set(answer) == {"error", "kind", "exit_code"}
+
+
+def trickle(api: Api, sent: bytes, parts: bytes, *, seconds: float) -> bytes:
+    """What a client hears that sends a part a tenth of a second; empty where it is hung up on."""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
+        connection.sendall(sent)
+        connection.settimeout(0.1)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                return connection.recv(200)
+            except TimeoutError:
+                connection.sendall(parts)
+            except ConnectionError:
+                return b""
+        raise AssertionError("it is still listened to")
+
+
+def test_clients_that_trickle_are_given_up_and_stand_in_nobodys_way(api: Api, monkeypatch):
+    """As `unauth_dos.py slow`: headers without end, a body without end, and an answer that is never read."""
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "WRITE_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 30)
+    monkeypatch.setattr("orchestrator.daemon.http.guard.STRANGERS_SECONDS", 1.0)
+    heard: list[bytes] = []
+    login = b"POST /v1/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+    cases = [(b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"X: y\r\n")] * 60 + [(login, b" ")] * 5
+    threads = [
+        threading.Thread(target=lambda one=one: heard.append(trickle(api, *one, seconds=15)), daemon=True) for one in cases
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        assert api("nobody", "GET", "/health")[0] == 200
+    for thread in threads:
+        thread.join(20)
+    answered = [answer for answer in heard if answer]
+    assert len(heard) == 65 and all(answer.split()[1] == b"408" for answer in answered)
+    big = max((STUDIO / "assets").iterdir(), key=lambda path: path.stat().st_size).name
+    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(f"GET /studio/assets/{big} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 12)
+        time.sleep(2.5)
+        with pytest.raises(ConnectionError):
+            while connection.recv(1 << 20):
+                pass
+            raise ConnectionError
 
 
 def test_tokens_are_hashed_revoked_and_bounded(api: Api):
