@@ -23,7 +23,18 @@ from nerf3d.cameras import Cameras
 from nerf3d.mesh import Mesh, draw_mesh
 from nerf3d.view_words import view_phrase
 
-__all__ = ["NUM_TURNS", "Asking", "Opinion", "clip_score", "opinion_from", "opinion_of", "score_of_views", "turned_losses"]
+__all__ = [
+    "NUM_TURNS",
+    "Asking",
+    "Opinion",
+    "cameras_of_opinion",
+    "clip_score",
+    "lit_views",
+    "opinion_from",
+    "opinion_of",
+    "score_of_views",
+    "turned_losses",
+]
 
 NUM_TURNS = 8
 """Directions that are considered, and views that are taken, evenly spaced around the object."""
@@ -84,7 +95,7 @@ def opinion_of(mesh: Mesh, prior: PriorClient, info: PriorInfo, prompt: str, *, 
     Raises:
         PriorFailed: the prior stopped answering.
     """
-    images = torch.cat([_view(mesh, azimuth, info.image_size) for azimuth in _azimuths()])
+    images = lit_views(mesh, info.image_size)
     ask = Asking(prior, info, seed, strict)
     without = float(ask.losses(images, ("",) * len(images), None).mean())
     if not info.tells_sides_apart:
@@ -125,7 +136,7 @@ def clip_score(mesh: Mesh, folder: str, prompt: str) -> float:
         model = ImageTextModel.read(Path(folder))
     except PriorError as error:
         raise InputError(f"--clip: {error}.") from error
-    return model.score(torch.cat([_view(mesh, azimuth, model.image_size) for azimuth in _azimuths()]), prompt)
+    return model.score(lit_views(mesh, model.image_size), prompt)
 
 
 def opinion_from(losses: Tensor, without: float) -> Opinion:
@@ -199,6 +210,16 @@ def turned_losses(images: Tensor, ask: Asking, prompt: str) -> Tensor:
 
 def _azimuths() -> list[float]:
     return [view * 360 / NUM_TURNS for view in range(NUM_TURNS)]
+
+
+def cameras_of_opinion() -> Cameras:
+    """From where an object is seen, the front first."""
+    return Cameras.orbit(_azimuths(), ELEVATION_DEGREES)
+
+
+def lit_views(mesh: Mesh, size: int) -> Tensor:
+    """(NUM_TURNS, 3, size, size): a mesh in the scene frame from `cameras_of_opinion`."""
+    return torch.cat([_view(mesh, azimuth, size) for azimuth in _azimuths()])
 
 
 def _view(mesh: Mesh, azimuth: float, size: int) -> Tensor:

@@ -22,6 +22,7 @@ from diffusion.seeding import stream
 from jobs.errors import CollapsedError, JobFailed
 from jobs.events import Checkpoint, Event, Message, Progress, ViewsPreview
 from jobs.extensions import is_extension, own_field, own_form
+from jobs.fit_figures import GuideGradients
 from jobs.mesh_stage import TextTo3DResult, cut, judge, reaches_edge
 from jobs.opinion import score_of_views
 from jobs.pace import Pace
@@ -37,7 +38,7 @@ from nerf3d.mesh import MeshConfig, bytes_to_extract
 from nerf3d.rendering import build_cuda_kernels, needs_compiling
 from nerf3d.view_words import four_way_phrase, view_phrase
 
-__all__ = ["PriorGuide", "TextTo3DResult", "reaches_edge", "text_to_3d", "view_prompts"]
+__all__ = ["PriorGuide", "TextTo3DResult", "in_the_priors_groups", "reaches_edge", "text_to_3d", "view_prompts"]
 
 
 LOOKS = (25, 50)
@@ -52,6 +53,7 @@ class PriorGuide:
         form: what config.form names. strict: see `DistillationQuery`.
         asking: whose thread waits for the answers to `ask`. It has one thread: the parts of
             a step then never meet in the prior, where other rows would show in the last bits.
+        gradients: notes every answer, if it is there.
     """
 
     prior: PriorClient
@@ -62,6 +64,7 @@ class PriorGuide:
     form: str | Form = "x0"
     strict: bool = False
     asking: ThreadPoolExecutor | None = None
+    gradients: GuideGradients | None = None
 
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
         """The prior's opinion on all views of a step."""
@@ -112,6 +115,8 @@ class PriorGuide:
 
     def _reply(self, query: DistillationQuery) -> GuideReply:
         answer = self.prior.distill(query)
+        if self.gradients is not None:
+            self.gradients.add(query.t, answer.gradient)
         target = None if answer.target is None else answer.target.to(query.images)
         return GuideReply(answer.gradient.to(query.images), target)
 
@@ -135,6 +140,7 @@ def text_to_3d(
     checkpoint: Checkpoint | None = None,
     checkpoint_every: int = 25,
     preview_every: int = 0,
+    score_every: int = 0,
     wants_checkpoint: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Event, None, TextTo3DResult]:
@@ -142,6 +148,7 @@ def text_to_3d(
 
     Args:
         preview_every: fit steps between two looks at the unfinished object from four sides; 0 for none.
+        score_every: fit steps between two scores of the unfinished object by the prior, the metric `score`; 0 for none.
         wants_checkpoint: asked after each step, for a checkpoint out of turn: somebody is about to stop the job.
         checkpoint: where an earlier attempt at the same spec got to; the mesh comes out the same, bit by bit on a
             CPU, up to rounding in each step on CUDA.
@@ -160,7 +167,7 @@ def text_to_3d(
     if is_extension(kind := spec.fit.field.kind):
         FIELDS[kind] = own_field(kind)
     fit_config, note = _shown_at_the_priors_size(spec.fit, info)
-    fit_config = _in_the_priors_groups(fit_config, info, spec)
+    fit_config = in_the_priors_groups(fit_config, info, job=spec.name)
     if note is not None:
         yield note
     yield from _warn_of_memory(spec.mesh)
@@ -171,8 +178,9 @@ def text_to_3d(
     begin = clock()
     with ThreadPoolExecutor(1, thread_name_prefix="guide") as asking:
         form = own_form(spec.distillation.form)
-        guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, form, spec.strict, asking)
-        every = _Every(checkpoint_every, preview_every, wants_checkpoint)
+        gradients = GuideGradients(info.schedule.num_train_timesteps)
+        guide = PriorGuide(prior, info, spec.prompt, spec.seed, spec.distillation, form, spec.strict, asking, gradients)
+        every = _Every(checkpoint_every, preview_every, score_every, wants_checkpoint)
         fitted, scores = yield from _fit(spec, fit_config, guide, device, checkpoint, every, clock)
     seconds["fit"] = clock() - begin
 
@@ -211,7 +219,15 @@ class _Every:
 
     checkpoint_every: int
     preview_every: int
+    score_every: int
     wants_checkpoint: Callable[[], bool]
+
+    def figures(self, progress: FitProgress, guide: PriorGuide) -> dict[str, float]:
+        """What a step is watched by besides its own metrics."""
+        found = {} if guide.gradients is None else guide.gradients.take()
+        if self.score_every and progress.step % self.score_every == 0:
+            found["score"] = guide.score(progress.state)
+        return found
 
     def events(self, progress: FitProgress, scores: Mapping[str, float]) -> Iterator[Event]:
         """What is due after a step; scores: of the looks that have been taken."""
@@ -250,7 +266,7 @@ def _fit(
                 stage="fit",
                 step=progress.step,
                 total=progress.num_steps,
-                metrics={**progress.metrics, **looked},
+                metrics={**progress.metrics, **every.figures(progress, guide), **looked},
                 seconds_left=left,
             )
             yield from every.events(progress, scores)
@@ -267,7 +283,7 @@ def _checkpoint(progress: FitProgress, scores: Mapping[str, float]) -> Checkpoin
     return Checkpoint(step=progress.step, tensors=tensors, meta={"num_steps": progress.num_steps, "scores": dict(scores)})
 
 
-def _in_the_priors_groups(config: FitConfig, info: PriorInfo, spec: TextTo3DSpec) -> FitConfig:
+def in_the_priors_groups(config: FitConfig, info: PriorInfo, *, job: str) -> FitConfig:
     """A prior that is told its cameras judges views in groups, spaced as in its training.
 
     Raises:
@@ -281,7 +297,7 @@ def _in_the_priors_groups(config: FitConfig, info: PriorInfo, spec: TextTo3DSpec
         raise JobFailed(
             f"The prior {info.name!r} judges {info.num_views} views together, and fit.num_views is {config.num_views} in "
             f"{config.guide_parts} parts ({error}); give a multiple of {info.num_views} views a part.",
-            job=spec.name,
+            job=job,
         ) from error
 
 

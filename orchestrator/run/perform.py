@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.batch_images import BatchImagesSpec
 from jobs.codec import to_plain
-from jobs.errors import InputError, JobFailed
+from jobs.errors import InputError, JobFailed, OutputError
 from jobs.events import Checkpoint, Event, Finished, ImageReady, ImagesPreview, Message, Progress, ViewsPreview
 from jobs.images import EditSource
 from jobs.prior_client import PriorInfo
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
+from orchestrator.host.atomic import clear_output_errors
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.host.signals import stopping_after_checkpoint
 from orchestrator.prior.source import PriorLoader, check_prior, loading
 from orchestrator.run import artefacts, cost
+from orchestrator.run.curves import PICTURE, TensorBoard, fit_curves, write_progress_picture
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
-from orchestrator.run.folder import RunFolder, default_folder
+from orchestrator.run.folder import PROGRESS, RunFolder, default_folder
 from orchestrator.run.manifest import first_difference, noting_the_end
 from orchestrator.runtimes.base import Attempt, Runtime, resolve_device, with_settled_prior
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
@@ -183,6 +185,7 @@ class _Attempt:
         self._progress = Progress(stage="draw", step=0, total=1)
         self._messages: list[str] = []
         self._begun_at = 0
+        self._tensorboard: TensorBoard | None = None
         self._did = folder.plan.action
 
     def run(self, runtime: Runtime, before: Mapping[str, float]) -> Outcome:
@@ -196,6 +199,7 @@ class _Attempt:
         if self._spec.prior != "toybox":
             self._say(cost.sentence(self._spec, info))
         attempt = self._attempt(info)
+        self._tensorboard = self._begin_tensorboard()
         self._display.event(Progress(stage="start", step=1, total=1))
         seconds = {**before, "start": self._clock() - begin}
         try:
@@ -210,6 +214,7 @@ class _Attempt:
                     raise JobFailed(f"The job {self._spec.name} ended without a result.", job=self._spec.name)
             return self._finish(event, seconds)
         finally:
+            self._close_curves()
             if artefacts.PREVIEW not in folder.manifest.get("artefacts", {}):
                 artefacts.remove_preview(folder.path)
 
@@ -232,7 +237,27 @@ class _Attempt:
             checkpoint=checkpoint,
             checkpoint_every=settings.checkpoint_every,
             preview_every=settings.preview_every,
+            score_every=settings.score_every,
         )
+
+    def _begin_tensorboard(self) -> TensorBoard | None:
+        if not self._settings.tensorboard or not isinstance(self._spec, TextTo3DSpec):
+            return None
+        with clear_output_errors(self._folder.path):
+            return TensorBoard(self._folder.path, begun_at=self._begun_at)
+
+    def _close_curves(self) -> None:
+        """The curves of a fit that has ended in whatever way, where they are not drawn yet."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if isinstance(self._spec, TextTo3DSpec) and PICTURE not in self._folder.manifest.get("artefacts", {}):
+            with contextlib.suppress(OutputError):  # what ended the fit is the news
+                self._draw_curves()
+
+    def _draw_curves(self) -> list[Path]:
+        curves = fit_curves(self._folder.file(PROGRESS))
+        path = write_progress_picture(curves, self._folder.file(PICTURE), title=self._spec.title)
+        return [] if path is None else [path]
 
     def _edit_source(self, info: PriorInfo) -> EditSource | None:
         """What an editing job starts from, with a copy of it in the folder."""
@@ -257,6 +282,8 @@ class _Attempt:
             case Progress():
                 self._progress = event
                 self._folder.log(event)
+                if self._tensorboard is not None:
+                    self._tensorboard.log(event)
                 self._display.event(event)
             case Message(text=text, level=level):
                 self._say(text, level)
@@ -295,6 +322,7 @@ class _Attempt:
             )
             for paths, found in written:
                 folder.record(paths, found)
+            folder.record(self._draw_curves())
             if printed := [name for name in folder.plan.missing if name.endswith((".stl", ".3mf"))]:
                 size = f"{self._export.print_millimetres:g} mm on the longest side (export.print_millimetres)"
                 self._say(f"For a printer: {' and '.join(printed)}, {size}.")

@@ -23,7 +23,7 @@ class Attempt:
 
     Args:
         checkpoint: of a 3D job. done: indices of the images that exist. source: what an editing job starts from.
-        checkpoint_every: fit steps between two resume points. preview_every: see `jobs.images.images` and
+        checkpoint_every: fit steps between two resume points. preview_every, score_every: see `jobs.images.images` and
             `jobs.text_to_3d.text_to_3d`.
     """
 
@@ -33,6 +33,7 @@ class Attempt:
     source: EditSource | None = None
     checkpoint_every: int = 25
     preview_every: int = 0
+    score_every: int = 0
 
 
 class Runtime(Protocol):
@@ -91,6 +92,7 @@ def run_recipe(
                 checkpoint=attempt.checkpoint,
                 checkpoint_every=attempt.checkpoint_every,
                 preview_every=attempt.preview_every,
+                score_every=attempt.score_every,
                 wants_checkpoint=wants_checkpoint,
             )
             yield Finished(result=replace(result, field=None), seconds=result.seconds, metrics=result.metrics())

@@ -43,6 +43,8 @@ class RuntimeSettings:
         checkpoint_every: fit steps between two resume points.
         preview_every: sampler steps, of a 3D job fit steps, between two versions of preview.png, which shows the unfinished
             images or the unfinished object from four sides and goes when they are finished; 0 writes none.
+        score_every: fit steps between two scores of the unfinished object by the prior, which progress.png shows; 0 for none.
+        tensorboard: whether a fit also leaves TensorBoard's events, in the run folder's `tensorboard`.
     """
 
     kind: RuntimeKind = "ray"
@@ -51,6 +53,8 @@ class RuntimeSettings:
     num_threads: int = 0
     checkpoint_every: int = 25
     preview_every: int = 0
+    score_every: int = 50
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_threads <= 4096:
@@ -59,6 +63,13 @@ class RuntimeSettings:
             raise InputError(f"runtime.checkpoint_every is {self.checkpoint_every}; give at least 1 step.")
         if self.preview_every < 0:
             raise InputError(f"runtime.preview_every is {self.preview_every}; give 0 (no previews) or a number of steps.")
+        if self.score_every < 0:
+            raise InputError(f"runtime.score_every is {self.score_every}; give 0 (no scores) or a number of steps.")
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise InputError(
+                "runtime.tensorboard=true needs the package tensorboard, which is not installed; install it with: pip install "
+                "'dreamkiln[tensorboard]'."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ from orchestrator.settings.job import JobSettings
 __all__ = ["Maker", "composed"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-REMOTE_RUNTIME = ("runtime.preview_every", "runtime.checkpoint_every")
+REMOTE_RUNTIME = ("runtime.preview_every", "runtime.score_every", "runtime.checkpoint_every")
 """What somebody else may say of how a job runs: not where, nor on what."""
 CODE = ("field.kind", "distillation.form")
 """Settings that may name code of one's own."""

@@ -356,7 +356,7 @@ def test_text_to_3d_settings_reach_the_spec(capsys, tmp_path, tiny_prior):
     assert main([*arguments, "--seed", "5", "--format", "obj,stl"]) == 0
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["seed"] == 5 and manifest["spec"]["fit"]["num_steps"] == 2
-    assert set(manifest["artefacts"]) == {"mesh.obj", "mesh.mtl", "mesh.stl", "preview.png"}
+    assert set(manifest["artefacts"]) == {"mesh.obj", "mesh.mtl", "mesh.stl", "preview.png", "progress.png"}
     assert "mesh.obj" in capsys.readouterr().out
 
 
