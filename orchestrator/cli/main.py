@@ -27,6 +27,7 @@ from jobs.words.safe_text import shown
 from orchestrator.cli import common
 from orchestrator.cli.verb_settings import as_options
 from orchestrator.cli.verbs import (
+    compare,
     doctor,
     evaluate,
     examples,
@@ -34,6 +35,7 @@ from orchestrator.cli.verbs import (
     images,
     sample,
     settings,
+    sweep,
     text_to_3d,
     toybox,
     train,
@@ -78,14 +80,33 @@ def dreamkiln(
     """What holds for every verb."""
 
 
-for verb in (text_to_3d, images, export, train, sample, evaluate, settings, examples, doctor, up, down, status):
+for verb in (
+    text_to_3d,
+    images,
+    texture,
+    export,
+    sweep,
+    compare,
+    train,
+    sample,
+    evaluate,
+    settings,
+    examples,
+    doctor,
+    up,
+    down,
+    status,
+):
     app.command(name=verb.NAME, help=verb.HELP, epilog=getattr(verb, "EPILOG", None))(verb.command)
 for group in (toybox, submit, jobs, users, token):
     app.add_typer(group.app, name=group.NAME, help=group.HELP)
 
 _IMPORTING = "one moment: loading torch and the settings"
 FIRST_WORDS = {
-    **dict.fromkeys(("text-to-3d", "images", "export", "train", "sample", "evaluate", "toybox", "submit"), _IMPORTING),
+    **dict.fromkeys(
+        ("text-to-3d", "images", "export", "sweep", "compare", "train", "sample", "evaluate", "toybox", "submit"),
+        _IMPORTING,
+    ),
     "doctor": "one moment: looking at this machine",
     "up": "starting the orchestrator, and Ray for it",
     "down": "waiting for running jobs to stop",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from orchestrator.client.remote import RemoteClient
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.run.perform import Outcome, artefact_order
 
-__all__ = ["SubmittedJob", "submit_and_wait", "submit_job"]
+__all__ = ["SubmittedJob", "submit_and_wait", "submit_each", "submit_job"]
 
 SECONDS_BETWEEN_LOOKS = 0.3
 SECONDS_TO_CANCEL = 5.0
@@ -63,6 +63,19 @@ def submit_job(job: PreparedJob, client: Client, **fields: Any) -> SubmittedJob:
     """Queue a job; `fields` are those of a request: user, priority, idempotency_key. Raises what the client raises."""
     request = client.request_of(job, **fields)
     return SubmittedJob(client.submit([request])["jobs"][0]["id"], job, client)
+
+
+def submit_each(jobs: Sequence[PreparedJob], client: Client, *, state: Path, user: str) -> list[SubmittedJob]:
+    """Queue jobs together; of those that are in the queue already, the same ones are joined."""
+    is_remote = isinstance(client, RemoteClient)
+    requests = [client.request_of(job) if is_remote else job.request(state=state, user=user) for job in jobs]
+    found = [
+        None if is_remote else _find_same(client, job, request["out"]) for job, request in zip(jobs, requests, strict=True)
+    ]
+    wanted = [request for request, number in zip(requests, found, strict=True) if number is None]
+    new = iter(client.submit(wanted)["jobs"] if wanted else ())
+    numbers = [next(new)["id"] if number is None else number for number in found]
+    return [SubmittedJob(number, job, client) for number, job in zip(numbers, jobs, strict=True)]
 
 
 def submit_and_wait(job: PreparedJob, client: Client, *, state: Path, user: str, display: Display) -> Outcome | BatchOutcome:
