@@ -112,6 +112,11 @@ class Field(nn.Module, abc.ABC):
 
     config: FieldConfig
 
+    @property
+    def spacing(self) -> float | None:
+        """Scene units between neighbouring vertices of the finest grid that density is read from; None without one."""
+        return None
+
     @abc.abstractmethod
     def query(self, *, normals: bool = False) -> FieldQuery:
         """This moment's field; gradients flow from its answers to the parameters."""

@@ -39,6 +39,11 @@ class DensePyramid(Field):
         self.register_buffer("distance", vertices.norm(dim=-1), persistent=False)
         self._beyond: tuple[float, Tensor] | None = None
 
+    @property
+    def spacing(self) -> float:
+        """Scene units between neighbouring vertices of the finest grid."""
+        return 2 / (max(self.config.resolutions) - 1)
+
     def density_parameters(self) -> list[nn.Parameter]:
         """The parameters that shape the density."""
         return list(self.density_grids)

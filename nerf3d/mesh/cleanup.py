@@ -29,30 +29,60 @@ def component_labels(faces: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Pieces that `keep_solids` left out because they are small: how many, and their shares of the largest piece's volume.
+    """Pieces that `keep_solids` left out because they are small: how many, and their shares of the main piece's volume.
 
-    volume: of all of them together. largest: of the largest one.
+    volume: of all of them together. largest: of the largest one. num_off_middle: pieces larger than the main one that were
+    left out because they stand far from the middle.
     """
 
     num_pieces: int
     volume: float
     largest: float
+    num_off_middle: int = 0
+
+
+OFF_MIDDLE = 0.5
+"""Distance in scene units of a piece's middle from the scene's, from which it stands off the middle."""
+
+_IN_THE_MIDDLE = 0.1  # as near its box must come to the scene's middle
+_SMALLEST_MAIN = 0.05  # of the largest piece's volume
 
 
 def keep_solids(vertices: np.ndarray, faces: np.ndarray, *, share: float) -> tuple[Surface, Dropped]:
     """Keep the outer surfaces of the large components; say which small ones were left out.
 
-    A component stays when it encloses at least `share` of the largest component's volume: volume, because a thin
-    floater has much area and many faces but hardly any volume. Surfaces of cavities (negative volume) and whatever lies
-    inside another component are dropped: nobody sees them and slicers cannot fill them.
+    A component stays when it encloses at least `share` of the main component's volume: volume, because a thin
+    floater has much area and many faces but hardly any volume. The main component is the largest one, unless that stands off
+    the middle of the scene, where cameras look, and another one of some size stands in it. Surfaces of cavities (negative
+    volume) and whatever lies inside another component are dropped: nobody sees them and slicers cannot fill them.
     """
     labels = component_labels(faces)
     volumes = np.bincount(labels, signed_volumes(vertices, faces))
-    is_large = (volumes > 0) & (volumes >= share * volumes.max())
-    small = volumes[(volumes > 0) & ~is_large] / volumes.max()
-    dropped = Dropped(len(small), float(small.sum()), float(small.max(initial=0)))
+    main, off_middle = _main_piece(vertices, faces, labels, volumes)
+    is_large = (volumes > 0) & (volumes >= share * volumes[main])
+    small = volumes[(volumes > 0) & ~is_large] / volumes[main]
+    is_large[off_middle] = False
+    dropped = Dropped(len(small), float(small.sum()), float(small.max(initial=0)), len(off_middle))
     is_large[_lie_in_cavities(vertices, faces, labels, volumes, np.flatnonzero(is_large))] = False
     return drop_unused(vertices, faces[is_large[labels]]), dropped
+
+
+def _main_piece(vertices: np.ndarray, faces: np.ndarray, labels: np.ndarray, volumes: np.ndarray) -> tuple[int, np.ndarray]:
+    """The piece that is the object, and those larger than it that are none because they stand off the middle."""
+    largest = int(volumes.argmax())
+    candidates = np.flatnonzero(volumes >= _SMALLEST_MAIN * volumes[largest])
+    boxes = np.array([_box(vertices[faces[labels == one]]) for one in candidates])
+    is_off = np.linalg.norm(boxes.mean(1), axis=1) > OFF_MIDDLE
+    in_middle = ((boxes[:, 0] < _IN_THE_MIDDLE) & (boxes[:, 1] > -_IN_THE_MIDDLE)).all(1) & ~is_off
+    if not (is_off[candidates == largest].any() and in_middle.any()):
+        return largest, candidates[:0]
+    main = int(candidates[in_middle][volumes[candidates[in_middle]].argmax()])
+    return main, candidates[is_off & (volumes[candidates] > volumes[main])]
+
+
+def _box(corners: np.ndarray) -> np.ndarray:
+    """(2, 3) from corners (M, 3, 3)."""
+    return np.stack([corners.min((0, 1)), corners.max((0, 1))])
 
 
 def _lie_in_cavities(

@@ -15,6 +15,7 @@ from nerf3d.mesh import cleanup
 from nerf3d.mesh.bridging import bridge
 from nerf3d.mesh.colours import query_in_chunks
 from nerf3d.mesh.errors import BrokenField, EmptyMesh
+from nerf3d.mesh.floor import without_floor
 from nerf3d.mesh.mesh import Mesh, Note, is_closed
 from nerf3d.mesh.painting import Painter
 
@@ -49,9 +50,10 @@ class MeshConfig:
 
     resolution: grid points per axis over the scene box [-1, 1]^3.
     iso: density (per scene unit) of the surface; lower_isos are tried in turn when nothing reaches it.
-    smoothing: standard deviation in voxels of the Gaussian on log(1 + density); 0 turns it off.
+    smoothing: standard deviation of the Gaussian on log(1 + density), in voxels, or where they are wider in spacings of the
+        field's own finest grid, whose vertices differ from their neighbours by a fit's noise; 0 turns it off.
     max_faces: face budget, kept within 5 % when the raw surface has more.
-    keep_components: smallest share of the largest component's volume that a component needs to stay.
+    keep_components: smallest share of the main component's volume that a component needs to stay.
     bridge_gap: smaller components that are dense and this near to the rest, in scene units, are joined to it; 0 joins none.
     taubin_iterations: smoothing steps on the raw surface.
     texture_size: texels per side of the pictures that the surface gets, a power of two; 0 leaves it with vertex colours.
@@ -102,15 +104,22 @@ def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, devic
     """
     config = config or MeshConfig()
     grid = density_grid(field, config.resolution, device=device)
-    levels = smooth_levels(grid, config.smoothing)
+    levels = smooth_levels(grid, config.smoothing * _voxels_per_vertex(field, config.resolution))
     iso = _choose_iso(levels, grid, config)
+    levels, had_floor = without_floor(levels, float(np.log1p(iso)))
     levels = bridge(levels, float(np.log1p(iso)), gap=config.bridge_gap, share=config.keep_components)
     step = 1 / (config.resolution - 1)
     painter = Painter(field, step, config.texture_size, config.normal_map, config.unwrap_seconds, device)
     cut = _cut_soundly(levels, float(np.log1p(iso)), config, painter)
     mesh = painter.paint(cut.light, cut.detail)
     lods = tuple(painter.paint(painter.decimate(cut.detail, budget), cut.detail) for budget in config.lods)
-    return dataclasses.replace(mesh, lods=lods, notes=(*_notes(mesh, config, iso, cut.dropped), *mesh.notes))
+    return dataclasses.replace(mesh, lods=lods, notes=(*_notes(mesh, config, iso, cut.dropped, had_floor), *mesh.notes))
+
+
+def _voxels_per_vertex(field: DensityField, resolution: int) -> float:
+    """How many voxels wide the field's own grid is, at least 1; 1 for a field without a grid."""
+    spacing = getattr(field, "spacing", None) or 0.0
+    return max(1.0, spacing * (resolution - 1) / 2)
 
 
 def bytes_to_extract(config: MeshConfig) -> int:
@@ -121,13 +130,18 @@ def bytes_to_extract(config: MeshConfig) -> int:
     return _BYTES_PER_POINT * config.resolution**3
 
 
-def _notes(mesh: Mesh, config: MeshConfig, iso: float, dropped: cleanup.Dropped) -> Iterator[Note]:
+def _notes(mesh: Mesh, config: MeshConfig, iso: float, dropped: cleanup.Dropped, had_floor: bool) -> Iterator[Note]:
     if iso != config.iso:
         yield Note(f"Nothing in the field is denser than mesh.iso = {config.iso:g}, so the mesh was cut at {iso:g}.")
+    if had_floor:
+        yield Note("A floor under the object, which covers the ground to the edge of the scene, was left out.")
+    if dropped.num_off_middle:
+        larger = "A larger piece was" if dropped.num_off_middle == 1 else f"{dropped.num_off_middle} larger pieces were"
+        yield Note(f"{larger} left out because another one stands in the middle of the scene, where the object belongs.")
     if dropped.num_pieces:
         pieces = "1 small piece was" if dropped.num_pieces == 1 else f"{dropped.num_pieces:,} small pieces were"
         yield Note(
-            f"{pieces} left out ({100 * dropped.volume:.2g} % of the largest piece's volume, the largest of them "
+            f"{pieces} left out ({100 * dropped.volume:.2g} % of the main piece's volume, the largest of them "
             f"{100 * dropped.largest:.2g} %); mesh.keep_components={dropped.largest * 0.9:.2g} keeps that one.",
             is_warning=dropped.largest >= _WORTH_A_WARNING,
         )

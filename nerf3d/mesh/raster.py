@@ -54,7 +54,7 @@ def draw_mesh(
     pictures = []
     for pose, fov in zip(poses, fovs, strict=True):
         toward = np.asarray(light, np.float64) if light is not None else _unit(pose[:3, 3]) + np.array([0, 0.8, 0])
-        hits = _visible(mesh, pose, fov, size * supersample)
+        hits = visible(mesh.vertices, mesh.faces, pose, fov, size * supersample)
         colours = _shade(mesh, hits, shading, ambient, _unit(toward))
         pictures.append(_average(hits.pixels, colours, size, supersample, np.asarray(background, np.float32)))
     rgba = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
@@ -103,7 +103,7 @@ def _plane(p: np.ndarray, q: np.ndarray, origin: np.ndarray, scale: np.ndarray) 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Hits:
+class Hits:
     """The nearest face at each covered sample: pixels (K,), faces (K,), perspective-correct weights (K, 3)."""
 
     pixels: np.ndarray
@@ -111,17 +111,21 @@ class _Hits:
     weights: np.ndarray
 
 
-def _visible(mesh: Mesh, pose: np.ndarray, fov: float, size: int) -> _Hits:
-    local = (mesh.vertices.astype(np.float64) - pose[:3, 3]) @ pose[:3, :3]
+def visible(vertices: np.ndarray, faces: np.ndarray, pose: np.ndarray, fov: float, size: int) -> Hits:
+    """The nearest face of a surface (N, 3), (M, 3) that looks towards a camera, at the size^2 samples of its picture.
+
+    pose: (4, 4) camera to world. fov: radians.
+    """
+    local = (vertices.astype(np.float64) - pose[:3, 3]) @ pose[:3, :3]
     depth = np.maximum(-local[:, 2], 1e-9)
     focal = size / 2 / np.tan(fov / 2)
     screen = np.stack([size / 2 + focal * local[:, 0] / depth, size / 2 - focal * local[:, 1] / depth], 1)
-    corners = screen[mesh.faces]
+    corners = screen[faces]
     sides = corners[:, 1:] - corners[:, :1]
     facing = sides[:, 0, 0] * sides[:, 1, 1] - sides[:, 0, 1] * sides[:, 1, 0] < 0  # y points down on the screen
-    ahead = (-local[:, 2] > _NEAREST)[mesh.faces]
+    ahead = (-local[:, 2] > _NEAREST)[faces]
     front = np.flatnonzero(facing & ahead[:, 0] & ahead[:, 1] & ahead[:, 2])
-    inverse_depth = 1 / depth[mesh.faces[front]]
+    inverse_depth = 1 / depth[faces[front]]
     # One integer holds closeness (a positive float's bits sort like the float) and the face, so one maximum decides.
     nearest = np.zeros(size * size, np.int64)
     for face, pixel, barycentric in fragments(corners[front], size, size, slack=1e-9):
@@ -130,7 +134,7 @@ def _visible(mesh: Mesh, pose: np.ndarray, fov: float, size: int) -> _Hits:
     pixels = np.flatnonzero(nearest)
     winners = nearest[pixels] & 0xFFFFFFFF
     weights = weights_at(pixels, corners[front][winners], size) * inverse_depth[winners]
-    return _Hits(pixels, front[winners], weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:]))
+    return Hits(pixels, front[winners], weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:]))
 
 
 def weights_at(pixels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
@@ -142,7 +146,7 @@ def weights_at(pixels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray
         return weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:])
 
 
-def _shade(mesh: Mesh, hits: _Hits, shading: str, ambient: float, light: np.ndarray) -> np.ndarray:
+def _shade(mesh: Mesh, hits: Hits, shading: str, ambient: float, light: np.ndarray) -> np.ndarray:
     corners = mesh.faces[hits.faces]
 
     def interpolate(values: np.ndarray) -> np.ndarray:

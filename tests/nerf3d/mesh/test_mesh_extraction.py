@@ -174,8 +174,8 @@ def test_pieces_that_are_left_out_are_said_with_their_share_of_the_volume():
 
 
 def test_a_floor_in_the_place_of_an_object_is_a_warning():
-    floor = lambda points: (points[:, 1] + 0.93).abs() - 0.06  # noqa: E731
-    words = said(extract_mesh(SolidField(union(floor, ball(0.22, (0.0, -0.4, 0.0)))), SMALL))
+    wall = lambda points: (points[:, 2] + 0.93).abs() - 0.06  # noqa: E731
+    words = said(extract_mesh(SolidField(union(wall, ball(0.15, (0.0, -0.7, 0.0)))), SMALL))
     assert "1 small piece was left out" in words and "a floor or a wall rather than an object; the object may be among" in words
     plate = extract_mesh(SolidField(block(0.8, 0.1, 0.8)), SMALL)
     assert said(plate) == ""
