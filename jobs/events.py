@@ -20,7 +20,7 @@ class Progress:
     """One logged step.
 
     Args:
-        stage: "prepare", "fit", "mesh", "judge", "views" or "draw".
+        stage: "prepare", "fit", "paint", "mesh", "judge", "views" or "draw".
         step: steps of this stage that are done, 0 to `total`.
         total: steps of this stage in all.
         metrics: named scalars of this step.

@@ -125,8 +125,8 @@ class TextTo3DSpec(Spec):
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", check_prompt(self.prompt))
         check_prompt(self.distillation.negative_prompt, name="negative prompt", allow_empty=True)
-        object.__setattr__(self, "formats", _check_formats(self.formats))
-        _check_seed(self.seed)
+        object.__setattr__(self, "formats", check_formats(self.formats))
+        check_seed(self.seed)
 
     @property
     def title(self) -> str:
@@ -183,7 +183,7 @@ class PictureSettings:
 
     def __post_init__(self) -> None:
         check_prompt(self.negative_prompt, name="negative prompt", allow_empty=True)
-        _check_seed(self.seed)
+        check_seed(self.seed)
         _check_range("num_steps", self.num_steps, 1, 1000)
         _check_range("guidance_scale", self.guidance_scale, -100, 1000)
         _check_range("guidance_rescale", self.guidance_rescale, 0, 1)
@@ -252,7 +252,7 @@ class ImagesSpec(PictureSpec, Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_range("num_images", self.num_images, 1, MAX_IMAGES)
-        _check_seed(self.seed + self.num_images - 1)
+        check_seed(self.seed + self.num_images - 1)
         _check_range("num_views", self.num_views, 0, 64)
         _check_range("azimuth_degrees", self.azimuth_degrees, -360, 360)
         _check_range("elevation_degrees", self.elevation_degrees, -80, 80)
@@ -315,7 +315,7 @@ class ExportSpec(Spec):
 JobSpec = TextTo3DSpec | ImagesSpec
 
 
-def _check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+def check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(formats, str) or not formats:
         raise InputError(f"formats is {formats!r}, but a list with at least one of {', '.join(MESH_FORMATS)} was expected.")
     for name in formats:
@@ -331,7 +331,7 @@ def _check_spacing(spacing: str | None) -> None:
         raise InputError(f"There is no timestep_spacing {spacing!r}{hint}; choose one of {', '.join(get_args(Spacing))}.")
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise InputError(f"The seed is {seed!r}, but a whole number from 0 to 2^63 - 1 was expected.")
 

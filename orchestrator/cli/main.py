@@ -37,6 +37,7 @@ from orchestrator.cli.verbs import (
     settings,
     sweep,
     text_to_3d,
+    texture,
     toybox,
     train,
 )
@@ -104,7 +105,7 @@ for group in (toybox, submit, jobs, users, token):
 _IMPORTING = "one moment: loading torch and the settings"
 FIRST_WORDS = {
     **dict.fromkeys(
-        ("text-to-3d", "images", "export", "sweep", "compare", "train", "sample", "evaluate", "toybox", "submit"),
+        ("text-to-3d", "images", "texture", "export", "sweep", "compare", "train", "sample", "evaluate", "toybox", "submit"),
         _IMPORTING,
     ),
     "doctor": "one moment: looking at this machine",

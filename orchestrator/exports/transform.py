@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nerf3d.mesh.mesh import Mesh
 
 
-Origin = Literal["centre", "base"]
+Origin = Literal["centre", "base", "kept"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class Placement:
     """Where and how large an object stands in a file.
 
     size_metres: its longest side in files for viewers and engines. print_millimetres: that side in files for printers (STL and
-    3MF). origin: "centre", the middle of its bounding box at the origin, or "base", that box standing on the ground over it.
+    3MF). origin: "centre", the middle of its bounding box at the origin, "base", that box standing on the ground over it, or
+    "kept", where its own origin is.
     """
 
     size_metres: float = 1.0
@@ -49,6 +50,8 @@ def place(mesh: Mesh, *, longest_side: float, up: Literal["y", "z"] = "y", origi
     anchor = (low + high) / 2
     if origin == "base":
         anchor[1] = low[1]
+    elif origin == "kept":
+        anchor[:] = 0
     vertices = (mesh.vertices.astype(np.float64) - anchor) * (longest_side / extent)
     normals = mesh.normals
     if up == "z":

@@ -20,6 +20,7 @@ LABELS = {
     "prepare": "prepare",
     "fit": "distil",
     "mesh": "cut the mesh",
+    "paint": "paint",
     "judge": "ask the prior what it sees",
     "draw": "draw",
     "export": "write files",

@@ -31,6 +31,7 @@ from jobs.errors import OutputError
 from jobs.events import Checkpoint, Progress
 from jobs.prior_client import PriorInfo
 from jobs.specs import JobSpec
+from jobs.texture import TextureSpec
 from orchestrator.host.atomic import atomic_path, clear_output_errors, remove_half_written, write_bytes, write_text
 from orchestrator.run.manifest import (
     MANIFEST,
@@ -50,6 +51,7 @@ SHARDS = "_shards"
 UNFINISHED = "preview.png"
 """Written while a fit is under way, and at its end as an artefact."""
 
+RunSpec = JobSpec | TextureSpec
 Action = Literal["start", "resume", "nothing to do"]
 
 
@@ -66,13 +68,13 @@ class Plan:
     is_cut_otherwise: bool = False
 
 
-def default_folder(spec: JobSpec) -> Path:
+def default_folder(spec: RunSpec) -> Path:
     """runs/<slug>-<hash>: the same command finds its own folder again; no prompt can lead out of runs/."""
     return Path("runs") / spec.name
 
 
 def plan_attempt(
-    manifest: Mapping[str, Any] | None, spec: JobSpec, expected: Iterable[str], present: Mapping[str, int], *, where: str
+    manifest: Mapping[str, Any] | None, spec: RunSpec, expected: Iterable[str], present: Mapping[str, int], *, where: str
 ) -> Plan:
     """Decide what to do in a folder; pure.
 
@@ -118,7 +120,7 @@ class RunFolder:
     attempt would have to clean up.
     """
 
-    def __init__(self, path: Path, spec: JobSpec, expected: Iterable[str]) -> None:
+    def __init__(self, path: Path, spec: RunSpec, expected: Iterable[str]) -> None:
         """Create the folder, take hold of it, and decide what is to do.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Hydra's configuration groups and `key=value` overrides, turned into typed settings. The only importer of hydra."""
+"""Hydra's configuration groups and `key=value` overrides, turned into typed settings. `sweep` alone imports hydra besides."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from jobs.specs import ImagesSpec, TextTo3DSpec
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import PRESETS, FitConfig
 from nerf3d.mesh import MeshConfig
+from nerf3d.surface import PaintConfig
 from orchestrator.settings.groups import ExportSettings, PriorSettings, RuntimeSettings
 from orchestrator.settings.recipes import RECIPES, recipe_values
 
@@ -49,6 +50,7 @@ class Settings:
     fit: FitConfig
     distillation: DistillationConfig
     mesh: MeshConfig
+    texture: PaintConfig
     images: Mapping[str, Any]
     export: ExportSettings
     runtime: RuntimeSettings
@@ -85,6 +87,7 @@ class Settings:
             "fit": (FitConfig, fit),
             "distillation": (DistillationConfig, codec.to_plain(self.distillation)),
             "mesh": (MeshConfig, codec.to_plain(self.mesh)),
+            "texture": (PaintConfig, codec.to_plain(self.texture)),
             "images": (ImagesSpec, dict(self.images)),
             "export": (ExportSettings, codec.to_plain(self.export)),
             "runtime": (RuntimeSettings, codec.to_plain(self.runtime)),
@@ -229,6 +232,7 @@ def _register() -> None:
         "field": codec.to_plain(FieldConfig()),
         "distillation": codec.to_plain(DistillationConfig()),
         "mesh": codec.to_plain(MeshConfig()),
+        "texture": codec.to_plain(PaintConfig()),
         "images": images,
         "export": codec.to_plain(ExportSettings()),
         "runtime": codec.to_plain(RuntimeSettings()),
@@ -250,6 +254,7 @@ def _typed(tree: Mapping[str, Any], origins: Mapping[str, str], recipe: str) -> 
         fit=fit,
         distillation=codec.from_plain(DistillationConfig, tree["distillation"], path="distillation"),
         mesh=codec.from_plain(MeshConfig, tree["mesh"], path="mesh"),
+        texture=codec.from_plain(PaintConfig, tree["texture"], path="texture"),
         images=images,
         export=codec.from_plain(ExportSettings, tree["export"], path="export"),
         runtime=codec.from_plain(RuntimeSettings, tree["runtime"], path="runtime"),
