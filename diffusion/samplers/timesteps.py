@@ -4,7 +4,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from diffusion.errors import DiffusionError
@@ -123,6 +122,8 @@ def _named_levels(spacing: str, high: float, low: float, num_steps: int) -> np.n
             return np.linspace(high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO), num_steps) ** KARRAS_RHO
         case "exponential":
             return np.geomspace(high, low, num_steps)
+    from scipy import stats  # as long to import as torch's half, for one spacing
+
     share = stats.beta.ppf(1 - np.linspace(0, 1, num_steps), BETA_SHAPE, BETA_SHAPE)
     return low + share * (high - low)
 

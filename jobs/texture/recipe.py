@@ -16,7 +16,7 @@ from jobs.errors import CollapsedError
 from jobs.events import Event, Progress
 from jobs.extensions import own_form
 from jobs.fit_figures import GuideGradients
-from jobs.opinion import Asking, cameras_of_opinion, lit_views, score_of_views
+from jobs.opinion import cameras_of_opinion, lit_views, score_of_views
 from jobs.pace import Pace
 from jobs.prior_client import PriorClient
 from jobs.text_to_3d import PriorGuide, in_the_priors_groups
@@ -92,10 +92,10 @@ def texture(
 
     begin = clock()
     yield Progress(stage="judge", step=0, total=1)
-    ask = Asking(prior, info, spec.seed, spec.strict)
     before = placed if spec.texture.keep_texture else replace(placed, texture=None, colours=np.full_like(placed.colours, 0.5))
     cameras, size = cameras_of_opinion(), info.image_size
-    scores = [score_of_views(lit_views(one, size), cameras, ask, spec.prompt) for one in (before, whole)]
+    asked = {"seed": spec.seed, "strict": spec.strict}
+    scores = [score_of_views(lit_views(one, size), cameras, prior, info, spec.prompt, **asked) for one in (before, whole)]
     yield Progress(stage="judge", step=1, total=1)
     seconds["judge"] = clock() - begin
     given = replace(whole, vertices=mesh.vertices, normals=mesh.normals)
