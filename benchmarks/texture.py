@@ -75,7 +75,7 @@ def _painted(prompt: str, steps: int, faces: int) -> tuple[dict[str, float], np.
     with tempfile.TemporaryDirectory() as scratch:
         file = write_glb(grey, Path(scratch) / "grey.glb", Placement())[0]
         given = GivenMesh.read(file)
-        spec = TextureSpec(prompt=prompt, mesh=given.digest, texture=PaintConfig(num_steps=steps))
+        spec = TextureSpec(prompt=prompt, mesh_sha256=given.digest, texture=PaintConfig(num_steps=steps))
         out = Path(scratch) / "run"
         began = time.process_time()
         outcome = texture_mesh(
@@ -87,7 +87,7 @@ def _painted(prompt: str, steps: int, faces: int) -> tuple[dict[str, float], np.
         )
         seconds = time.process_time() - began
         painted = GivenMesh.read(out / "mesh.glb").mesh
-    scene = {name: place(mesh, longest_side=1.2) for name, mesh in (("grey", grey), ("painted", painted), ("true", true))}
+    scene = {name: place(mesh, longest_side=1.5) for name, mesh in (("grey", grey), ("painted", painted), ("true", true))}
     shown = {name: draw_mesh(mesh, VIEWS, 128, shading="albedo") for name, mesh in scene.items()}
     row = {
         "cpu_seconds": round(seconds, 1),

@@ -20,7 +20,7 @@ class TextureSpec(Spec):
 
     Args:
         prompt: the sentence, 1 to 2,000 characters.
-        mesh: sha256 of the mesh's file, which travels beside the spec.
+        mesh_sha256: sha256 of the mesh's file, which travels beside the spec.
         up: the file's upward axis.
         seed, prior, strict, formats: as `jobs.specs.TextTo3DSpec` takes them.
         texture, distillation: the settings of the two packages that do the work.
@@ -32,7 +32,7 @@ class TextureSpec(Spec):
     kind: ClassVar[str] = "texture"
 
     prompt: str
-    mesh: str
+    mesh_sha256: str
     up: str = "y"
     seed: int = 0
     prior: str = "toybox"

@@ -59,7 +59,7 @@ def command(
     given = GivenMesh.read(mesh, up=up)
     spec = TextureSpec(
         prompt=prompt,
-        mesh=given.digest,
+        mesh_sha256=given.digest,
         up=given.up,
         seed=seed,
         prior=settings.prior.source,

@@ -104,7 +104,7 @@ def test_a_mesh_is_painted_where_it_stands_in_its_own_size(tmp_path):
     ball.apply_translation([10, 20, 30])
     ball.export(tmp_path / "ball.ply")
     given = GivenMesh.read(tmp_path / "ball.ply")
-    spec = TextureSpec(prompt="a red ball", mesh=given.digest, up=given.up, texture=FAST, formats=("glb", "ply", "obj"))
+    spec = TextureSpec(prompt="a red ball", mesh_sha256=given.digest, up=given.up, texture=FAST, formats=("glb", "ply", "obj"))
     settings = RuntimeSettings(kind="inline", device="cpu")
     job = {"out": tmp_path / "run", "export": EXPORT, "runtime": settings, "load_prior": load_fake_prior}
     outcome = texture_mesh(spec, given, **job)
