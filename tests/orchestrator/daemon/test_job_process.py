@@ -96,6 +96,20 @@ def test_told_to_make_room_a_table_ends_between_two_shards(tmp_path):
     assert contents(tmp_path / "queued") == contents(tmp_path / "alone")
 
 
+def test_a_job_that_was_begun_with_an_earlier_version_of_its_prior_ends_with_both_hashes_and_nothing_mixes(tmp_path):
+    table = write_table(tmp_path / "t.jsonl", 60)
+    process = table_job(table, tmp_path / "queued", prior=load_slow_prior("slow"))
+    reports_of(process, lambda report: isinstance(report, Progress) and report.stage == "draw" and report.step > 0)
+    process.stop(at_checkpoint=True)
+    assert isinstance(last_of(process), Stopped)
+    before = contents(tmp_path / "queued")
+    newer = LocalPrior(FakePrior(weights_hash="e" * 64))
+    failed = last_of(table_job(table, tmp_path / "queued", prior=newer))
+    assert isinstance(failed, Failed) and failed.kind == FailureKind.BAD_INPUT
+    assert "was begun with other weights of the prior (ffffffffffff, now eeeeeeeeeeee)" in failed.reason
+    assert contents(tmp_path / "queued") == before
+
+
 def test_told_to_stop_at_once_a_table_keeps_what_is_committed(tmp_path):
     table = write_table(tmp_path / "t.jsonl", 60)
     process = table_job(table, tmp_path / "queued", prior=load_slow_prior("slow"))
