@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,10 +45,11 @@ class AskedFor:
 
 
 def fitted(spec: TextTo3DSpec, prior: ResidentPrior) -> dict[str, np.ndarray]:
-    """Everything that the fit has made after its last step."""
+    """Everything that the fit has made after its last step, and what the prior said of it on the way."""
     torch.set_num_threads(1)  # of this thread
-    events = list(text_to_3d(spec, AskedFor(prior, spec.name)))
-    return next(event.tensors for event in reversed(events) if isinstance(event, Checkpoint))
+    with contextlib.closing(text_to_3d(spec, AskedFor(prior, spec.name))) as events:
+        last = next(event for event in events if isinstance(event, Checkpoint) and event.step == spec.fit.num_steps)
+    return {**last.tensors, "scores": np.array(list(last.meta["scores"].values()))}
 
 
 def test_a_strict_3d_job_is_bit_identical_alone_and_beside_three_others():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import trimesh
@@ -45,10 +46,17 @@ def manifest(folder):
     return json.loads((folder / "manifest.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(SPEC, folder)
+    return folder
+
+
 @pytest.fixture
-def finished(tmp_path):
-    run(SPEC, tmp_path / "run")
-    return tmp_path / "run"
+def finished(original, tmp_path):
+    """A copy of a finished run that the test may change."""
+    return shutil.copytree(original, tmp_path / "run")
 
 
 def test_an_export_without_settings_gives_the_same_bytes(finished):
