@@ -197,6 +197,11 @@ def refuse_other_families(folder: Path) -> None:
         raise PriorError(f"the folder {folder} is an SDXL refiner, which only refines; {known}")
     if (index.get("controlnet") or [None])[0] is not None:
         raise PriorError(f"the folder {folder} is a {pipeline}, and a ControlNet's picture cannot be given here; {known}")
+    if "PAG" in pipeline:
+        raise PriorError(
+            f"the folder {folder} is a {pipeline}, and perturbed-attention guidance (PAG) is not here; write "
+            f"{pipeline.replace('PAG', '')} as _class_name into its model_index.json to draw with plain guidance"
+        )
 
 
 def read_tokenizer(folder: Path, tower: TextEncoder) -> Tokenizer:

@@ -174,6 +174,8 @@ def adapters_by_module(weights: Weights, path: Path) -> dict[str, Adapter]:
         match, role = next(((m, role) for ending, role in ROLES if (m := ending.search(spelling))), (None, ""))
         if match is None:
             last = next((method for part, method in OTHER_METHODS.items() if part in name.split(".")), None)
+            if name.startswith(("image_proj", "ip_adapter")):
+                last = "an IP-Adapter"
             reason = f"it is {last}, which is not supported" if last else "it belongs to no LoRA"
             raise PriorError(f"the LoRA {path} holds {name}: {reason}; use a plain LoRA of the same style")
         adapter = found.setdefault(spelling[: match.start()], Adapter())

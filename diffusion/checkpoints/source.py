@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DISTILLED = ("none", "turbo", "lightning", "hyper", "lcm", "lcm-lora")
+NOT_HERE = {
+    "controlnet": "ControlNets are not here; give a picture with --init-image and --strength",
+    "ip_adapter": "IP-Adapters are not here; give a picture with --init-image and --strength",
+    "refiner": "SDXL's refiner is not here; take more --steps, or draw the picture again with --init-image and --strength 0.3",
+    "freeu": "FreeU is not here; leave it out",
+    "pag": "perturbed-attention guidance (PAG) is not here; use --guidance-scale",
+}
+"""What other programs offer beside a model, and what to do instead."""
 DTYPES = ("float32", "float16", "bfloat16", "auto")
+DECODINGS = ("auto", "plain", "tiled")
 TOYBOX = Path(__file__).parents[1] / "toybox_prior"
 
 _NAME = re.compile(
@@ -64,6 +73,8 @@ class Source:
         plain_prompts: prompts are words alone, cut at the towers' length; otherwise they may be of any length, with
             (word:1.2), [word] and BREAK.
         clip_skip: 1 for the text towers' own layer, 2 for the one before.
+        decoding: "tiled" decodes pictures in strips, with a third of the memory; "auto" where memory is short, but for
+            strict requests.
         distilled: a kind of DISTILLED, "none" for a model whose name only looks like one; None follows the name.
         offline: use no network.
     """
@@ -78,6 +89,7 @@ class Source:
     plain_prompts: bool = False
     clip_skip: int = 1
     distilled: str | None = None
+    decoding: str = "auto"
     offline: bool = False
 
     @classmethod
@@ -90,7 +102,8 @@ class Source:
         # A path may hold a question mark itself.
         location, mark, query = (text, "", "") if Path(text).exists() else text.partition("?")
         options: dict[str, Any] = {"loras": (), "embeddings": ()}
-        for option in query.split("&") if mark else ():
+        # A path may hold an "&", too: what has no "=" belongs to the value before it.
+        for option in re.split("&(?=[^&]*=)", query) if mark else ():
             name, _, value = (unquote(part) for part in option.partition("="))
             match name:
                 case "prediction_type":
@@ -108,12 +121,19 @@ class Source:
                     options[name] = value
                 case "prompt":
                     options["plain_prompts"] = _one_of(name, value, ("plain", "weighted")) == "plain"
+                case "decode":
+                    options["decoding"] = _one_of(name, value, DECODINGS)
                 case "distilled":
                     options[name] = _one_of(name, value, DISTILLED)
                 case "clip_skip":
                     options[name] = int(_one_of(name, value, tuple(map(str, range(1, 13)))))
                 case _:
-                    known = "prediction_type, dtype, averaged, lora, embedding, vae, prompt, clip_skip, distilled, offline"
+                    wanted = name.lower().replace("-", "_")
+                    if (there := next((word for word in NOT_HERE if wanted.startswith(word)), None)) is not None:
+                        raise PriorError(f"the prior {text!r} has the option {name!r}: {NOT_HERE[there]}")
+                    known = (
+                        "prediction_type, dtype, averaged, lora, embedding, vae, decode, prompt, clip_skip, distilled, offline"
+                    )
                     raise PriorError(f"the prior {text!r} has the option {name!r}; expected one of {known}")
         return cls(location, **options)
 
@@ -156,6 +176,8 @@ def resolve(location: str) -> Path | HubName:
 
 def _with_scale(value: str) -> tuple[str, float]:
     file, _, scale = value.rpartition(":")
+    if file and re.fullmatch(r"[+-]?\d+,\d+", scale):
+        raise PriorError(f"the scale of the LoRA {file} is {scale!r}; write it with a point, {scale.replace(',', '.')}")
     try:
         return (file, float(scale)) if file else (value, 1.0)
     except ValueError:

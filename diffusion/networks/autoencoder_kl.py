@@ -47,10 +47,18 @@ class AutoencoderKLConfig:
         """Reads a published configuration; fields that change nothing here are passed over."""
         for name, allowed in cls.FIXED.items():
             given = config.get(name, allowed[0])
-            for value in given if isinstance(given, list | tuple) else [given]:
-                if value not in allowed:
-                    raise ValueError(f"{name} {value!r} is unknown for AutoencoderKL; expected {allowed[0]!r}")
+            if any(value not in allowed for value in (given if isinstance(given, list | tuple) else [given])):
+                whose = ", as in Playground 2.5, whose noise is EDM's" if name.startswith("latents_") else ""
+                raise ValueError(
+                    f"the autoencoder's {name} is {given!r}{whose}; expected {allowed[0]!r}; use one of Stable Diffusion 1.x, "
+                    "2.x or SDXL"
+                )
         return from_published(cls, config)
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of the decoder's levels, the one at the picture's own size first."""
+        return self.block_out_channels
 
     @property
     def spatial_factor(self) -> int:
@@ -195,7 +203,9 @@ class AutoencoderKL(nn.Module):
         Args:
             images: (B, 3, H, W) in [0, 1]; differentiable.
         """
-        hidden = self.encoder(2 * images - 1)
+        return self._moments(self.encoder(2 * images - 1))
+
+    def _moments(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         if hasattr(self, "quant_conv"):
             hidden = self.quant_conv(hidden)
         mean, log_variance = cast(tuple[Tensor, Tensor], hidden.chunk(2, dim=1))
@@ -206,11 +216,17 @@ class AutoencoderKL(nn.Module):
 
         The mean of q(z | images) and not a draw, so that a picture always has the same latents.
         """
-        return (self.moments(images)[0] - self.config.shift_factor) * self.config.scaling_factor
+        return self.scaled(self.encoder(2 * images - 1))
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """What the encoder gives (B, 2 C, h, w) -> the scaled mean latents (B, C, h, w)."""
+        return (self._moments(hidden)[0] - self.config.shift_factor) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> images in [0, 1], not clamped; differentiable."""
+        return (self.decoder(self.unscaled(latents)) + 1) / 2
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> what the decoder takes, (B, C, h, w)."""
         raw = latents / self.config.scaling_factor + self.config.shift_factor
-        if hasattr(self, "post_quant_conv"):
-            raw = self.post_quant_conv(raw)
-        return (self.decoder(raw) + 1) / 2
+        return self.post_quant_conv(raw) if hasattr(self, "post_quant_conv") else raw

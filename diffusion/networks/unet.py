@@ -72,6 +72,7 @@ class UNetConfig:
         "downsample_padding": 1,
         "dual_cross_attention": False,
         "encoder_hid_dim": None,
+        "encoder_hid_dim_type": None,
         "mid_block_only_cross_attention": None,
         "mid_block_scale_factor": 1,
         "mid_block_type": "UNetMidBlock2DCrossAttn",
@@ -83,6 +84,16 @@ class UNetConfig:
         "time_embedding_act_fn": None,
         "time_embedding_type": "positional",
         "timestep_post_act": None,
+    }
+    # Who has such settings, for the sentence that refuses them.
+    OTHERS: ClassVar[dict[str, str]] = {
+        "attention_type": "GLIGEN",
+        "class_embed_type": "unCLIP and the upscalers",
+        "encoder_hid_dim": "Kandinsky and DeepFloyd IF",
+        "encoder_hid_dim_type": "a UNet with an IP-Adapter, Kandinsky and DeepFloyd IF",
+        "mid_block_type": "the distilled BK-SDM",
+        "num_class_embeds": "the upscalers",
+        "reverse_transformer_layers_per_block": "the distilled SSD-1B and Segmind-Vega",
     }
 
     def __post_init__(self) -> None:
@@ -109,7 +120,11 @@ class UNetConfig:
         """
         for name, value in cls.FIXED.items():
             if config.get(name, value) != value:
-                raise ValueError(f"the UNet's {name} is {config[name]!r}; expected {value!r}, as in all Stable Diffusions")
+                whose = f", as in {cls.OTHERS[name]}" if name in cls.OTHERS else ""
+                raise ValueError(
+                    f"the UNet's {name} is {config[name]!r}{whose}; expected {value!r}, as in all Stable Diffusions; use a "
+                    "model of Stable Diffusion 1.x, 2.x or SDXL with its whole network"
+                )
         return from_published(cls, config)
 
     @property
@@ -344,12 +359,15 @@ class UNet2DCondition(nn.Module):
     def embed_scale(self, scale: float) -> Tensor:
         """What a guidance scale s adds to the timestep's sinusoids, (1, C), where the network is told it as w = s - 1.
 
-        The sinusoids of 1000 w, in the order of 2310.04378's code: sine first, and the last frequency 1 / 10000.
+        The sinusoids of 1000 w, in the order of 2310.04378's code: sine first, and the last frequency 1 / 10000. Such angles
+        are so large that float32 rounds them by 5e-4: they are computed as that code computes them, as the models know them.
         """
         weight = self.time_embedding.cond_proj.weight
-        w = torch.tensor([1000.0 * (scale - 1)], device=weight.device)
-        sinusoids = timestep_embedding(w, weight.shape[1], flip_sin_to_cos=False, freq_shift=1)
-        return self.time_embedding.cond_proj(sinusoids.to(weight.dtype))
+        half = weight.shape[1] // 2
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+        angles = torch.tensor(scale - 1) * 1000.0 * frequencies
+        sinusoids = F.pad(torch.cat([angles.sin(), angles.cos()]), (0, weight.shape[1] - 2 * half))[None]
+        return self.time_embedding.cond_proj(sinusoids.to(weight))
 
     @property
     def scale_dim(self) -> int:

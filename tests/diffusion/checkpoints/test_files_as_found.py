@@ -15,6 +15,8 @@ from diffusion.checkpoints.architectures import Architecture
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
 from diffusion.checkpoints.single_file import original_tensors, read_single_file
+from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
+from diffusion.networks.unet import UNetConfig
 from tests.diffusion.checkpoints.published import Saved
 from tests.diffusion.checkpoints.test_single_file import small
 
@@ -200,6 +202,7 @@ def test_pointers_and_failed_merges_are_named(copied: Callable[[str], Path]) -> 
         ({"_class_name": "NewPipeline", "transformer": ["diffusers", "T"]}, "whose network is a transformer and not a UNet"),
         ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}, "is an SDXL refiner"),
         ({"_class_name": "StableDiffusionControlNetPipeline", "controlnet": ["diffusers", "C"]}, "a ControlNet's picture"),
+        ({"_class_name": "StableDiffusionPAGPipeline"}, r"perturbed-attention guidance \(PAG\) is not here"),
     ],
 )
 def test_other_families_are_named(index: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -219,3 +222,24 @@ def test_single_networks_are_named(name: str, message: str, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
     with pytest.raises(PriorError, match=message):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mid_block_type": None}, "mid_block_type is None, as in the distilled BK-SDM; expected 'UNetMidBlock2DCrossAttn'"),
+        ({"reverse_transformer_layers_per_block": [1]}, "SSD-1B and Segmind-Vega; expected None"),
+        ({"class_embed_type": "timestep"}, "as in unCLIP and the upscalers"),
+        ({"attention_type": "gated"}, "as in GLIGEN; .* use a model of Stable Diffusion 1.x, 2.x or SDXL"),
+        ({"encoder_hid_dim_type": "ip_image_proj"}, "as in a UNet with an IP-Adapter"),
+        ({"num_attention_heads": 8}, "num_attention_heads is 8; expected None"),
+    ],
+)
+def test_other_unets_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UNetConfig.from_dict(settings)
+
+
+def test_another_scaling_of_latents_is_named() -> None:
+    with pytest.raises(ValueError, match=r"latents_mean is \[0.1, 0.2\], as in Playground 2.5"):
+        AutoencoderKLConfig.from_dict({"latents_mean": [0.1, 0.2]})

@@ -179,6 +179,11 @@ def test_sources_are_read_from_one_line(tmp_path: Path) -> None:
         offline=True,
     )
     assert Source.parse("a?embedding=w.pt:<cat>&embedding=v.pt").embeddings == (("w.pt", "<cat>"), ("v.pt", None))
+    odd_name = "my style (v1.2) & more+.safetensors"
+    assert Source.parse(f"a?lora={odd_name}:0.5&vae=t").loras == ((odd_name, 0.5),)
+    assert Source.parse("a?lora=b&c.safetensors&vae=t&u") == Source("a", loras=(("b&c.safetensors", 1.0),), vae="t&u")
+    with pytest.raises(PriorError, match=r"the scale of the LoRA ink.safetensors is '0,8'; write it with a point, 0.8"):
+        Source.parse("a?lora=ink.safetensors:0,8")
     odd = tmp_path / "what?really=yes"
     odd.mkdir()
     assert Source.parse(str(odd)) == Source(str(odd))
@@ -186,6 +191,22 @@ def test_sources_are_read_from_one_line(tmp_path: Path) -> None:
         Source.parse("a?scale=3")
     with pytest.raises(PriorError, match="the prior's prediction_type is 'v'; expected one of epsilon, v_prediction"):
         Source.parse("a?prediction_type=v")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("controlnet=canny.safetensors", "ControlNets are not here; give a picture"),
+        ("ip_adapter=ip.bin", "IP-Adapters are not here; give a picture"),
+        ("IP-Adapter=ip.bin", "IP-Adapters are not here"),
+        ("refiner=sd_xl_refiner_1.0.safetensors", "SDXL's refiner is not here; take more --steps"),
+        ("freeu=1.1", "FreeU is not here"),
+        ("pag_scale=3", r"perturbed-attention guidance \(PAG\) is not here; use --guidance-scale"),
+    ],
+)
+def test_what_is_not_here_is_refused_by_name(option: str, message: str) -> None:
+    with pytest.raises(PriorError, match=message):
+        Source.parse(f"a?{option}")
 
 
 @pytest.mark.parametrize("location", ["./missing", "/no/such/folder", "one-word", "a/b/c/d"])
