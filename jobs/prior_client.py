@@ -36,6 +36,7 @@ class PriorInfo:
         schedule: the noise schedule it was trained with.
         vocabulary: the words it knows, or None where it takes any.
         notes: sentences for whoever asks it about what was passed over or assumed when it was read.
+        distilled: how it was distilled to few steps, such as "turbo"; "" for a prior that was not.
         device: where it computes, as torch writes it ("cpu", "cuda:0").
         num_views: views of one object that it draws together, told their cameras; None for a prior that takes view words.
         elevation_jitter: degrees by which the views of a group differed in elevation in its training.
@@ -55,6 +56,7 @@ class PriorInfo:
     view_words: bool = False
     picture_suffix: str = ""
     size_multiple: int = 1
+    distilled: str = ""
 
     def size_of(self, width: int | None, height: int | None) -> tuple[int, int] | None:
         """(height, width) of a picture of which a job says so much, None for the prior's own size.

@@ -162,6 +162,9 @@ def text_to_3d(
     begin = clock()
     yield Progress(stage="prepare", step=0, total=1)
     info = prior.info()
+    for note in info.notes:
+        yield Message(text=note)
+    yield from _warn_of_distilled(info)
     yield from warn_of_unknown_words(prior, spec.prompt)
     yield from warn_of_prompts(prior, spec.prompt, spec.distillation.negative_prompt)
     if is_extension(kind := spec.fit.field.kind):
@@ -187,6 +190,19 @@ def text_to_3d(
     result = yield from cut(fitted.field, spec, seconds, device=device, clock=clock)
     result = dataclasses.replace(result, scores=scores)
     return (yield from judge(result, prior, info, spec, clock=clock))
+
+
+def _warn_of_distilled(info: PriorInfo) -> Iterator[Message]:
+    """Score distillation lives on the difference that a prompt makes, which models of few steps were taught to do without."""
+    if info.distilled:
+        yield Message(
+            text=(
+                f"The prior {info.name!r} was distilled to few steps ({info.distilled}) and has no classifier-free guidance to "
+                "speak of, which score distillation needs; take the model that it was distilled from, or add "
+                "'?distilled=none' if it is not one."
+            ),
+            level="warning",
+        )
 
 
 def _warn_of_memory(config: MeshConfig) -> Iterator[Event]:

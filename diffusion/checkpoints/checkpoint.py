@@ -68,8 +68,10 @@ class Checkpoint:
         weights_hash: sha256 of all that was read into the networks and, where it is not Stable Diffusion's, of the schedule.
         text_encoder_2, tokenizer_2: the second tower, of SDXL; None otherwise.
         plain_prompts: whether prompts are words alone, without weights and BREAK, cut at the towers' length.
+        decoding: "plain", "tiled" (in strips, see `diffusion.networks.strips`), or "auto" for tiled where memory is short.
         clip_skip: 1 for the layer of the text towers that the model was trained with, 2 for the one before, and so on.
         notes: sentences about what was passed over or assumed while it was read.
+        distilled: how it was distilled to few steps, a name of `diffusion.checkpoints.defaults.DISTILLED`; "" if it was not.
         zeros_for_empty_negative: whether an empty negative prompt is all zeros instead of being encoded, as SDXL has it.
     """
 
@@ -87,6 +89,8 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     plain_prompts: bool = False
     clip_skip: int = 1
+    decoding: str = "auto"
+    distilled: str = ""
 
     @property
     def towers(self) -> list[tuple[str, TextEncoder, Tokenizer]]:

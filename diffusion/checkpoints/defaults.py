@@ -65,6 +65,7 @@ class Defaults:
         family: a name of FAMILIES, or "" for priors of this project, whose values are those of `jobs.specs.ImagesSpec`.
         values: by the names in SETTINGS. origins: where each value comes from, in a few words.
         note: a sentence about what was assumed; "" for nothing.
+        distilled: how it was distilled to few steps, a name of DISTILLED; "" for a model that was not.
         recipe: how objects are distilled from it; a prior of this project names its own in `dreamkiln.json`.
         image_size: side of its pictures in pixels, where a configuration says so.
     """
@@ -73,6 +74,7 @@ class Defaults:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    distilled: str = ""
     recipe: str = "toybox"
     image_size: int | None = None
 
@@ -119,6 +121,7 @@ def _of_folder(folder: Path) -> Defaults:
     if unet.get("time_cond_proj_dim"):
         values = dict(zip(SETTINGS, DISTILLED["lcm"], strict=True))
         found = found.changed("unet/config.json, time_cond_proj_dim: a latent consistency model", **values)
+        found = replace(found, distilled="lcm")
     levels = _json(folder / "vae/config.json").get("block_out_channels", range(4))
     side = unet.get("sample_size")
     return replace(found, image_size=side * 2 ** (len(levels) - 1)) if isinstance(side, int) else found
@@ -157,7 +160,7 @@ def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
             f"{values['guidance_scale']:g}; add '?distilled=none' if it is not."
         )
     changed = found.changed(f"distilled ({kind}), by {where}", **values)
-    return replace(changed, note=note)
+    return replace(changed, note=note, distilled=kind)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -44,8 +44,11 @@ def read(source: Source) -> Checkpoint:
     if source.dtype != "float32":
         _changed(checkpoint, source.dtype, [])
     checkpoint.plain_prompts, checkpoint.clip_skip = source.plain_prompts, source.clip_skip
-    if note := defaults_of(source).note:
-        checkpoint.notes.append(note)
+    checkpoint.decoding = source.decoding
+    defaults = defaults_of(source)
+    checkpoint.distilled = defaults.distilled
+    if defaults.note:
+        checkpoint.notes.append(defaults.note)
     if source.clip_skip > 1:
         check_clip_skip(checkpoint, source.clip_skip)
         _changed(checkpoint, f"clip_skip {source.clip_skip}", [])

@@ -173,6 +173,7 @@ class LocalPrior:
             view_words=getattr(card, "view_words", False),
             picture_suffix=getattr(card, "picture_suffix", ""),
             size_multiple=getattr(prior, "size_multiple", 1),
+            distilled=getattr(prior, "distilled", ""),
         )
 
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:

@@ -157,6 +157,17 @@ def test_what_the_mesh_says_of_itself_and_a_grid_too_large_for_the_memory_reach_
     assert {note.text for note in result.mesh.notes} <= {event.text for event in events if isinstance(event, Message)}
 
 
+@pytest.mark.parametrize("kind", ["turbo", "lcm", ""])
+def test_a_prior_of_few_steps_is_said_to_be_no_teacher_and_its_notes_are_handed_on(kind, prior, monkeypatch):
+    info = dataclasses.replace(prior.info(), distilled=kind, notes=("a logit scale was passed over",))
+    monkeypatch.setattr(prior, "info", lambda: info)
+    spec = dataclasses.replace(SPEC, fit=dataclasses.replace(SPEC.fit, num_steps=1))
+    said = [event for event in exhaust(text_to_3d(spec, prior))[0] if isinstance(event, Message)]
+    warned = [event.level for event in said if f"was distilled to few steps ({kind})" in event.text]
+    assert warned == ["warning"] * bool(kind)
+    assert said[0].text == info.notes[0]
+
+
 def test_kernels_are_compiled_and_announced_before_the_first_step(prior, monkeypatch):
     compiled = []
     monkeypatch.setattr("jobs.text_to_3d.needs_compiling", lambda device: not compiled)

@@ -70,7 +70,9 @@ def test_a_file_s_names_and_its_own_name_count(name: str, tensor: str, expected:
     assert values_of(path) == expected
     if expected[1] == 1.0:
         assert "is taken for a model distilled to few steps" in defaults_of(Source(str(path))).note
+        assert defaults_of(Source(str(path))).distilled in name.lower()
         assert values_of(f"{path}?distilled=none") == (50, 5.0, 0.0, "euler", "leading")
+        assert defaults_of(Source.parse(f"{path}?distilled=none")).distilled == ""
 
 
 def test_a_lora_and_the_option_count_and_ordinary_names_do_not(tmp_path: Path) -> None:
@@ -79,6 +81,7 @@ def test_a_lora_and_the_option_count_and_ordinary_names_do_not(tmp_path: Path) -
     assert values_of(f"{path}?lora=lcm-lora-sdv1-5.safetensors:1")[3] == "lcm"
     assert values_of(f"{path}?distilled=turbo")[4] == "trailing"
     assert defaults_of(Source.parse(f"{path}?distilled=turbo")).note == ""
+    assert defaults_of(Source.parse(f"{path}?lora=lcm-lora-sdv1-5.safetensors")).distilled == "lcm-lora"
     for ordinary in ("hyperrealism_v3", "balcmint"):
         other = path.rename(tmp_path / f"{ordinary}.safetensors")
         assert values_of(other)[1] == 7.5
