@@ -15,15 +15,19 @@ from torch import Tensor, nn
 
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.footprint import coding_bytes
 from diffusion.checkpoints.read import read
 from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
 from diffusion.data_parallel import data_parallel
+from diffusion.engine.memory import SURELY_FREE, free_bytes
 from diffusion.guidance import guided_prediction
 from diffusion.latent_colours import LatentColours
+from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.layout import channels_last
 from diffusion.networks.projected_context import ProjectedContext
+from diffusion.networks.strips import decode_in_strips, encode_in_strips
 from diffusion.parameterisation import Prediction
 from diffusion.requests import (
     Condition,
@@ -295,9 +299,9 @@ class Prior(Checkpoint):
             case DenoiseRequest():
                 return self.denoise(request)
             case EncodeRequest(images):
-                return self.encode(images)
+                return self.encode(images, tiled=request.tiled)
             case DecodeRequest(latents):
-                return self.decode(latents)
+                return self.decode(latents, tiled=request.tiled)
             case PreviewRequest(latents):
                 return self.preview(latents)
             case EncodeGradientRequest(images, latent_gradient):
@@ -327,20 +331,44 @@ class Prior(Checkpoint):
         return self.unet(x_t.to(dtype), t, context, cameras_BM=cameras, num_views=num_views).to(x_t.dtype)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w), in the images' precision."""
-        return data_parallel(self._coded, sent(images, self.device))
+    def encode(self, images: Tensor, *, tiled: bool = False) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> scaled latents (B, C, h, w), in the images' precision; tiled: see `decode`."""
+        images = sent(images, self.device)
+        if tiled and isinstance(self.autoencoder, AutoencoderKL):
+            return torch.cat(
+                [encode_in_strips(self.autoencoder, self._in_its_precision(one)).to(one.dtype) for one in images.split(1)]
+            )
+        return data_parallel(self._coded, images)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents on the prior's device -> images (B, 3, H, W) clamped to [0, 1]."""
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
+        """Scaled latents on the prior's device -> images (B, 3, H, W) clamped to [0, 1].
+
+        tiled: one picture after another in strips, see `diffusion.networks.strips`; a tiny autoencoder needs none.
+        """
+        if tiled and isinstance(self.autoencoder, AutoencoderKL):
+            done = [decode_in_strips(self.autoencoder, self._in_its_precision(one)).to(one.dtype) for one in latents.split(1)]
+            return torch.cat(done).clamp(0, 1)
         return data_parallel(self._decoded, latents).clamp(0, 1)
 
+    def num_coded_at_once(self, request: EncodeRequest | DecodeRequest) -> int:
+        """How many pictures of its size the autoencoder codes as a whole in the memory that is free now; 0 for none."""
+        if isinstance(request, EncodeRequest):
+            height, width = (side // self.size_multiple for side in request.images.shape[2:])
+        else:
+            height, width = request.latents.shape[2:]
+        needed = coding_bytes(self.autoencoder.config.decoder_widths, (height, width))
+        return int(SURELY_FREE * free_bytes(self.device) // needed)
+
+    def _in_its_precision(self, tensor: Tensor) -> Tensor:
+        """In the autoencoder's precision."""
+        return tensor.to(self._autoencoder_dtype)
+
     def _coded(self, images: Tensor) -> Tensor:
-        return self.autoencoder.encode(images.to(self._autoencoder_dtype)).to(images.dtype)
+        return self.autoencoder.encode(self._in_its_precision(images)).to(images.dtype)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents.to(self._autoencoder_dtype)).to(latents.dtype)
+        return self.autoencoder.decode(self._in_its_precision(latents)).to(latents.dtype)
 
     def preview(self, latents: Tensor) -> Tensor:
         """Scaled latents on the prior's device -> small images (B, 3, h', w') in [0, 1].

@@ -134,17 +134,23 @@ class EncodeRequest:
     """Asks for the scaled latents (B, C, h, w) of images (B, 3, H, W) in [0, 1], without gradient.
 
     is_pulled_back: an EncodeGradientRequest with this very tensor follows, so that what the encoder computed may be kept.
+    tiled: in strips, with a third of the memory and equal up to rounding; see `diffusion.networks.strips`.
     """
 
     images: Tensor
     is_pulled_back: bool = field(default=False, kw_only=True)
+    tiled: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
 class DecodeRequest:
-    """Asks for the images (B, 3, H, W), clamped to [0, 1], of scaled latents (B, C, h, w)."""
+    """Asks for the images (B, 3, H, W), clamped to [0, 1], of scaled latents (B, C, h, w).
+
+    tiled: see `EncodeRequest`.
+    """
 
     latents: Tensor
+    tiled: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,10 @@ from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
 from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.weights import PICKLES, read_json, weight_files
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
+from diffusion.networks.strips import STRIP_ROWS
 from diffusion.networks.unet import UNetConfig, per_level
 
-__all__ = ["Footprint", "activation_bytes", "footprint"]
+__all__ = ["Footprint", "activation_bytes", "coding_bytes", "footprint"]
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 4}
 AUTOENCODER_BYTES = {**BYTES, "float16": 4}
@@ -34,6 +35,9 @@ times its width, beside queries, keys, values and the residual. Attention counts
 MAPS_OF_DECODER = 3
 """Feature maps of full size that the decoder's last level holds, of the width that comes in from below. A test compares these
 numbers with what the published networks allocate."""
+MAPS_OF_STRIPS, MAPS_OF_A_STRIP = 2, 3
+"""In strips: maps of the picture's size that are kept whole, of the last level's own width, and those of the strip at work,
+of the width that comes in from below."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,29 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
 
 
 def activation_bytes(
-    unet: UNetConfig, autoencoder: Sequence[int], latents: tuple[int, int], *, rows: int, pictures: int
+    unet: UNetConfig, autoencoder: Sequence[int], latents: tuple[int, int], *, rows: int, pictures: int, tiled: bool = False
 ) -> int:
     """Bytes that work holds at its widest, of pictures whose latents are (h, w).
 
     Args:
-        autoencoder: widths of the decoder's levels. rows: of a forward. pictures: that are decoded at once.
+        autoencoder: widths of its levels. rows: of a forward. pictures: that are decoded at once. tiled: in strips.
     """
-    # Numbers at full size in the decoder's last level.
-    widest = autoencoder[min(1, len(autoencoder) - 1)]
-    decoding = MAPS_OF_DECODER * widest * prod(latents) * 4 ** (len(autoencoder) - 1)
-    return 4 * max(rows * _network_row(unet, latents), pictures * decoding)
+    return max(4 * rows * _network_row(unet, latents), pictures * coding_bytes(autoencoder, latents, tiled=tiled))
+
+
+def coding_bytes(autoencoder: Sequence[int], latents: tuple[int, int], *, tiled: bool = False) -> int:
+    """Bytes that the decoder of a picture holds at its widest, in float32; the encoder holds less.
+
+    Args:
+        autoencoder: widths of its levels. latents: (h, w). tiled: in strips, see `diffusion.networks.strips`.
+    """
+    factor = 2 ** (len(autoencoder) - 1)
+    height, width = (factor * side for side in latents)
+    from_below = autoencoder[min(1, len(autoencoder) - 1)]
+    if tiled:
+        strip = MAPS_OF_A_STRIP * from_below * min(height, STRIP_ROWS) * width
+        return 4 * (MAPS_OF_STRIPS * autoencoder[0] * height * width + strip)
+    return 4 * MAPS_OF_DECODER * from_below * height * width
 
 
 Measured = tuple[UNetConfig, tuple[int, ...], int, int]

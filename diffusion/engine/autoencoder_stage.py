@@ -5,7 +5,7 @@ to run out of memory (SynerDiff, 2605.08835).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, Protocol, cast
 
@@ -32,6 +32,23 @@ class KeepsEncoded(Protocol):
     def encode_with_graph(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Leaf images and their latents, with a graph between them."""
         ...
+
+
+class CountsMemory(Protocol):
+    """See `diffusion.prior.Prior.num_coded_at_once`."""
+
+    def num_coded_at_once(self, request: EncodeRequest | DecodeRequest) -> int:
+        """Pictures of the request's size that the autoencoder has room for."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Way:
+    """rows: pictures of a call. tiled: in strips. may_tile: in strips once memory runs out for a single picture."""
+
+    rows: int
+    tiled: bool = False
+    may_tile: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +78,7 @@ class AutoencoderStage:
         for index, (request, alone) in enumerate(zip(requests, strict, strict=True)):
             shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in _tensors(request))
             groups.setdefault((type(request), shapes, alone), []).append(index)
-        for (kind, _, alone), members in groups.items():
+        for (_, _, alone), members in groups.items():
             of_kind = [requests[index] for index in members]
             if not alone and (kept := self._from_kept(of_kind)):
                 answers |= {members[place]: answer for place, answer in kept.items()}
@@ -69,7 +86,7 @@ class AutoencoderStage:
                 of_kind = [requests[index] for index in members]
             if not of_kind:
                 continue
-            together = self._answer(kind, of_kind, rows=1 if alone else self._rows_of(of_kind[0]))
+            together = self._answer(of_kind, self._way(of_kind[0], alone))
             answers |= dict(zip(members, together, strict=True))
         return [answers[index] for index in range(len(requests))]
 
@@ -121,6 +138,19 @@ class AutoencoderStage:
         (pulled,) = torch.autograd.grad(graph.latents, graph.leaf, gradient)
         return {place: pulled[rows] for place, (_, _, rows) in found.items()}
 
+    def _way(self, request: CodingRequest, alone: bool) -> "_Way":
+        """As many pictures a call as memory allows, and in strips where it does not allow one."""
+        way = _Way(rows=1 if alone else self._rows_of(request))
+        decoding = getattr(self._model, "decoding", "plain")
+        if decoding == "plain" or not isinstance(request, EncodeRequest | DecodeRequest):
+            return way
+        if decoding == "tiled":
+            return _Way(rows=1, tiled=True)
+        if alone:
+            return way
+        room = cast(CountsMemory, self._model).num_coded_at_once(request)
+        return _Way(max(1, min(way.rows, room)), tiled=room < 1, may_tile=True)
+
     def _rows_of(self, request: CodingRequest) -> int:
         """Pictures of a call: of larger ones than the prior's own as many fewer as they are larger."""
         pictures = _tensors(request)[0]
@@ -130,26 +160,28 @@ class AutoencoderStage:
             own = pictures.shape[1:] if side is None else (3, side, side)
         return max(1, int(self._rows * min(1.0, prod(own[1:]) / prod(pictures.shape[2:]))))
 
-    def _answer(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> list[Tensor | Exception]:
+    def _answer(self, requests: list[CodingRequest], way: "_Way") -> list[Tensor | Exception]:
         """Together while that works; otherwise each alone, so that an exception ends the request that it belongs to."""
         try:
-            return list(self._together(kind, requests, rows=rows))
+            return list(self._together(requests, way))
         except Exception as error:
             if len(requests) == 1:
                 return [error]
             if is_out_of_memory(error):
                 release_cached_memory(error)
-        rows = min(rows, self._rows_of(requests[0]))
-        return [answer for request in requests for answer in self._answer(kind, [request], rows=rows)]
+        way = replace(way, rows=min(way.rows, self._rows_of(requests[0])))
+        return [answer for request in requests for answer in self._answer([request], way)]
 
-    def _together(self, kind: type[CodingRequest], requests: list[CodingRequest], *, rows: int) -> Sequence[Tensor]:
+    def _together(self, requests: list[CodingRequest], way: "_Way") -> Sequence[Tensor]:
         counts = [num_pictures(request) for request in requests]
+        names = [field.name for field in fields(requests[0]) if isinstance(getattr(requests[0], field.name), Tensor)]
         columns = [torch.cat(column) for column in zip(*map(_tensors, requests), strict=True)]
         done: list[Tensor] = []
         start = 0
         while start < sum(counts):
-            size = min(rows, sum(counts) - start)
-            chunk = kind(*(column[start : start + size] for column in columns))
+            size = min(way.rows, sum(counts) - start)
+            parts: dict[str, Any] = {name: column[start : start + size] for name, column in zip(names, columns, strict=True)}
+            chunk = replace(requests[0], **parts, **({"tiled": True} if way.tiled else {}))
             try:
                 done.append(self._model.answer(chunk))
                 self._calm += 1
@@ -159,7 +191,12 @@ class AutoencoderStage:
                 if is_out_of_memory(error) and size > 1:
                     release_cached_memory(error)
                     self._calm = 0
-                    self._rows = rows = size // 2  # of the prior's own size it may be more, but memory is short
+                    self._rows = size // 2  # of the prior's own size it may be more, but memory is short
+                    way = replace(way, rows=self._rows)
+                    continue
+                if is_out_of_memory(error) and way.may_tile and not way.tiled:
+                    release_cached_memory(error)
+                    way = replace(way, tiled=True)
                     continue
                 raise
             start += size

@@ -2,6 +2,7 @@
 
 import traceback
 
+import psutil
 import torch
 
 _SHORT = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -24,6 +25,18 @@ def is_sticky(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+SURELY_FREE = 0.95
+"""Of what is free: the rest is for what an estimate leaves out."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the device that torch computes on, what it keeps for later use included."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available
 
 
 def release_cached_memory(error: BaseException) -> None:

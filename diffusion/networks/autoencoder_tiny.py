@@ -39,6 +39,11 @@ class AutoencoderTinyConfig:
         return from_published(cls, config)
 
     @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of the decoder's levels."""
+        return self.decoder_block_out_channels
+
+    @property
     def spatial_factor(self) -> int:
         """Image pixels along one side of a latent pixel."""
         return 2 ** (len(self.num_encoder_blocks) - 1)

@@ -277,7 +277,7 @@ class LocalPrior:
         """
         self._latent_shape(request.size)
         if request.size is not None:
-            check_fits(self._prior, request.size)
+            check_fits(self._prior, request.size, strict=request.strict)
         groups = range(0, len(request.seeds), request.group_views)
         parts = [_only(request, first) for first in groups] if request.strict else [request]
 

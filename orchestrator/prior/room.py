@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import psutil
-import torch
-
 from diffusion.checkpoints.footprint import activation_bytes
+from diffusion.engine.memory import SURELY_FREE, free_bytes
 from jobs.errors import InputError
 
-__all__ = ["check_fits", "free_bytes"]
-
-LARGEST_MADE_SURE_OF = 0.95
-"""Of what is free: the rest is for what the estimate leaves out."""
+__all__ = ["check_fits"]
 
 
-def check_fits(prior: Any, size: tuple[int, int]) -> None:
-    """Counts both halves of a guided picture of this (height, width), and its decoding.
+def check_fits(prior: Any, size: tuple[int, int], *, strict: bool = False) -> None:
+    """Counts both halves of a guided picture of this (height, width), and its decoding, in strips where that may be.
+
+    Args:
+        strict: decoded as the prior's option says, and not as memory allows.
 
     Raises:
         InputError: they need more than is free, with both numbers.
@@ -25,20 +23,14 @@ def check_fits(prior: Any, size: tuple[int, int]) -> None:
     unet, autoencoder = getattr(prior, "unet", None), getattr(prior, "autoencoder", None)
     if unet is None or autoencoder is None:
         return
-    config = autoencoder.config
-    widths = getattr(config, "block_out_channels", None) or config.decoder_block_out_channels
+    decoding = getattr(prior, "decoding", "auto")
+    tiled = decoding == "tiled" or (decoding == "auto" and not strict)
     _, *latents = prior.latent_shape_of(size)
-    needed = activation_bytes(unet.config, widths, (latents[0], latents[1]), rows=2, pictures=1)
-    if needed > LARGEST_MADE_SURE_OF * (free := free_bytes(prior.device)):
+    widths = autoencoder.config.decoder_widths
+    needed = activation_bytes(unet.config, widths, (latents[0], latents[1]), rows=2, pictures=1, tiled=tiled)
+    if needed > SURELY_FREE * (free := free_bytes(prior.device)):
+        way = "" if tiled else ", or add '?decode=tiled' to the prior, which needs less"
         raise InputError(
             f"A picture of {size[1]}x{size[0]} pixels needs about {needed / 1e9:.1f} GB beside the prior, and "
-            f"{free / 1e9:.1f} GB are free on {prior.device}; take a smaller size."
+            f"{free / 1e9:.1f} GB are free on {prior.device}; take a smaller size{way}."
         )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Of the device that torch computes on, what it keeps for later use included."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return psutil.virtual_memory().available

@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 from diffusion.checkpoints import footprint as module
 from diffusion.checkpoints.architectures import SD1, SDXL, Architecture
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.footprint import PROCESS_BYTES, footprint
+from diffusion.checkpoints.footprint import PROCESS_BYTES, coding_bytes, footprint
 from diffusion.checkpoints.weights import skeleton
 from diffusion.networks.autoencoder_kl import AutoencoderKL
+from diffusion.networks.strips import decode_in_strips, encode_in_strips
 from diffusion.networks.unet import NUM_SIZES, UNet2DCondition
 from diffusion.prior import MAX_CACHED_BYTES, Prior
 
@@ -62,8 +63,25 @@ def test_activations_are_those_of_the_published_networks(architecture: Architect
     decoder = skeleton(lambda: AutoencoderKL(architecture.autoencoder))
     with Allocations(decoder) as decoding:
         decoder.decode(torch.empty(1, 4, side, side, device="meta"))
-    width = architecture.autoencoder.block_out_channels[1]
-    assert 4 * module.MAPS_OF_DECODER * width * (8 * side) ** 2 == pytest.approx(decoding.peak, rel=0.01)
+    widths = architecture.autoencoder.decoder_widths
+    assert coding_bytes(widths, (side, side)) == pytest.approx(decoding.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("latents", [(64, 64), (160, 96)])
+@torch.no_grad()
+def test_strips_take_a_third_of_the_memory(latents, monkeypatch):
+    """Of the published decoder; the encoder holds less, whole and in strips."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: query.new_empty(query.shape))
+    autoencoder = skeleton(lambda: AutoencoderKL(SD1.autoencoder))
+    widths, picture = SD1.autoencoder.decoder_widths, torch.empty(1, 3, *(8 * side for side in latents), device="meta")
+    with Allocations(autoencoder) as decoding:
+        decode_in_strips(autoencoder, torch.empty(1, 4, *latents, device="meta"))
+    assert coding_bytes(widths, latents, tiled=True) == pytest.approx(decoding.peak, rel=0.06)
+    assert coding_bytes(widths, latents, tiled=True) < 0.4 * coding_bytes(widths, latents)
+    for encode, tiled in ((encode_in_strips, True), (AutoencoderKL.encode, False)):
+        with Allocations(autoencoder) as encoding:
+            encode(autoencoder, picture)
+        assert encoding.peak < coding_bytes(widths, latents, tiled=tiled)
 
 
 def test_weights_count_as_they_are_loaded():

@@ -1,10 +1,14 @@
 """Pictures of many sizes through one engine: shapes, what networks are told, strict mode, refusals, fairness."""
 
 import dataclasses
+import types
 
 import numpy as np
+import psutil
 import pytest
+import torch
 
+from diffusion.checkpoints.footprint import activation_bytes
 from diffusion.prior import Prior
 from diffusion.requests import Guidance
 from jobs.errors import InputError
@@ -68,6 +72,30 @@ def test_sizes_take_turns_and_larger_pictures_take_fewer_rows_a_forward(folders)
     rows = [dict(report.rows) for report in reports]
     assert [sorted(one) for one in rows] in ([["large"], ["small"]] * 3, [["small"], ["large"]] * 3)
     assert {one.get("small") for one in rows} == {None, 16} and {one.get("large") for one in rows} == {None, 4}
+
+
+def test_a_picture_in_strips_is_the_same_to_one_grey_level(folders):
+    """Drawn from noise and from a picture, asked for or because memory is short."""
+    init = torch.rand(1, 3, *TALL, generator=torch.manual_seed(2))
+    for others in ({}, {"init_images": init, "strength": 0.5}):
+        plain, tiled = (
+            LocalPrior(Prior.load(f"{folders / 'sd15'}?decode={way}")).draw(request(TALL, **others))
+            for way in ("plain", "tiled")
+        )
+        assert np.abs(plain.astype(int) - tiled).max() <= 1
+
+
+def test_short_memory_brings_strips_and_strict_pictures_say_what_to_do(folders, monkeypatch):
+    prior = Prior.load(folders / "sd15")
+    widths, sizes = prior.autoencoder.config.decoder_widths, {"rows": 2, "pictures": 1}
+    whole, tiled = (activation_bytes(prior.unet.config, widths, (32, 24), **sizes, tiled=tiled) for tiled in (False, True))
+    assert tiled < 0.8 * whole
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=(whole + tiled) // 2))
+    with pytest.raises(InputError, match=r"A picture of 192x256 pixels .* take a smaller size, or add '\?decode=tiled'"):
+        LocalPrior(prior).begin_draw(request((256, 192), strict=True))
+    ways, decode = [], prior.decode
+    monkeypatch.setattr(prior, "decode", lambda latents, *, tiled: ways.append(tiled) or decode(latents, tiled=tiled))
+    assert LocalPrior(prior).draw(request((256, 192))).shape == (1, 256, 192, 3) and ways == [True]
 
 
 def test_a_size_that_the_network_cannot_have_is_refused_with_one_that_it_can(folders):
