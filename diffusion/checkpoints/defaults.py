@@ -24,6 +24,17 @@ FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
     "MVDream": _STABLE_DIFFUSION,
     "Stable Diffusion": _STABLE_DIFFUSION,
 }
+# Of a single file, whose configuration is its family's; Stable Diffusion 2.x was published at 512 and, with v-prediction, 768.
+IMAGE_SIZES = {
+    "Stable Diffusion 1.x": 512,
+    "Stable Diffusion 2.x": 512,
+    "Stable Diffusion XL": 1024,
+    "MVDream": 256,
+}
+TURBO_SIZE = 512
+"""Of the models distilled from Stable Diffusion 2.1 and XL alike."""
+CLIP_LAYERS = {"Stable Diffusion 2.x": "last but one", "Stable Diffusion XL": "last but one", "Stable Diffusion": "family's"}
+"""The layer of the text towers that a family was trained with; the others take the last. `?clip_skip=` counts back from it."""
 RECIPES = {"MVDream": "mvdream-sd21"}
 """How objects are distilled from a family: a name of `orchestrator.settings.recipes`; the others take USUAL_RECIPE."""
 USUAL_RECIPE = "dreamfusion-sd"
@@ -67,7 +78,7 @@ class Defaults:
         note: a sentence about what was assumed; "" for nothing.
         distilled: how it was distilled to few steps, a name of DISTILLED; "" for a model that was not.
         recipe: how objects are distilled from it; a prior of this project names its own in `dreamkiln.json`.
-        image_size: side of its pictures in pixels, where a configuration says so.
+        image_size: side of its pictures in pixels, where a configuration or the family says so.
     """
 
     family: str = ""
@@ -77,6 +88,11 @@ class Defaults:
     distilled: str = ""
     recipe: str = "toybox"
     image_size: int | None = None
+
+    @property
+    def clip_layer(self) -> str:
+        """The layer of the text towers that prompts are read from, in words."""
+        return CLIP_LAYERS.get(self.family, "last")
 
     def changed(self, origin: str, **values: Any) -> "Defaults":
         """The same with other values, and where they come from."""
@@ -94,6 +110,9 @@ def defaults_of(source: Source) -> Defaults:
         found = _of_folder(path)
     else:
         found = _usual(_family_of_file(path))
+        size = IMAGE_SIZES.get(found.family) if path.is_file() else None
+        v = found.family == "Stable Diffusion 2.x" and source.prediction_type == "v_prediction"
+        found = replace(found, image_size=768 if v else size)
     return _distilled(source, path, found)
 
 
@@ -116,6 +135,10 @@ def _of_folder(folder: Path) -> Defaults:
         steps = 25 if sampler in ("dpmpp_2m", "unipc") else _PIPELINE_STEPS
         spacing = next((kind for kind in ("karras", "exponential", "beta") if scheduler.get(f"use_{kind}_sigmas")), None)
         found = found.changed(f"scheduler_config.json, {name}", sampler=sampler, num_steps=steps, timestep_spacing=spacing)
+        if spacing is None:
+            stated = scheduler.get("timestep_spacing")
+            own = f"{stated} timesteps" if stated else "the usual timesteps of that class"
+            found = found.changed(f"scheduler_config.json, {name}: {own}", timestep_spacing=None)
     if scheduler.get("rescale_betas_zero_snr"):
         found = found.changed("scheduler_config.json, zero terminal SNR", guidance_rescale=0.7)
     if unet.get("time_cond_proj_dim"):
@@ -160,7 +183,8 @@ def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
             f"{values['guidance_scale']:g}; add '?distilled=none' if it is not."
         )
     changed = found.changed(f"distilled ({kind}), by {where}", **values)
-    return replace(changed, note=note, distilled=kind)
+    size = TURBO_SIZE if kind == "turbo" and path.is_file() else found.image_size
+    return replace(changed, note=note, distilled=kind, image_size=size)
 
 
 def _json(path: Path) -> dict[str, Any]:

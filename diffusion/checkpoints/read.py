@@ -10,7 +10,7 @@ import torch
 
 from diffusion.checkpoints.autoencoders import replace_autoencoder
 from diffusion.checkpoints.checkpoint import Checkpoint
-from diffusion.checkpoints.defaults import defaults_of
+from diffusion.checkpoints.defaults import TURBO_SIZE, defaults_of
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
 from diffusion.checkpoints.hub import fetch
@@ -28,6 +28,7 @@ def read(source: Source) -> Checkpoint:
         PriorError: it is not there, damaged, or one of the parts does not fit.
     """
     path, name = locate(source.location, offline=source.offline)
+    defaults = defaults_of(source)
     options: dict[str, Any] = {"prediction_type": source.prediction_type, "dtype": getattr(torch, source.dtype)}
     if path.is_dir():
         if source.averaged:
@@ -36,7 +37,8 @@ def read(source: Source) -> Checkpoint:
     else:
         vae = None if source.vae is None else locate(source.vae, offline=source.offline)[0]
         checkpoint = read_single_file(path, averaged=source.averaged, vae=vae, **options)
-        checkpoint.card = dataclasses.replace(checkpoint.card, name=name or path.stem)
+        size = TURBO_SIZE if defaults.distilled == "turbo" else checkpoint.card.image_size
+        checkpoint.card = dataclasses.replace(checkpoint.card, name=name or path.stem, image_size=size)
         if source.averaged:
             _changed(checkpoint, "averaged", [])
     if differences := checkpoint.schedule.differences():
@@ -45,7 +47,6 @@ def read(source: Source) -> Checkpoint:
         _changed(checkpoint, source.dtype, [])
     checkpoint.plain_prompts, checkpoint.clip_skip = source.plain_prompts, source.clip_skip
     checkpoint.decoding = source.decoding
-    defaults = defaults_of(source)
     checkpoint.distilled = defaults.distilled
     if defaults.note:
         checkpoint.notes.append(defaults.note)

@@ -194,6 +194,12 @@ def _take_defaults_of_prior(tree: dict[str, Any], defaults: Defaults, told: Set[
     for name, value in defaults.values.items():
         if f"images.{name}" not in told and tree["images"][name] == ours[name]:
             tree["images"][name], origins[f"images.{name}"] = value, defaults.origins[name]
+    if defaults.family:
+        layer = f"prompts are read from the text towers' {defaults.clip_layer} layer, unless ?clip_skip= says otherwise"
+        origins["prior.source"] = f"{defaults.family}; {layer}"
+    if defaults.family and defaults.image_size is not None:
+        sides = [side for side in ("images.width", "images.height") if side not in told]
+        origins |= dict.fromkeys(sides, f"the prior's own {defaults.image_size} pixels")
     return origins
 
 

@@ -71,6 +71,7 @@ def test_a_file_s_names_and_its_own_name_count(name: str, tensor: str, expected:
     if expected[1] == 1.0:
         assert "is taken for a model distilled to few steps" in defaults_of(Source(str(path))).note
         assert defaults_of(Source(str(path))).distilled in name.lower()
+        assert defaults_of(Source(str(path))).image_size == (512 if "turbo" in name else 1024)
         assert values_of(f"{path}?distilled=none") == (50, 5.0, 0.0, "euler", "leading")
         assert defaults_of(Source.parse(f"{path}?distilled=none")).distilled == ""
 

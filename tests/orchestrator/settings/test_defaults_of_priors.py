@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from jobs.specs import ImagesSpec
 from orchestrator.settings.compose import compose
@@ -21,6 +23,24 @@ def test_no_value_of_the_toybox_reaches_another_prior(folder: str) -> None:
     job = settings.image_job("a cat", seed=0)
     assert (job.sampler, job.num_steps, job.guidance_scale, job.guidance_rescale) == ("pndm", 50, 7.5, 0.0)
     assert settings.origins["images.sampler"] == "scheduler_config.json, PNDMScheduler"
+    spacing = "scheduler_config.json, PNDMScheduler: the usual timesteps of that class"
+    assert job.timestep_spacing is None and settings.origins["images.timestep_spacing"] == spacing
+
+
+@pytest.mark.parametrize(
+    ("tensor", "options", "size", "layer"),
+    [
+        ("cond_stage_model.transformer.x", "", 512, "last"),
+        ("cond_stage_model.model.x", "?prediction_type=v_prediction", 768, "last but one"),
+        ("conditioner.embedders.1.model.x", "", 1024, "last but one"),
+    ],
+)
+def test_size_and_clip_layer_are_said(tensor: str, options: str, size: int, layer: str, tmp_path: Path) -> None:
+    save_file({tensor: torch.zeros(1)}, tmp_path / "a.safetensors")
+    settings = compose(["images.height=256"], options={"prior.source": f"{tmp_path / 'a.safetensors'}{options}"})
+    assert settings.origins["images.width"] == f"the prior's own {size} pixels" and "images.height" not in settings.origins
+    assert f"the text towers' {layer} layer, unless" in settings.origins["prior.source"]
+    assert settings.fit.guide_size == size
 
 
 def test_what_the_user_says_counts_even_where_it_is_the_toybox_s_value(folder: str) -> None:
