@@ -38,7 +38,7 @@ from orchestrator.scheduling import Capacity
 ROOT = Path(__file__).parents[1]
 AXE = ROOT / "studio" / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = {"desktop": (1360, 900), "phone": (390, 844)}
-SECONDS = 60.0
+SECONDS = 300.0
 
 Part = tuple[trimesh.Trimesh, tuple[float, float, float]]
 
@@ -86,12 +86,14 @@ def mesh_of(parts: Sequence[Part]) -> Mesh:
 class Scene:
     """An orchestrator whose jobs are what the page shows; nothing runs."""
 
-    def __init__(self, state: Path, *, port: int = 0) -> None:
+    def __init__(self, state: Path, *, port: int = 0, workers: Any = None) -> None:
         self.folder = StateFolder(state)
         self.folder.create()
         self.ledger = Ledger.own(self.folder.default_ledger)
         nobody: Any = SimpleNamespace(priors=list, start=None, evict=None)
-        self.controller = Controller(self.ledger, nobody, Capacity(num_workers=2, memory_bytes=8 * 10**9), self.folder)
+        self.controller = Controller(
+            self.ledger, workers or nobody, Capacity(num_workers=2, memory_bytes=8 * 10**9), self.folder
+        )
         app = make_app(self.ledger, self.controller, self.folder, lambda: None)
         self.server = ApiServer(app, host="127.0.0.1", port=port)
         self.server.start()

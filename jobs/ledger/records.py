@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.codec import canonical_json
 from jobs.errors import DreamKilnError, InputError
 from jobs.states import TERMINAL, DesiredState, FailureKind, State
-from jobs.words.safe_text import check_stored
+from jobs.words.safe_text import check_stored, is_storable
 
 if TYPE_CHECKING:
     from jobs.kinds import AnySpec
@@ -290,5 +290,5 @@ class GroupRecord:
 
 def check_name(what: str, text: str) -> None:
     """Refuse what names no user and is no key. Raises InputError."""
-    if not (0 < len(text) <= 200 and text.isprintable()):
+    if not (0 < len(text) <= 200 and is_storable(text)):
         raise InputError(f"The {what} is {text[:60]!r}, but 1 to 200 printable characters were expected.")

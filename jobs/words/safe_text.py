@@ -6,7 +6,7 @@ import unicodedata
 
 from jobs.errors import InputError
 
-__all__ = ["check_stored", "shown"]
+__all__ = ["check_stored", "is_storable", "shown"]
 
 BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that change the direction of what stands around them, so that a text reads as another one."""
@@ -31,6 +31,11 @@ def check_stored(what: str, text: str, *, max_characters: int = 4096) -> None:
                 f"The {what} is {_short(text)}, which holds the character U+{ord(character):04X} at position {position}: it is "
                 "no letter or sign but steers terminals or hides text; remove it."
             )
+
+
+def is_storable(text: str) -> bool:
+    """Whether it holds nothing that `check_stored` refuses."""
+    return not any(map(_is_unsafe, text))
 
 
 def shown(text: str) -> str:

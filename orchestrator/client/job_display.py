@@ -89,13 +89,39 @@ def progress(job: Mapping[str, Any]) -> str:
         left = job["seconds_left"]
         step, total = job["step"], job["total"]
         done = f"{step}/{total}" if total < 10_000 else f"{step / total:.1%}"
-        return f"{job['stage']} {done}" + (f", {duration(left)} left" if left else "")
+        return f"{job['stage']} {done}" + (f", {duration(left)} left" if left else "") + _after(", ", score(job["metrics"]))
     if job["state"] == "queued":
         return job.get("waits", "")
     if job["state"] == "succeeded":
         flags = ", ".join(job["metrics"].get("quality_flags", ()))
-        return rows_drawn(job) or f"in {duration(job['seconds_run'])}" + (f"; look at it: {flags}" if flags else "")
+        took = f"in {duration(job['seconds_run'])}" + _after(", ", score(job["metrics"]))
+        return rows_drawn(job) or took + (f"; look at it: {flags}" if flags else "")
     return job["reason"] if job["state"] == "failed" else ""
+
+
+def score(metrics: Mapping[str, Any]) -> str:
+    """ "score 0.312": how far the prior sees the sentence in the mesh, or in the fit so far; empty where it was not asked."""
+    for name, when in (("prior_score", ""), ("prior_score_50", " half way"), ("prior_score_25", " after a quarter")):
+        if isinstance(found := metrics.get(name), (int, float)):
+            return f"score {found:.3f}{when}"
+    return ""
+
+
+def _opinion(metrics: Mapping[str, Any]) -> str:
+    """What the prior, and a CLIP if one was asked, take the mesh for."""
+    if "prior_score" not in metrics:
+        return ""
+    said = f"{score(metrics)}, 0 says nothing and more is better"
+    looks = [(name, metrics.get(f"prior_score_{name}")) for name in (25, 50)]
+    if any(value is not None for _, value in looks):
+        said += "; on the way " + ", ".join(f"{value:.3f} at {name} %" for name, value in looks if value is not None)
+    if "clip_score" in metrics:
+        said += f"; CLIP {metrics['clip_score']:.3f}"
+    return said + ("; it may have two faces" if metrics.get("has_two_faces") else "")
+
+
+def _after(separator: str, text: str) -> str:
+    return separator + text if text else ""
 
 
 def rows_drawn(job: Mapping[str, Any]) -> str:
@@ -135,6 +161,8 @@ def print_job(answer: Mapping[str, Any]) -> None:
         _say(f"  progress  {now}")
     _say(f"  folder    {job['out']}")
     _say(f"  user      {job['user']}, priority {job['priority']}, prior {job['prior']}")
+    if said := _opinion(job["metrics"]):
+        _say(f"  prior     {said}")
     if job["metrics"].get("num_failed"):
         causes = ", ".join(f"{num:,} {cause}" for cause, num in job["metrics"]["failures_by_cause"].items())
         _say(f"  failed    {causes}: see {job['out']}/{FAILURES}; mend them, then 'dreamkiln jobs retry {job['id']}'")

@@ -1,7 +1,7 @@
 import { useState } from "preact/hooks";
 import type { Job } from "./api";
 import { attempt, more, steers, useStore } from "./store";
-import { ago, Badge, Curve, duration, Look, NAMES, prioritise, Progress, remove, Segmented, Steering, titleOf } from "./ui";
+import { ago, Badge, Curve, duration, Look, NAMES, prioritise, Progress, remove, score, Segmented, Steering, titleOf } from "./ui";
 
 type Filter = "open" | "ended" | "all";
 const OPEN = ["queued", "running", "paused", "lost"];
@@ -80,6 +80,7 @@ function Row({ job, position }: { job: Job; position: number }) {
         <p class="meta">
           <Badge job={job} /> <span>{NAMES[job.kind]}</span> <span>#{job.id}</span> <span>{job.user}</span> <span>{ago(job.created_at)}</span>
           {job.state === "succeeded" && job.seconds_run > 0 && <span>took {duration(job.seconds_run)}</span>}
+          {score(job) && <span title="How far the prior sees the sentence in it; 0 says nothing, more is better">score {score(job)}</span>}
         </p>
         <Progress job={job} />
         {curve && <Curve points={curve.points} />}

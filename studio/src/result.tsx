@@ -2,7 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { fileUrl, get, post, type Job, type JobFile } from "./api";
 import { handed } from "./make";
 import { attempt, may, put, say, useStore } from "./store";
-import { Badge, bytes, Card, Curve, duration, Look, NAMES, number, Progress, Segmented, Steering, titleOf } from "./ui";
+import { Badge, bytes, Card, Curve, duration, Look, NAMES, number, Progress, score, Segmented, Steering, titleOf } from "./ui";
 import type { Facts, Look as Surface, Viewer } from "./viewer";
 
 interface Shown {
@@ -191,10 +191,25 @@ function Facts3D({ job }: { job: Job }) {
         <dd>{found.is_watertight ? "yes" : "no"}</dd>
         <dt>Parts</dt>
         <dd>{found.num_components}</dd>
-        {found.prior_score !== undefined && (
+        {score(job) && (
           <>
-            <dt>Prior's score</dt>
-            <dd>{Number(found.prior_score).toFixed(3)}</dd>
+            <dt title="How far the prior sees the sentence in it; 0 says nothing, more is better">Prior's score</dt>
+            <dd>{score(job)}</dd>
+          </>
+        )}
+        {[25, 50].map(
+          (share) =>
+            found[`prior_score_${share}`] !== undefined && (
+              <>
+                <dt>… at {share} % of the fit</dt>
+                <dd>{Number(found[`prior_score_${share}`]).toFixed(3)}</dd>
+              </>
+            ),
+        )}
+        {found.clip_score !== undefined && (
+          <>
+            <dt>CLIP's score</dt>
+            <dd>{Number(found.clip_score).toFixed(3)}</dd>
           </>
         )}
       </dl>

@@ -63,6 +63,19 @@ export function Look({ job, alt }: { job: Job; alt?: string }) {
   );
 }
 
+/** How far the prior sees the sentence in the mesh, or in the fit on its way; null where nobody asked it. */
+export function score(job: Job): string | null {
+  for (const [name, when] of [
+    ["prior_score", ""],
+    ["prior_score_50", " half way"],
+    ["prior_score_25", " after a quarter"],
+  ]) {
+    const found = job.metrics[name];
+    if (typeof found === "number") return `${found.toFixed(3)}${when}`;
+  }
+  return null;
+}
+
 export function Progress({ job }: { job: Job }) {
   if (job.state !== "running") return null;
   const share = job.total ? job.step / job.total : 0;

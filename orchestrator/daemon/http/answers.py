@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.states import State
 
-__all__ = ["Acted", "FileInfo", "Files", "JobInfo", "JobList", "JobShown", "Log", "Made", "Me", "Problem", "UploadInfo"]
+__all__ = [
+    "Acted",
+    "FileInfo",
+    "Files",
+    "Happening",
+    "JobInfo",
+    "JobList",
+    "JobShown",
+    "Log",
+    "Made",
+    "Me",
+    "OpenAIProblem",
+    "Problem",
+    "UploadInfo",
+]
 
 
 class Problem(BaseModel):
@@ -17,6 +31,30 @@ class Problem(BaseModel):
     error: str
     kind: str
     exit_code: int
+
+
+class OpenAIFault(BaseModel):
+    """See `OpenAIProblem`. param, code: always null here."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIProblem(BaseModel):
+    """An error as OpenAI's client reads it, of its calls alone."""
+
+    error: OpenAIFault
+
+
+class Happening(BaseModel):
+    """One server-sent event. id: of the ledger, of none that is progress. data: JSON, of the `event` that it is."""
+
+    event: Literal["state", "info", "warning", "progress", "end"] | None = None
+    data: str = ""
+    id: str | None = None
+    retry: int | None = None
 
 
 class JobInfo(BaseModel):

@@ -7,11 +7,12 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import psutil
 from fastapi import Body, Depends, Header, Query, Request
 from fastapi import Path as PathParameter
+from pydantic import WithJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -27,12 +28,22 @@ from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.http.dialects import Dialects
 from orchestrator.daemon.http.events import EventHub
 from orchestrator.daemon.http.files import JobFiles
-from orchestrator.daemon.http.forms import AgainForm, ChangesForm, ExportForm, ImagesForm, LoginForm, TableForm, TextTo3DForm
+from orchestrator.daemon.http.forms import (
+    MAX_NUMBER,
+    SAFE,
+    AgainForm,
+    ChangesForm,
+    ExportForm,
+    ImagesForm,
+    LoginForm,
+    TableForm,
+    TextTo3DForm,
+)
 from orchestrator.daemon.http.guard import COOKIE
 from orchestrator.daemon.http.making import Maker, composed
 from orchestrator.daemon.http.meanings import explained
 from orchestrator.daemon.http.tokens import SESSION_SECONDS, Principal, TokenBook
-from orchestrator.daemon.http.uploads import Uploads
+from orchestrator.daemon.http.uploads import SUFFIXES, UPLOAD_NAME, Uploads
 from orchestrator.daemon.job_request import JobRequest, SubmitRequest
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.daemon.retention import Retention
@@ -46,12 +57,30 @@ DAY_SECONDS = 24 * 3600.0
 MAX_LOG_CHARACTERS = 1_000_000
 MAX_NAMED = 1000
 MAX_PAGE = 1000
-Number = Annotated[int, Query(ge=0, le=2**63 - 1)]
+Number = Annotated[int, Query(ge=0, le=MAX_NUMBER)]
 """What a database counts with."""
 Key = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", max_length=200, description="The same key never makes a second job of the same user."),
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern="^[!-~]([ -~]*[!-~])?$",
+        description="The same key never makes a second job of the same user.",
+    ),
 ]
+Word = Annotated[str | None, Query(max_length=1000, json_schema_extra={"pattern": SAFE})]
+"""What is stored and can be asked for; `check_stored` refuses the rest in a sentence."""
+UserName = Annotated[
+    str, PathParameter(json_schema_extra={"minLength": 1, "maxLength": 200, "pattern": SAFE}, description="Of a user.")
+]
+UploadName = Annotated[
+    str,
+    Query(json_schema_extra={"maxLength": 300, "pattern": UPLOAD_NAME}, description=f"Ends in one of {', '.join(SUFFIXES)}."),
+]
+FileName = Annotated[str, PathParameter(json_schema_extra={"minLength": 1, "maxLength": 4096, "pattern": SAFE})]
+Weight = Annotated[float, Query(json_schema_extra={"exclusiveMinimum": 0, "maximum": 1000})]
+Seconds = Annotated[float | None, Query(gt=0, le=86_400, description="After so many the stream ends; without it it does not.")]
 
 
 def _caller(request: Request) -> Principal:
@@ -60,7 +89,8 @@ def _caller(request: Request) -> Principal:
     return found
 
 
-LastEvent = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=2**63 - 1)]
+StateName = Annotated[str, WithJsonSchema({"enum": list(State)})]
+LastEvent = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, le=MAX_NUMBER)]
 Who = Annotated[Principal, Depends(_caller)]
 
 
@@ -162,8 +192,8 @@ class Calls:
 
     def settings(
         self,
-        preset: Annotated[str | None, Query(max_length=100)] = None,
-        prior: Annotated[str | None, Query(max_length=2000)] = None,
+        preset: Annotated[Literal["draft", "default", "fine"] | None, Query()] = None,
+        prior: Annotated[str | None, Query(min_length=1, max_length=2000, json_schema_extra={"pattern": SAFE})] = None,
     ) -> dict[str, Any]:
         """What can be set, to which values, and what it means; with a preset's values, and a prior's own."""
         if prior is not None and prior not in (self._options.priors or (prior,)):
@@ -211,7 +241,7 @@ class Calls:
         priors = self._options.priors or ("toybox",)
         return Dialects(self._ledger, self._maker, self._uploads, lambda submission: self._queued(submission)[0], priors)
 
-    async def upload(self, request: Request, who: Who, name: Annotated[str, Query(max_length=300)]) -> JSONResponse:
+    async def upload(self, request: Request, who: Who, name: UploadName) -> JSONResponse:
         """Keep a table or a picture: the body is its bytes."""
         upload = await self._uploads.take(who, name, request.stream())
         return JSONResponse(dataclasses.asdict(upload), 201 if upload.is_new else 200)
@@ -249,14 +279,14 @@ class Calls:
 
     def recent(
         self,
-        state: Annotated[list[str] | None, Query()] = None,
-        user: str | None = None,
+        state: Annotated[list[StateName] | None, Query()] = None,
+        user: Word = None,
         group: Number | None = None,
-        fingerprint: str | None = None,
-        kind: Annotated[str | None, Query(max_length=100)] = None,
-        q: Annotated[str, Query(max_length=200, description="Words of the name.")] = "",
+        fingerprint: Word = None,
+        kind: Word = None,
+        q: Annotated[str, Query(max_length=200, json_schema_extra={"pattern": SAFE}, description="Words of the name.")] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-        before: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="The cursor of the page before.")] = None,
+        before: Annotated[int | None, Query(ge=0, le=MAX_NUMBER, description="The cursor of the page before.")] = None,
     ) -> dict[str, Any]:
         """A page of jobs, the newest first. Raises InputError for a state that there is not."""
         for what, text in (("user", user), ("fingerprint", fingerprint), ("kind", kind), ("search", q)):
@@ -341,7 +371,7 @@ class Calls:
         """Finished files, also of a job at work."""
         return {"files": [dataclasses.asdict(file) for file in self._files.all(self._ledger.jobs.get(job_id))]}
 
-    def file(self, job_id: int, name: str, request: Request) -> Response:
+    def file(self, job_id: int, name: FileName, request: Request) -> Response:
         """A file by its name, whole or in ranges; its ETag is its sha256."""
         return self._files.one(self._ledger.jobs.get(job_id), name, request)
 
@@ -355,18 +385,21 @@ class Calls:
 
     # What happens
 
-    async def job_events(self, job_id: int, after: Number | None = None, last: LastEvent = None) -> Response:
+    async def job_events(
+        self, job_id: int, after: Number | None = None, last: LastEvent = None, seconds: Seconds = None
+    ) -> Response:
         """Server-sent events of one job, from its first, until it has ended."""
         await asyncio.to_thread(self._ledger.jobs.get, job_id)
-        return self._stream(job_id, after if last is None else last)
+        return self._stream(job_id, after if last is None else last, seconds)
 
-    async def all_events(self, after: Number | None = None, last: LastEvent = None) -> Response:
+    async def all_events(self, after: Number | None = None, last: LastEvent = None, seconds: Seconds = None) -> Response:
         """Server-sent events of all jobs, from now on or after one that the client has."""
-        return self._stream(None, after if last is None else last)
+        return self._stream(None, after if last is None else last, seconds)
 
-    def _stream(self, job_id: int | None, after: int | None) -> Response:
+    def _stream(self, job_id: int | None, after: int | None, seconds: float | None) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._hub.stream(job_id, after), media_type="text/event-stream", headers=headers)
+        stream = self._hub.stream(job_id, after, seconds)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     # Users
 
@@ -376,14 +409,14 @@ class Calls:
         weights = self._ledger.jobs.weights()
         return {"users": [{"name": n, "weight": w, "seconds": round(usage.get(n, 0.0), 1)} for n, w in sorted(weights.items())]}
 
-    def set_weight(self, name: str, weight: float) -> dict[str, Any]:
+    def set_weight(self, name: UserName, weight: Weight) -> dict[str, Any]:
         """A user's share against the others', of places and of the shared prior, from the next round on."""
         self._ledger.jobs.set_weight(name, weight)
         self._controller.wake.set()
         return {"name": name, "weight": weight}
 
     def prune(
-        self, older_than_seconds: Annotated[float, Query(ge=0, le=1e12)], user: str | None = None, dry_run: bool = False
+        self, older_than_seconds: Annotated[float, Query(ge=0, le=1e12)], user: Word = None, dry_run: bool = False
     ) -> dict[str, Any]:
         """Forget jobs that ended so long ago, with their logs; their run folders stay. See `Retention.prune`."""
         check_stored("user", user or "")

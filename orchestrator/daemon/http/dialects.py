@@ -14,16 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
-from jobs.errors import DreamKilnError, InputError, JobFailed
+from jobs.errors import InputError, JobFailed, NotFound
 from jobs.ledger import JobRecord, Ledger, Submission
 from jobs.states import State
-from orchestrator.daemon.http.forms import ImagesForm, TextTo3DForm
+from orchestrator.daemon.http import answers
+from orchestrator.daemon.http.files import media_type
+from orchestrator.daemon.http.forms import SAFE, Body, Guidance, ImagesForm, NegativePrompt, Prompt, Seed, TextTo3DForm
+from orchestrator.daemon.http.guard import PICTURES
 from orchestrator.daemon.http.making import Maker
 from orchestrator.daemon.http.tokens import Principal
 from orchestrator.daemon.http.uploads import Uploads
@@ -34,36 +38,44 @@ __all__ = ["Dialects"]
 MAX_PICTURES = 16
 SECONDS_BETWEEN_LOOKS = 0.25
 MAX_WAIT_SECONDS = 3600.0
+OPENAI_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 500, 503)
+MESH_TYPES = ("model/gltf-binary", "model/obj", "model/ply", "model/stl")
 
 
-class OpenAIForm(BaseModel):
+class OpenAIForm(Body):
     """A body of POST /v1/images/generations. seed, steps, guidance_scale and negative_prompt are extensions of ours."""
 
     model_config = ConfigDict(extra="ignore")
 
-    prompt: str = Field(max_length=2000)
-    model: str | None = Field(None, max_length=2000)
+    prompt: Prompt = Field(examples=["a blue chair"])
+    model: Annotated[str, Field(max_length=2000, pattern=SAFE)] | None = None
     n: int = Field(1, ge=1, le=MAX_PICTURES)
-    size: str | None = Field(None, max_length=20)
+    size: Annotated[str, Field(max_length=20)] | None = Field(None, description="auto, or what the prior draws: 64x64.")
     response_format: Literal["url", "b64_json"] | None = None
-    seed: int = Field(0, ge=0, le=2**63 - 1)
-    steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = None
-    negative_prompt: str | None = Field(None, max_length=2000)
-    strength: float | None = Field(None, ge=0, le=1)
+    seed: Seed = 0
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    guidance_scale: Guidance | None = None
+    negative_prompt: NegativePrompt | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-class HunyuanForm(BaseModel):
+def _no_picture(value: Any) -> Any:
+    if value is not None:
+        raise InputError("Only sentences can be made into meshes here, no pictures; give 'text' and leave 'image' out.")
+    return value
+
+
+class HunyuanForm(Body):
     """A body of POST /generate and /send: `text` alone, because no prior here reads pictures."""
 
     model_config = ConfigDict(extra="ignore")
 
-    text: str | None = Field(None, max_length=2000)
-    image: str | None = None
-    seed: int = Field(1234, ge=0, le=2**63 - 1)
+    text: Prompt
+    image: Annotated[None, BeforeValidator(_no_picture)] = None
+    seed: Seed = 1234
     texture: bool = True
-    num_inference_steps: int | None = Field(None, ge=1, le=100_000, description="Steps of the fit.")
-    face_count: int | None = Field(None, ge=4, le=10_000_000)
+    num_inference_steps: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, description="Steps of the fit.")
+    face_count: Annotated[int, Field(ge=100, le=10_000_000)] | None = None
     type: Literal["glb", "obj", "ply", "stl"] = "glb"
 
 
@@ -73,6 +85,17 @@ def _caller(request: Request) -> Principal:
 
 
 Who = Annotated[Principal, Depends(_caller)]
+
+
+_PICTURE = {"type": "string", "format": "binary", "contentMediaType": "image/png"}
+_EDIT: dict[str, Any] = {
+    "schema": {
+        "type": "object",
+        "required": ["image", "prompt"],
+        "properties": {"image": _PICTURE, "mask": _PICTURE, **OpenAIForm.model_json_schema()["properties"]},
+    },
+    "encoding": {"image": {"contentType": ", ".join(PICTURES)}, "mask": {"contentType": ", ".join(PICTURES)}},
+}
 
 
 class Dialects:
@@ -90,15 +113,19 @@ class Dialects:
     def routes(self) -> APIRouter:
         """Where each is found."""
         api = APIRouter(tags=["dialects"])
-        for method, path, call in (
-            ("POST", "/v1/images/generations", self.generations),
-            ("POST", "/v1/images/edits", self.edits),
-            ("GET", "/v1/models", self.models),
-            ("POST", "/generate", self.generate),
-            ("POST", "/send", self.send),
-            ("GET", "/status/{uid}", self.uid_status),
-        ):
-            api.add_api_route(path, call, methods=[method], response_model=None)
+        faults = {status: {"model": answers.OpenAIProblem, "description": "In OpenAI's shape."} for status in OPENAI_STATUSES}
+        openai: dict[str, Any] = {"response_model": None, "responses": faults}
+        api.add_api_route("/v1/images/generations", self.generations, methods=["POST"], **openai)
+        edit = {"requestBody": {"required": True, "content": {"multipart/form-data": _EDIT}}}
+        api.add_api_route("/v1/images/edits", self.edits, methods=["POST"], openapi_extra=edit, **openai)
+        api.add_api_route("/v1/models", self.models, methods=["GET"], **openai)
+        meshes: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MESH_TYPES}
+        made: dict[int | str, dict[str, Any]] = {200: {"content": meshes, "description": "The mesh."}}
+        api.add_api_route(
+            "/generate", self.generate, methods=["POST"], response_model=None, response_class=Response, responses=made
+        )
+        api.add_api_route("/send", self.send, methods=["POST"], response_model=None)
+        api.add_api_route("/status/{uid}", self.uid_status, methods=["GET"], response_model=None)
         return api
 
     # OpenAI's images
@@ -108,15 +135,12 @@ class Dialects:
         data = [{"id": source, "object": "model", "created": 0, "owned_by": "dreamkiln"} for source in self._priors]
         return {"object": "list", "data": data}
 
-    async def generations(self, request: Request, body: Annotated[dict[str, Any], Body()], who: Who) -> JSONResponse:
-        """Pictures of a prompt, once they are drawn. See `OpenAIForm`."""
-        return await self._explained(self._draw(request, body, who, {}))
+    async def generations(self, request: Request, form: OpenAIForm, who: Who) -> JSONResponse:
+        """Pictures of a prompt, once they are drawn."""
+        return await self._draw(request, form, who, {})
 
     async def edits(self, request: Request, who: Who) -> JSONResponse:
         """Pictures from a picture, with or without a mask: multipart, as OpenAI's client sends it."""
-        return await self._explained(self._edit(request, who))
-
-    async def _edit(self, request: Request, who: Principal) -> JSONResponse:
         pictures: dict[str, str] = {}
         async with request.form(max_files=4, max_fields=30, max_part_size=1024**2) as form:
             plain: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
@@ -129,7 +153,11 @@ class Dialects:
                         pictures[ours] = await self._kept(who, data)
         if "init_image" not in pictures:
             raise InputError("There is no picture to edit; send one as the part 'image'.")
-        return await self._draw(request, plain, who, pictures)
+        try:
+            asked = OpenAIForm.model_validate(plain, strict=False)  # a form's parts are all text
+        except ValidationError as error:
+            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+        return await self._draw(request, asked, who, pictures)
 
     async def _kept(self, who: Principal, data: bytes) -> str:
         async def parts() -> Any:
@@ -137,12 +165,7 @@ class Dialects:
 
         return (await self._uploads.take(who, "picture.png", parts())).id
 
-    async def _draw(self, request: Request, body: dict[str, Any], who: Principal, pictures: dict[str, str]) -> JSONResponse:
-        try:
-            asked = OpenAIForm.model_validate(body)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from error
+    async def _draw(self, request: Request, asked: OpenAIForm, who: Principal, pictures: dict[str, str]) -> JSONResponse:
         prior = None if asked.model in (None, "", *_FOREIGN) else asked.model
         self._check_size(asked.size, prior or "toybox")
         form = ImagesForm.model_validate(
@@ -165,7 +188,7 @@ class Dialects:
             base = f"{request.url.scheme}://{request.headers['host']}"
             data = [{"url": f"{base}/v1/jobs/{job.id}/files/{name}"} for name in names]
         else:
-            read = await asyncio.to_thread(lambda: [(Path(job.out) / name).read_bytes() for name in names])
+            read = await asyncio.to_thread(lambda: [_bytes_of(job, name) for name in names])
             data = [{"b64_json": base64.b64encode(one).decode()} for one in read]
         return JSONResponse({"created": int(time.time()), "data": data, "output_format": "png", "job": job.id})
 
@@ -174,27 +197,12 @@ class Dialects:
         if size not in (None, "auto") and side and size != f"{side}x{side}":
             raise InputError(f"The size is {size!r}, but the prior {prior!r} draws {side}x{side}; leave it out, or say so.")
 
-    async def _explained(self, answer: Any) -> JSONResponse:
-        """Errors in OpenAI's shape."""
-        try:
-            return await answer
-        except HTTPException as error:
-            return _openai_error(error.status_code, str(error.detail))
-        except InputError as error:
-            return _openai_error(400, str(error))
-        except DreamKilnError as error:
-            return _openai_error(500, str(error))
-
     # Hunyuan3D's server
 
     async def generate(self, request: Request, form: HunyuanForm, who: Who) -> Any:
         """A mesh of a sentence, as bytes, once it is made."""
         job = await self._end_of((await self._queued(form, who)).id, request)
-        data = await asyncio.to_thread((Path(job.out) / f"mesh.{form.type}").read_bytes)
-        from starlette.responses import Response
-
-        from orchestrator.daemon.http.files import media_type
-
+        data = await asyncio.to_thread(_bytes_of, job, f"mesh.{form.type}")
         return Response(data, media_type=media_type(f"mesh.{form.type}"))
 
     async def send(self, form: HunyuanForm, who: Who) -> dict[str, str]:
@@ -206,15 +214,13 @@ class Dialects:
         job = self._ledger.jobs.get(uid)
         if job.state == State.SUCCEEDED:
             formats = job.spec.get("formats") or ["glb"]
-            data = (Path(job.out) / f"mesh.{formats[0]}").read_bytes()
+            data = _bytes_of(job, f"mesh.{formats[0]}")
             return {"status": "completed", "model_base64": base64.b64encode(data).decode()}
         if job.is_terminal:
             return {"status": "error", "message": job.reason}
         return {"status": "processing", "message": f"{job.stage} {job.step} of {job.total}" if job.stage else job.state}
 
     async def _queued(self, form: HunyuanForm, who: Principal) -> JobRecord:
-        if form.image or not form.text:
-            raise InputError("Only sentences can be made into meshes here, no pictures; give 'text' and leave 'image' out.")
         settings: dict[str, Any] = {} if form.texture else {"mesh.texture_size": 0}
         if form.face_count is not None:
             settings["mesh.max_faces"] = form.face_count
@@ -247,6 +253,14 @@ _FOREIGN = ("dall-e-2", "dall-e-3", "gpt-image-1", "dreamkiln")
 """Names that programs send unless told otherwise; they mean the prior that is there."""
 
 
+def _bytes_of(job: JobRecord, name: str) -> bytes:
+    """Of a finished job's file. Raises NotFound."""
+    try:
+        return (Path(job.out) / name).read_bytes()
+    except OSError as error:
+        raise NotFound(f"Job {job.id} has no file {name} ({error.strerror}).") from error
+
+
 def _white_where_transparent(data: bytes) -> bytes:
     """OpenAI's masks are transparent where the picture changes; ours are white there."""
     try:
@@ -259,8 +273,3 @@ def _white_where_transparent(data: bytes) -> bytes:
     buffer = io.BytesIO()
     alpha.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _openai_error(status: int, sentence: str) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": sentence, "type": kind, "param": None, "code": None}}, status)

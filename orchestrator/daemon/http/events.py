@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -41,12 +42,14 @@ class EventHub:
         self._last_id = 0
         self._progress: dict[int, dict[str, Any]] = {}
 
-    async def stream(self, job_id: int | None, after_id: int | None) -> AsyncIterator[bytes]:
+    async def stream(self, job_id: int | None, after_id: int | None, seconds: float | None = None) -> AsyncIterator[bytes]:
         """Messages of one job, which end with it, or of all.
 
         Args:
             after_id: the last one that the client has; None: a job's from its first, of all those to come.
+            seconds: after which it ends all the same; None: it does not.
         """
+        until = float("inf") if seconds is None else time.monotonic() + seconds
         queue: asyncio.Queue[tuple[int, int | None, bytes] | None] = asyncio.Queue(MAX_WAITING)
         self._listeners[queue] = job_id
         try:
@@ -58,13 +61,17 @@ class EventHub:
                 for event in events:
                     after_id = event.id
                     yield _message(event)
+                    await asyncio.sleep(0)  # who has hung up is noticed between two of them
                 if job_id is not None and await asyncio.to_thread(self._has_ended, job_id, after_id):
                     yield _end(job_id)
                     return
             while True:
+                left = until - time.monotonic()
                 try:
-                    found = await asyncio.wait_for(queue.get(), SECONDS_OF_SILENCE)
+                    found = await asyncio.wait_for(queue.get(), max(0.0, min(left, SECONDS_OF_SILENCE)))
                 except TimeoutError:
+                    if left <= SECONDS_OF_SILENCE:
+                        return
                     yield SILENCE
                     continue
                 if found is None:

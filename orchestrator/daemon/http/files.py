@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable, Response, StreamingResponse
 
 from jobs.errors import NotFound
 from jobs.ledger import JobRecord, Ledger
@@ -149,7 +150,21 @@ def _sent(path: Path, etag: str, kind: str, request: Request, caching: str) -> R
     if etag in asked or "*" in asked:
         return Response(status_code=304, headers=headers)
     disposition = "inline" if kind in SHOWN else "attachment"
-    return FileResponse(path, headers=headers, media_type=kind, filename=path.name, content_disposition_type=disposition)
+    return _File(path, headers=headers, media_type=kind, filename=path.name, content_disposition_type=disposition)
+
+
+class _File(FileResponse):
+    """A file whose impossible ranges are refused in the shape of every error of ours."""
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except RangeNotSatisfiable:
+            sentence = f"The range {http_range[:60]!r} lies outside the file, which has {file_size:,} bytes."
+            raise HTTPException(416, sentence, {"Content-Range": f"bytes */{file_size}"}) from None
+        except MalformedRangeHeader as error:
+            raise HTTPException(400, f"The range {http_range[:60]!r} is none ({error.content}).") from None
 
 
 @lru_cache(maxsize=HASHES)

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from jobs.errors import InputError
 from orchestrator.daemon.http.tokens import Principal, TokenBook
 
-__all__ = ["COOKIE", "Guard", "problem"]
+__all__ = ["COOKIE", "OPENAI_PATHS", "PICTURES", "UPLOADS", "Guard", "problem", "rule_of"]
 
 COOKIE = "dreamkiln"
 MEGABYTE = 1024**2
@@ -65,6 +65,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("POST", "/generate"): Rule("submit", 32 * MEGABYTE),
     ("POST", "/send"): Rule("submit", 32 * MEGABYTE),
 }
+OPENAI_PATHS = frozenset({"/v1/images/generations", "/v1/images/edits", "/v1/models"})
 OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json", "/favicon.svg", "/v1/session"})
 
 
@@ -104,9 +105,9 @@ class Guard:
             self._check_method(scope["method"], scope["path"])
             _check_body(headers, rule)
         except HTTPException as refusal:
-            await _refuse(send, refusal)
+            await _refuse(send, refusal, scope["path"])
         except InputError as error:
-            await _refuse(send, HTTPException(503, str(error)))
+            await _refuse(send, HTTPException(503, str(error)), scope["path"])
         else:
             has_body = headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
             if has_body and not rule.max_bytes:
@@ -238,14 +239,19 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def problem(sentence: str, kind: str = InputError.__name__, exit_code: int = InputError.exit_code) -> dict[str, Any]:
-    """The one shape of every error."""
+def problem(
+    sentence: str, kind: str = InputError.__name__, exit_code: int = InputError.exit_code, *, path: str = "", status: int = 400
+) -> dict[str, Any]:
+    """The one shape of every error, but of OpenAI's calls theirs, which its client reads."""
+    if path in OPENAI_PATHS:
+        fault = "invalid_request_error" if status < 500 else "server_error"
+        return {"error": {"message": sentence, "type": fault, "param": None, "code": None}}
     return {"error": sentence, "kind": kind, "exit_code": exit_code}
 
 
-async def _refuse(send: Any, refusal: HTTPException) -> None:
+async def _refuse(send: Any, refusal: HTTPException, path: str) -> None:
     """One answer, after which the connection ends: what the client still sends is not read."""
-    body = json.dumps(problem(refusal.detail)).encode()
+    body = json.dumps(problem(refusal.detail, path=path, status=refusal.status_code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
     headers += [(name.lower().encode(), value.encode()) for name, value in (refusal.headers or {}).items()]
     if refusal.status_code == 401:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from jobs import codec
 from jobs.batch_images import BatchImagesSpec
-from jobs.errors import InputError
+from jobs.errors import Conflict, InputError
 from jobs.extensions import is_extension
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import JobRecord, Ledger, Submission
@@ -23,6 +23,7 @@ from jobs.words.prompts import slug
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.daemon.http.forms import AgainForm, ExportForm, ImagesForm, JobForm, PromptForm, TableForm, TextTo3DForm
+from orchestrator.daemon.http.meanings import settings_schema
 from orchestrator.daemon.http.tokens import Principal
 from orchestrator.daemon.http.uploads import Uploads
 from orchestrator.daemon.job_request import JobRequest
@@ -119,17 +120,26 @@ class Maker:
         for name in settings:
             if name.partition(".")[0] not in EXPORT_GROUPS:
                 raise InputError(f"{name} cannot be changed by an export, only {' and '.join(EXPORT_GROUPS)} settings can.")
-        FinishedRun.read(Path(job.out)).changed(settings)
+        try:
+            run = FinishedRun.read(Path(job.out))
+        except InputError as error:
+            raise Conflict(str(error)) from error
+        run.changed(settings)
         spec = ExportSpec(run=job.out, settings=settings)
         return self._submission(spec, JobSettings(), form, who, key)
 
     def again(self, job: JobRecord, form: AgainForm, who: Principal, key: str | None) -> Submission:
         """A job like another one but for what the form names. Raises InputError."""
         if job.kind == ExportSpec.kind:
-            raise InputError(f"Job {job.id} is an export; make another one with POST /v1/exports.")
+            raise Conflict(f"Job {job.id} is an export; make another one with POST /v1/exports.")
         if not who.is_owner and ((job.kind == BatchImagesSpec.kind and job.user != who.user) or _has_code(job.spec)):
             raise HTTPException(403, f"Job {job.id} reads files or code of {job.user}'s, so only {job.user} may repeat it.")
         self._check_settings(form.settings, who)
+        for name in form.settings:
+            if name not in settings_schema()["properties"]:
+                raise InputError(
+                    f"There is no setting {name[:100]!r}{codec.near_matches(name[:100], _known())}; see /v1/settings."
+                )
         spec, settings = codec.to_plain(dict(job.spec)), codec.to_plain(dict(job.settings))
         for name, value in {"prompt": form.prompt, "seed": form.seed}.items():
             if value is not None:
@@ -194,6 +204,8 @@ class Maker:
         """A folder of the user's own; of the owner any path."""
         if out is not None and who.is_owner and (Path(out).is_absolute() or is_url(out)):
             return out
+        if out is not None and out.startswith("/"):
+            raise HTTPException(403, f"The run folder {out[:60]!r} is a path, which only the owner may name; give a name.")
         if out is not None and not NAME.fullmatch(out):
             raise InputError(
                 f"The run folder {out[:60]!r} is no name; 1 to 100 letters, digits, dots, dashes and underscores were "
@@ -256,5 +268,5 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, name: str) -> 
     for key in path[:-1]:
         tree = tree.get(key) or {}
     if path[-1] not in tree:
-        raise InputError(f"There is no setting {name!r} in this job{codec.near_matches(path[-1], tree)}.")
+        raise Conflict(f"There is no setting {name!r} in this job{codec.near_matches(path[-1], tree)}.")
     tree[path[-1]] = value

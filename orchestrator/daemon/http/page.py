@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from orchestrator.daemon.http.files import media_type
+from orchestrator.daemon.http.guard import rule_of
+from orchestrator.daemon.http.meanings import settings_schema
 
-__all__ = ["STUDIO", "add_page"]
+__all__ = ["STUDIO", "add_page", "described"]
 
 STUDIO = Path(__file__).parent / "studio"
 """What `npm run build` makes of studio/; see CONTRIBUTING.md."""
@@ -62,6 +65,39 @@ def _asset(name: str) -> Response:
 
 def _icon() -> Response:
     return _asset("favicon.svg")
+
+
+@cache
+def described(app: FastAPI) -> dict[str, Any]:
+    """The API's schema: what fastapi reads from the calls, who may call, and which values the settings take."""
+    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    models = found["components"]["schemas"]
+    models["Settings"], models["ExportSettings"] = settings_schema(), settings_schema("mesh", "export")
+    for model in models.values():
+        if examples := model.get("properties", {}).get("settings", {}).get("examples"):
+            name = "ExportSettings" if "mesh.max_faces" in examples[0] else "Settings"
+            model["properties"]["settings"] = {"$ref": f"#/components/schemas/{name}"}
+    _mend(found)
+    found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, calls in found["paths"].items():
+        for method, call in calls.items():
+            call["security"] = [] if rule_of(method.upper(), path).scope is None else [{"token": []}]
+    return found
+
+
+def _mend(tree: Any) -> None:
+    """What fastapi's own model of a schema loses: whole bounds are whole again, and no parameter is null."""
+    if isinstance(tree, list):
+        for item in tree:
+            _mend(item)
+    elif isinstance(tree, dict):
+        if tree.get("type") == "integer":
+            tree |= {name: int(tree[name]) for name in ("minimum", "maximum") if isinstance(tree.get(name), float)}
+        if tree.get("in") in ("query", "header") and "anyOf" in (schema := tree.get("schema", {})):
+            (option,) = [one for one in schema.pop("anyOf") if one.get("type") != "null"]
+            tree["schema"] = {**schema, **option}
+        for item in tree.values():
+            _mend(item)
 
 
 @cache

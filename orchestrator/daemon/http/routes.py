@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
@@ -20,8 +20,8 @@ from jobs.states import IllegalTransition
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.http import answers
 from orchestrator.daemon.http.calls import Calls
-from orchestrator.daemon.http.guard import UPLOADS, Guard, problem
-from orchestrator.daemon.http.page import add_page
+from orchestrator.daemon.http.guard import OPENAI_PATHS, UPLOADS, Guard, problem
+from orchestrator.daemon.http.page import add_page, described
 from orchestrator.daemon.http.tokens import TokenBook
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.host.state_folder import StateFolder
@@ -93,14 +93,22 @@ def make_app(
         _add(api, method, path, call, answer)
     streams: tuple[tuple[str, Callable[..., Any], tuple[str, ...]], ...] = (
         ("/jobs/{job_id}/files.zip", calls.zipped, ("application/zip",)),
-        ("/jobs/{job_id}/preview", calls.preview, ("image/png",)),
-        ("/jobs/{job_id}/files/{name:path}", calls.file, ("application/octet-stream", "image/png", "model/gltf-binary")),
-        ("/jobs/{job_id}/events", calls.job_events, ("text/event-stream",)),
-        ("/events", calls.all_events, ("text/event-stream",)),
+        ("/jobs/{job_id}/preview", calls.preview, ("image/png", "image/webp")),
+        ("/jobs/{job_id}/files/{name:path}", calls.file, ("*/*",)),
     )
     for path, stream, kinds in streams:
-        content: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in kinds}
-        api.add_api_route(path, stream, response_model=None, responses={200: {"content": content, "description": "Bytes."}})
+        content: dict[str, Any] = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+        bytes_: dict[int | str, dict[str, Any]] = {200: {"content": content, "description": "The bytes."}}
+        if path != "/jobs/{job_id}/files.zip":
+            bytes_ |= {206: {"content": content, "description": "The range."}, 304: {"description": "The client has it."}}
+            bytes_[416] = {"model": answers.Problem, "description": "No such range."}
+        if path == "/jobs/{job_id}/preview":
+            bytes_[204] = {"description": "There is none."}
+        api.add_api_route(path, stream, response_model=None, response_class=Response, responses=bytes_)
+    happenings = {"text/event-stream": {"schema": answers.Happening.model_json_schema()}}
+    for path, stream in (("/jobs/{job_id}/events", calls.job_events), ("/events", calls.all_events)):
+        told: dict[int | str, dict[str, Any]] = {200: {"content": happenings, "description": "Events."}}
+        api.add_api_route(path, stream, response_model=None, response_class=Response, responses=told)
     body = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOADS}, "required": True}
     made: dict[int | str, dict[str, Any]] = {201: {"model": answers.UploadInfo}, 200: {"model": answers.UploadInfo}}
     api.add_api_route(
@@ -116,6 +124,7 @@ def make_app(
     app.include_router(api)
     app.include_router(dialects)
     add_page(app)
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     for kind in (DreamKilnError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _explain)
     methods = _methods_of([*api.routes, *dialects.routes, *app.routes])
@@ -140,7 +149,7 @@ def _health(folder: StateFolder) -> Callable[[str], dict[str, Any]]:
 
 
 def _explain(request: Request, error: Exception) -> JSONResponse:
-    """Every error in one shape."""
+    """Every error in one shape, or in OpenAI's of its calls."""
     kind, code, headers = "InputError", InputError.exit_code, None
     match error:
         case DreamKilnError():
@@ -154,7 +163,9 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
         case _:
             kind, code = "UnexpectedError", DreamKilnError.exit_code
             sentence, status = f"Something unexpected went wrong ({type(error).__name__}); see the orchestrator's log.", 500
-    return JSONResponse(problem(sentence, kind, code), status, headers)
+    if status == 422 and request.url.path in OPENAI_PATHS:
+        status = 400
+    return JSONResponse(problem(sentence, kind, code, path=request.url.path, status=status), status, headers)
 
 
 def _methods_of(routes: Sequence[BaseRoute]) -> Callable[[str], set[str]]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import AsyncIterator
@@ -17,12 +18,17 @@ from starlette.exceptions import HTTPException
 
 from jobs.errors import InputError, NotFound
 from jobs.words.prompts import slug
+from orchestrator.daemon.http.forms import SAFE
 from orchestrator.daemon.http.tokens import Principal
 from orchestrator.host.atomic import TEMPORARY_PREFIX, clear_output_errors
 
-__all__ = ["SUFFIXES", "Upload", "Uploads"]
+__all__ = ["SUFFIXES", "UPLOAD_NAME", "Upload", "Uploads"]
 
 SUFFIXES = (".csv", ".txt", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".webp")
+UPLOAD_NAME = "^[^/{safe}]*[^/.{safe}][.]({suffixes})$".format(
+    safe=SAFE[3 : SAFE.rindex("]")],
+    suffixes="|".join("".join(f"[{one}{one.upper()}]" if one.isalpha() else one for one in suffix[1:]) for suffix in SUFFIXES),
+)
 RESERVE_BYTES = 2 * 1024**3
 """Of the disk are left to the ledger and the running jobs."""
 PART_BYTES = 1024**2
@@ -55,8 +61,10 @@ class Uploads:
             InputError: a name whose ending is not known. HTTPException: 413: more than the user may keep; 507: a full disk.
         """
         suffix = Path(name).suffix.lower()
-        if suffix not in SUFFIXES:
-            raise InputError(f"The name {name[:60]!r} ends in none of {', '.join(SUFFIXES)}; give one that does.")
+        if len(name) > 300 or not re.fullmatch(UPLOAD_NAME, name):
+            raise InputError(
+                f"The name {name[:60]!r} is no plain one that ends in one of {', '.join(SUFFIXES)}; give one that is."
+            )
         folder = self._folder(who.user)
         temporary = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         with clear_output_errors(folder, option="--state"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.client.job_display import age, table
+from orchestrator.client.job_display import age, print_job, table
 
 NOW = 1_800_000_000.0
 
@@ -49,6 +49,18 @@ def test_what_a_line_says():
     assert "starts" in starts and "The fit ended empty." in fails and "alexandra-t…" in fails
     assert "4 of 6 rows, 2 failed" in drawn and "1m 35s" in drawn and "a red [bold] mushroom" in drawn
     assert "prio" in lines([job(1, "queued", priority=7)], 80)[0]
+
+
+def test_the_priors_score_is_said_of_a_mesh_and_of_a_fit_on_its_way(capsys):
+    metrics = {"prior_score": 0.3124, "prior_score_25": 0.2, "prior_score_50": 0.25, "clip_score": 0.29, "has_two_faces": True}
+    done = job(1, "succeeded", metrics=metrics, seconds_run=62.0)
+    fits = job(2, "running", stage="fit", step=200, total=400, seconds_left=62.0, metrics={"prior_score_50": 0.05})
+    _, first, second = lines([done, fits], 120)
+    assert "in 1:02, score 0.312" in first and "fit 200/400, 1:02 left, score 0.050 half way" in second
+    others = {"name": "a", "reason": "done", "out": "/a", "prior": "toybox", "is_dead_letter": False}
+    print_job({"job": {**done, **others}, "shards": None, "attempts": [], "artefacts": [], "events": []})
+    said = "score 0.312, 0 says nothing and more is better; on the way 0.200 at 25 %, 0.250 at 50 %; CLIP 0.290; it may"
+    assert said in capsys.readouterr().out
 
 
 def test_a_table_says_how_many_jobs_it_leaves_out():

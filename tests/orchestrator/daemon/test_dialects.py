@@ -92,7 +92,7 @@ def test_openai_draws_the_same_pixels_as_the_job(api: Api, client: openai.OpenAI
     ("given", "words"),
     [
         ({"size": "1024x1024"}, "The size is '1024x1024', but the prior 'toybox' draws 64x64"),
-        ({"n": 17}, "n: input should be less than or equal to 16"),
+        ({"n": 17}, "n is 17: input should be less than or equal to 16"),
         ({"prompt": ""}, "prompt"),
     ],
 )
