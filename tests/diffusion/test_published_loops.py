@@ -1,8 +1,9 @@
 """The figures of diffusers' own scheduler tests: ten steps with a network that answers x t / (t + 1).
 
-Left out: those that clip or threshold (latents never are), PNDM's for v (it adds up v of different timesteps; ours is the
-epsilon form's), and DPM-Solver++'s, whose published figure is of an option that we lack: `test_samplers_against_diffusers`
-has that solver. Its Euler loop steps from the *scaled* sample; the loop here does the same, one step of ours at a time.
+Left out: those that clip or threshold (latents never are), Heun's and Euler's for v, which are 0 to the digits published,
+PNDM's for v (it adds up v of different timesteps; ours is the epsilon form's), and DPM-Solver++'s, whose published figure is
+of an option that we lack: `test_samplers_against_diffusers` has that solver. Its Euler loops step from the *scaled* sample; the
+loop here does the same, one step of ours at a time.
 """
 
 from typing import Any
@@ -50,12 +51,14 @@ ABAR_0 = {"final_abar": 1 - 1e-4}
         ("pndm_prk", "leading", 10, {}, {"beta_start": 0.01, "set_alpha_to_one": True}, 230.0399),
         ("pndm_prk", "leading", 10, {}, {"beta_start": 0.01}, 186.9482),
         ("lcm", None, 1, {}, SD, 18.7097),
+        ("lcm", None, 10, {}, SD, 197.7616),
     ],
 )
 def test_sums(name: str, spacing: Any, num_steps: int, options: Any, config: Any, published: float) -> None:
     schedule = schedule_of(**config)
     timesteps = timesteps_for(name, schedule, num_steps, spacing=spacing)
-    result = run(sampling(name, START, schedule, timesteps, **options), lambda request: answer(request, schedule))
+    drawing = sampling(name, START, schedule, timesteps, noise=drawn_in_turn(), **options)
+    result = run(drawing, lambda request: answer(request, schedule))
     assert float(result.abs().sum()) == pytest.approx(published, abs=1e-2)
 
 
@@ -71,20 +74,33 @@ def test_means_of_unipc(spacing: Any, config: Any, published: float) -> None:
     assert float(result.abs().mean()) == pytest.approx(published, abs=1e-3)
 
 
-@pytest.mark.parametrize(("spacing", "published"), [("linspace", 10.0807), ("karras", 124.52299499511719)])
-def test_sums_of_eulers_loop(spacing: Any, published: float) -> None:
-    schedule = schedule_of(num_train_timesteps=1100)
-    timesteps = timesteps_for("euler", schedule, 10, spacing=spacing)
+def drawn_in_turn() -> Any:
+    """The noise of diffusers' tests: one generator's, step by step."""
+    generator = torch.manual_seed(0)
+    return lambda _: torch.randn(START.shape, generator=generator).double()
+
+
+@pytest.mark.parametrize(
+    ("name", "spacing", "config", "published"),
+    [
+        ("euler", "linspace", {}, 10.0807),
+        ("euler", "karras", {}, 124.52299499511719),
+        ("euler_ancestral", "linspace", {}, 152.3192),
+        ("euler_ancestral", "linspace", V, 108.4439),
+    ],
+)
+def test_sums_of_eulers_loop(name: str, spacing: Any, config: Any, published: float) -> None:
+    schedule = schedule_of(num_train_timesteps=1100, **config)
+    timesteps, noise = timesteps_for(name, schedule, 10, spacing=spacing), drawn_in_turn()
     sigmas = schedule.sigma(timesteps) / schedule.alpha(timesteps)
     x = START * (sigmas[0] ** 2 + 1).sqrt()
     for index, alpha in enumerate(schedule.alpha(timesteps)):
         # The scaled sample alpha x stands for the sample itself, so that it is scaled once more for our step.
-        step = sampling("euler", alpha**2 * x, schedule, timesteps[index:])
+        step = sampling(name, alpha**2 * x, schedule, timesteps[index:], noise=noise)
         request = next(step)
-        told = DenoiseRequest(alpha * x, request.t, request.condition, request.guidance)
-        eps = answer(told, schedule).eps
+        t, scales = request.t[0].double(), (schedule.alpha(request.t), schedule.sigma(request.t))
         try:
-            reply = Prediction.from_output(eps, request.x_t, schedule.alpha(request.t), schedule.sigma(request.t))
+            reply = Prediction.from_output(alpha * x * t / (t + 1), request.x_t, *scales, schedule.prediction_type)
             x = step.send(reply).x_t / schedule.alpha(timesteps[index + 1 : index + 2])
         except StopIteration as finished:
             x = finished.value
