@@ -20,6 +20,7 @@ from orchestrator.client.prepared_job import PreparedJob
 from orchestrator.host.atomic import TEMPORARY_PREFIX, clear_output_errors
 from orchestrator.host.state_folder import Endpoint
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK
+from orchestrator.settings.overrides import parse
 
 __all__ = ["RemoteClient"]
 
@@ -104,19 +105,24 @@ class RemoteClient(Client):
         return "/v1/images"
 
     def submit(self, jobs: Sequence[Mapping[str, Any]], group: Mapping[str, Any] | None = None) -> Any:
-        """Queue what `request_of` has made, one by one. Raises InputError for a group."""
+        """Queue what `request_of` has made: one by one, or seeds of one sentence as a group."""
         if group is not None:
-            raise InputError("--best-of is for the orchestrator's own machine; over --url submit the seeds one by one.")
-        if any("path" not in job for job in jobs):
-            raise InputError(
-                "Over --url only text-to-3d and images can be submitted; for exports see POST /v1/exports in docs/api.md."
-            )
-        made = []
-        for job in jobs:
-            headers = {"Authorization": f"Bearer {self._token}", **({"Idempotency-Key": job["key"]} if job["key"] else {})}
-            answer = answer_of(*self._ask("POST", job["path"], job["form"], headers))
-            made.append({name: answer[name] for name in ("id", "is_new", "out")})
-        return {"jobs": made, "group": None}
+            first = jobs[0]
+            form = {**first["form"], "num_seeds": len(jobs), "metric": group["metric"]}
+            key = first["key"] and first["key"].rpartition(" seed ")[0]
+            return self._queue({"path": "/v1/best-of", "form": form, "key": key})
+        made = [self._queue(job) for job in jobs]
+        return {"jobs": [{name: job[name] for name in ("id", "is_new", "out")} for job in made], "group": None}
+
+    def export_of(self, job: int, settings: Mapping[str, str], **fields: Any) -> dict[str, Any]:
+        """The call that queues an export of a finished job there; see `request_of`."""
+        given = {name: parse(value) for name, value in settings.items()}
+        form = {"job": job, "settings": given, "priority": fields.get("priority", 0)}
+        return {"path": "/v1/exports", "form": {**form, "paused": fields.get("is_paused", False)}, "key": fields.get("key")}
+
+    def _queue(self, job: Mapping[str, Any]) -> Any:
+        headers = {"Authorization": f"Bearer {self._token}", **({"Idempotency-Key": job["key"]} if job["key"] else {})}
+        return answer_of(*self._ask("POST", job["path"], job["form"], headers))
 
     def upload(self, path: Path) -> str:
         """Send a file; returns its id there. Raises InputError for one that is not taken."""

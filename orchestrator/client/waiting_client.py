@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from orchestrator.client.remote import RemoteClient
 from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.run.perform import Outcome, artefact_order
 
-__all__ = ["SubmittedJob", "submit_and_wait", "submit_each", "submit_job"]
+__all__ = ["SubmittedJob", "export_and_wait", "submit_and_wait", "submit_each", "submit_job"]
 
 SECONDS_BETWEEN_LOOKS = 0.3
 SECONDS_TO_CANCEL = 5.0
@@ -115,6 +115,24 @@ def _bring(client: Client, job: PreparedJob, last: dict[str, Any], display: Disp
         display.message(f"{num} files came from {client.where}.")
 
 
+def export_and_wait(client: RemoteClient, request: Mapping[str, Any], out: Path | None, display: Display) -> Outcome:
+    """Queue an export on another machine, wait for it, and bring its files here.
+
+    Args:
+        request: of `RemoteClient.export_of`. out: where they come to; None: runs/ and the export's own name.
+
+    Raises:
+        InputError, JobFailed: what it failed with. DreamKilnError: it was cancelled, or nobody answers for a minute.
+    """
+    (made,) = client.submit([request])["jobs"]
+    display.message(f"Job {made['id']} of the orchestrator at {client.where}.")
+    last = _Watcher(client, made["id"], display).follow(until=_has_ended)
+    folder = out or Path("runs") / last["job"]["name"]
+    if last["job"]["state"] == State.SUCCEEDED:
+        client.fetch(made["id"], folder)
+    return _outcome_in(folder, last)
+
+
 def _find_same(client: Client, job: PreparedJob, out: str) -> int | None:
     """A job that waits, runs or is paused with this spec and folder; one that is paused goes on."""
     states = [State.QUEUED, State.RUNNING, State.PAUSED, State.LOST]
@@ -192,17 +210,22 @@ def _cancel(client: Client, number: int, job: PreparedJob) -> str:
 
 
 def _outcome(job: PreparedJob, answer: dict[str, Any]) -> Outcome | BatchOutcome:
+    found = _outcome_in(Path(job.out), answer)
+    if isinstance(job.spec, BatchImagesSpec):
+        return BatchOutcome(job.out, found.did, found.metrics, found.messages)
+    return found
+
+
+def _outcome_in(folder: Path, answer: dict[str, Any]) -> Outcome:
     last = answer["job"]
     if last["state"] == State.FAILED:
         kind = InputError if last["failure_kind"] == FailureKind.BAD_INPUT else JobFailed
         raise kind(last["reason"])
     if last["state"] == State.CANCELLED:
-        raise DreamKilnError(f"Job {last['id']} was cancelled by somebody; the same command continues in {job.out}.")
+        raise DreamKilnError(f"Job {last['id']} was cancelled by somebody; the same command continues in {folder}.")
     messages = tuple(event["text"] for event in answer["events"] if event["kind"] in ("info", "warning"))
     metrics = dict(last["metrics"])
     did = metrics.pop("did", "start")
     seconds = metrics.pop("seconds", {})
-    if isinstance(job.spec, BatchImagesSpec):
-        return BatchOutcome(job.out, did, metrics, messages)
     names = artefact_order(artefact["name"] for artefact in answer["artefacts"])
-    return Outcome(Path(job.out), names, did, seconds, metrics, messages)
+    return Outcome(folder, names, did, seconds, metrics, messages)

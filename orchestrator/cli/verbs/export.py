@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 NAME = "export"
 HELP = "Cut finished 3D runs again: other mesh.* and export.* settings, formats, textures, levels of detail."
-EPILOG = "Without settings every file is made again as it was. The run's own folder takes the files unless --out names another."
+EPILOG = (
+    "Without settings every file is made again as it was. The run's own folder takes the files unless --out names another. "
+    "With --url give numbers of finished jobs there; their files come to --out, or to runs/."
+)
 
 
 Runs = Annotated[
@@ -29,17 +32,25 @@ Out = Annotated[Path | None, typer.Option(help="Another folder; for several runs
 def command(runs: Runs, out: Out = None, formats: common.Formats = None, json: common.Json = False) -> int:
     """One run after the other; one that cannot be exported does not keep the others from it."""
     folders, settings = split(runs, formats)
+    client = common.remote_client()
     from orchestrator.host.progress_display import make_display
     from orchestrator.host.signals import stop_signals_interrupt
     from orchestrator.run.export import export_run
 
+    if client is not None:
+        from orchestrator.client.waiting_client import export_and_wait
+
+        requests = [client.export_of(job, settings) for job in numbers(folders)]
     outcomes: list[Outcome] = []
     failures: list[DreamKilnError] = []
     with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
-        for folder in folders:
-            common.set_run_folder(folder)
+        for index, folder in enumerate(folders):
             target = target_of(folder, out, num=len(folders))
             try:
+                if client is not None:
+                    outcomes.append(export_and_wait(client, requests[index], target, display))
+                    continue
+                common.set_run_folder(folder)
                 outcomes.append(export_run(folder, settings, out=target, display=display))
             except DreamKilnError as error:
                 if len(folders) == 1:
@@ -64,6 +75,14 @@ def split(words: list[str], formats: str | None) -> tuple[list[Path], dict[str, 
 
         pairs["export.formats"] = json.dumps(chosen)
     return folders, pairs
+
+
+def numbers(folders: list[Path]) -> list[int]:
+    """Of jobs on another machine, whose folders nobody here has. Raises UsageProblem."""
+    for folder in folders:
+        if not (str(folder).isascii() and str(folder).isdigit()):
+            raise common.UsageProblem(f"Over --url an export names a job there by its number, but {str(folder)!r} was given.")
+    return [int(str(folder)) for folder in folders]
 
 
 def target_of(folder: Path, out: Path | None, *, num: int) -> Path | None:

@@ -18,9 +18,11 @@ __all__ = [
     "JobShown",
     "Log",
     "Made",
+    "MadeTogether",
     "Me",
     "OpenAIProblem",
     "Problem",
+    "Queued",
     "UploadInfo",
 ]
 
@@ -92,6 +94,21 @@ class Made(BaseModel):
     is_new: bool
     out: str
     job: JobInfo
+
+
+class Queued(BaseModel):
+    """is_new: False where it is a job that was there."""
+
+    id: int
+    is_new: bool
+    out: str
+
+
+class MadeTogether(BaseModel):
+    """Jobs that compete: what there is to look for with `GET /v1/jobs?group=`."""
+
+    group: int
+    jobs: list[Queued]
 
 
 class JobList(BaseModel):

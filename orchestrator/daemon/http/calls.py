@@ -32,6 +32,7 @@ from orchestrator.daemon.http.forms import (
     MAX_NUMBER,
     SAFE,
     AgainForm,
+    BestOfForm,
     ChangesForm,
     ExportForm,
     ImagesForm,
@@ -205,6 +206,19 @@ class Calls:
     def text_to_3d(self, form: TextTo3DForm, who: Who, key: Key = None) -> JSONResponse:
         """Queue a mesh from a sentence."""
         return self._made(self._maker.text_to_3d(form, who, key))
+
+    def best_of(self, form: BestOfForm, who: Who, key: Key = None) -> JSONResponse:
+        """Queue several seeds of a sentence, of which the best is told: all of them, or after an error none."""
+        submissions = self._maker.best_of(form, who, key)
+        self._check_prior(submissions[0].prior)
+        group = NewGroup(name=f"{form.prompt}, best of {form.num_seeds}", metric=form.metric)
+        made = self._ledger.jobs.submit(submissions, group=group)
+        self._controller.wake.set()
+        jobs = [
+            {"id": answer.id, "is_new": answer.is_new, "out": submission.out}
+            for answer, submission in zip(made, submissions, strict=True)
+        ]
+        return JSONResponse({"group": made[0].group_id, "jobs": jobs}, 201 if made[0].is_new else 200)
 
     def images(self, form: ImagesForm, who: Who, key: Key = None) -> JSONResponse:
         """Queue pictures from a sentence, or from a picture that was uploaded."""

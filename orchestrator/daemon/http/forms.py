@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from diffusion.samplers import SAMPLERS
-from jobs.specs import MESH_FORMATS
+from jobs.specs import BEST_METRIC, CLIP_METRIC, MESH_FORMATS, MESH_METRICS
 from jobs.words.prompts import check_prompt
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "NEGATIVE_PROMPT",
     "SAFE",
     "AgainForm",
+    "BestOfForm",
     "Body",
     "ChangesForm",
     "ExportForm",
@@ -133,6 +134,15 @@ class TextTo3DForm(PromptForm):
     prompt: Prompt = Field(examples=["a red mushroom with a white stem"])
     num_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(None, description="Steps of the fit.")
     formats: Formats | None = None
+
+
+class BestOfForm(TextTo3DForm):
+    """A sentence to several meshes, of which the one with the best figure is kept as the winner."""
+
+    num_seeds: int = Field(ge=2, le=1000, description="From `seed` on.")
+    metric: Literal[(*MESH_METRICS, CLIP_METRIC)] | None = Field(  # type: ignore[valid-type]
+        BEST_METRIC, description="Whose largest value wins; null: the first to finish, and the others are cancelled."
+    )
 
 
 class ImagesForm(PromptForm):

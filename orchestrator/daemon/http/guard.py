@@ -31,6 +31,8 @@ MAX_JOBS_BYTES = 64 * MEGABYTE
 MAX_UPLOAD_BYTES = 256 * MEGABYTE
 IDLE_SECONDS, BODY_SECONDS, STRANGERS_SECONDS = 30.0, 600.0, 10.0
 """For each part of a body, for all of it, and for all of one that anybody may send."""
+MOMENT_SECONDS = 0.1
+"""In which a part that has come is taken, however late a busy machine asks for it."""
 JSON = ("application/json",)
 TABLES = ("text/csv", "text/plain", "application/x-ndjson", "application/jsonl", "application/vnd.apache.parquet")
 PICTURES = ("image/png", "image/jpeg", "image/webp")
@@ -109,11 +111,12 @@ class Guard:
         except InputError as error:
             await _refuse(send, HTTPException(503, str(error)), scope["path"])
         else:
-            has_body = headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
-            if has_body and not rule.max_bytes:
+            if rule.max_bytes:
+                seconds = STRANGERS_SECONDS if rule.scope is None else BODY_SECONDS
+                receive = _Bounded(receive, rule.max_bytes, seconds)
+            elif headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers:
                 receive, send = _Unread(receive), _with_headers(send, ((b"connection", b"close"),))
-            seconds = STRANGERS_SECONDS if rule.scope is None else BODY_SECONDS
-            await self._app(scope, _Bounded(receive, rule.max_bytes, seconds), send)
+            await self._app(scope, receive, send)
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
         """A page elsewhere whose name has been turned to our address would otherwise count as ours in a browser."""
@@ -172,7 +175,7 @@ class _Bounded:
             return await self._receive()
         try:
             left = min(IDLE_SECONDS, self._until - time.monotonic())
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+            message = await asyncio.wait_for(self._receive(), max(MOMENT_SECONDS, left))
         except TimeoutError:
             raise HTTPException(408, "The request's body did not come in time; send it again.") from None
         self._num += len(message.get("body", b""))

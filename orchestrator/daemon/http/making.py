@@ -22,7 +22,16 @@ from jobs.specs import ExportSpec
 from jobs.words.prompts import slug
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.batch.tables.source import TableSource
-from orchestrator.daemon.http.forms import AgainForm, ExportForm, ImagesForm, JobForm, PromptForm, TableForm, TextTo3DForm
+from orchestrator.daemon.http.forms import (
+    AgainForm,
+    BestOfForm,
+    ExportForm,
+    ImagesForm,
+    JobForm,
+    PromptForm,
+    TableForm,
+    TextTo3DForm,
+)
 from orchestrator.daemon.http.meanings import settings_schema
 from orchestrator.daemon.http.tokens import Principal
 from orchestrator.daemon.http.uploads import Uploads
@@ -42,6 +51,8 @@ REMOTE_RUNTIME = ("runtime.preview_every", "runtime.score_every", "runtime.check
 """What somebody else may say of how a job runs: not where, nor on what."""
 CODE = ("field.kind", "distillation.form")
 """Settings that may name code of one's own."""
+_LOOKED_AT = {"runtime.preview_every": 40}
+"""Of a try, so that one that is ended early leaves a picture."""
 EXPORT_GROUPS = ("mesh", "export")
 _hydra = threading.Lock()
 """Hydra keeps one state for the whole process."""
@@ -72,6 +83,16 @@ class Maker:
         settings = self._composed(form, options, who)
         spec = settings.text_to_3d(form.prompt, seed=form.seed)
         return self._submission(spec, JobSettings(export=settings.export, runtime=settings.runtime), form, who, key)
+
+    def best_of(self, form: BestOfForm, who: Principal, key: str | None) -> list[Submission]:
+        """One mesh a seed, each in a folder of its own. Raises InputError."""
+        self._check_quota(who, form.num_seeds)
+        made = []
+        for seed in range(form.seed, form.seed + form.num_seeds):
+            out = form.out and f"{form.out}-seed-{seed}"
+            one = form.model_copy(update={"seed": seed, "out": out, "settings": {**_LOOKED_AT, **form.settings}})
+            made.append(self.text_to_3d(one, who, key and f"{key} seed {seed}"))
+        return made
 
     def images(self, form: ImagesForm, who: Principal, key: str | None) -> Submission:
         """Pictures of one prompt, perhaps from a picture. Raises InputError."""
@@ -196,9 +217,10 @@ class Maker:
         )
         return request.to_submission()
 
-    def _check_quota(self, who: Principal) -> None:
-        if who.max_jobs is not None and (num := self._ledger.jobs.num_live(who.user)) >= who.max_jobs:
-            raise HTTPException(429, f"{who.user} has {num} jobs that have not ended, as many as are allowed; wait for one.")
+    def _check_quota(self, who: Principal, num_more: int = 1) -> None:
+        if who.max_jobs is not None and (num := self._ledger.jobs.num_live(who.user)) + num_more > who.max_jobs:
+            most = f"and {who.max_jobs} are allowed"
+            raise HTTPException(429, f"{who.user} has {num} jobs that have not ended, {most}; wait for some.")
 
     def _place(self, out: str | None, name: str, who: Principal) -> str:
         """A folder of the user's own; of the owner any path."""

@@ -68,6 +68,7 @@ def make_app(
         ("GET", "/priors", calls.priors, None),
         ("GET", "/settings", calls.settings, None),
         ("POST", "/text-to-3d", calls.text_to_3d, answers.Made),
+        ("POST", "/best-of", calls.best_of, answers.MadeTogether),
         ("POST", "/images", calls.images, answers.Made),
         ("POST", "/tables", calls.tables, answers.Made),
         ("POST", "/exports", calls.exports, answers.Made),
@@ -135,7 +136,7 @@ def make_app(
 def _add(api: APIRouter, method: str, path: str, call: Callable[..., Any], answer: Any) -> None:
     """A call that answers with JSON; `answer` is for the schema alone."""
     responses: dict[int | str, dict[str, Any]] = {200: {"model": answer}} if answer else {}
-    if answer is answers.Made:
+    if answer in (answers.Made, answers.MadeTogether):
         responses[201] = {"model": answer, "description": "It is new."}
     api.add_api_route(path, call, methods=[method], response_model=None, responses=responses)
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 from diffusion.prior import TOYBOX
 from orchestrator.cli.main import main
 from orchestrator.exports import write_png
+from orchestrator.run.folder import CHECKPOINT
 from tests.orchestrator.daemon.test_api_guard import Api
 from tests.orchestrator.daemon.test_dialects import api, picture  # noqa: F401 - a fixture
+
+
+def write_finished_run(out: Path, spec: dict) -> None:
+    """What an export reads of a run before it is queued."""
+    (out / "manifest.json").write_text(json.dumps({"kind": "text-to-3d", "spec": spec, "settings": {}}))
+    (out / CHECKPOINT).write_bytes(save({"field": np.zeros(1, np.float32)}, metadata={"step": "2"}))
 
 
 @pytest.fixture
@@ -81,6 +90,41 @@ def test_what_is_submitted_there_is_what_would_run_here(api: Api, url: str, tmp_
     assert main(["jobs", "cancel", str(made["id"])]) == 0 and main(["jobs", "list"]) == 0 and main(["status"]) == 0
 
 
+def test_the_best_of_several_seeds_is_a_group_there(api: Api, url: str, capsys):  # noqa: F811
+    command = ["submit", "text-to-3d", "a blue vase", "--best-of", "3", "--seed", "5", "--metric", "volume", "--key", "v"]
+    for is_new in (True, False):
+        assert main([*command, "--paused", "--url", url, "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert [job["is_new"] for job in answer["jobs"]] == [is_new] * 3
+    jobs = api.ok("read", "GET", f"/v1/jobs?group={answer['group']}")["jobs"]
+    assert sorted(job["spec"]["seed"] for job in jobs) == [5, 6, 7] and {job["state"] for job in jobs} == {"paused"}
+    assert len({job["out"] for job in jobs}) == 3 and {job["settings"]["runtime"]["preview_every"] for job in jobs} == {40}
+    (group,) = [one for one in api.rig.ledger.groups.undecided() if one.id == answer["group"]]
+    assert group.metric == "volume"
+    for job in jobs:
+        api.ok("submit", "POST", f"/v1/jobs/{job['id']}/cancel")
+    form = {"prompt": "a blue vase", "num_seeds": 2000}
+    assert api("submit", "POST", "/v1/best-of", form)[0] == 422
+
+
+def test_an_export_is_made_there_of_a_job_there_and_its_files_come_here(api: Api, url: str, tmp_path: Path, capsys):  # noqa: F811
+    made = api.ok("submit", "POST", "/v1/text-to-3d", {"prompt": "a red vase", "out": "vase", "settings": {"fit.num_steps": 2}})
+    while api.ok("read", "GET", f"/v1/jobs/{made['id']}")["job"]["state"] != "succeeded":
+        time.sleep(0.05)
+    assert main(["export", str(made["id"]), "--url", url]) == 2
+    assert "is not a run folder" in capsys.readouterr().err  # nothing was fitted there
+    write_finished_run(Path(made["out"]), made["job"]["spec"])
+    command = ["export", str(made["id"]), "mesh.max_faces=500", "--format", "glb,stl", "--out", str(tmp_path / "out")]
+    assert main([*command, "--url", url, "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["folder"] == str(tmp_path / "out") and (tmp_path / "out" / "mesh.stl").read_bytes() == b"an export's mesh.stl"
+    newest = api.ok("read", "GET", "/v1/jobs?limit=1")["jobs"][0]
+    assert newest["kind"] == "export" and newest["spec"]["run"] == made["out"]
+    assert newest["spec"]["settings"] == {"mesh.max_faces": "500", "export.formats": '["glb","stl"]'}
+    assert main(["submit", "export", str(made["id"]), "--paused", "--url", url, "--json"]) == 0
+    api.ok("submit", "POST", f"/v1/jobs/{json.loads(capsys.readouterr().out)['jobs'][0]['id']}/cancel")
+
+
 def test_a_program_submits_there_and_waits(api: Api, url: str, tmp_path: Path):  # noqa: F811
     import dreamkiln
 
@@ -93,10 +137,9 @@ def test_a_program_submits_there_and_waits(api: Api, url: str, tmp_path: Path): 
 
 def test_what_cannot_be_done_over_a_url_is_said(url: str, capsys, monkeypatch):
     for arguments, words in (
-        (
-            ["submit", "text-to-3d", "a table", "--best-of", "2", "--url", url],
-            "--best-of is for the orchestrator's own machine",
-        ),
+        (["export", "runs/a", "--url", url], "names a job there by its number, but 'runs/a' was given"),
+        (["export", "99", "--url", url], "no job 99"),
+        (["submit", "export", "1", "fit.num_steps=3", "--url", url], "fit.num_steps cannot be changed by an export"),
         (
             ["submit", "text-to-3d", "a table", "--clip", str(TOYBOX / "judge"), "--url", url],
             "--clip names a folder of this machine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,14 @@ def do(rig: Rig, stop: threading.Event) -> None:
         for job in rig.ledger.jobs.recent(states=[State.RUNNING]):
             out = Path(job.out)
             out.mkdir(parents=True, exist_ok=True)
-            if job.spec["prompt"] == "a failure":
+            if job.kind == "export":
+                files = {f"mesh.{name}": b"an export's " for name in json.loads(job.spec["settings"]["export.formats"])}
+                for name, data in files.items():
+                    (out / name).write_bytes(data + name.encode())
+                whole = {name: (out / name).read_bytes() for name in files}
+                artefacts = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in whole.items()}
+                rig.worker(job.id).reports = [Succeeded(artefacts=artefacts)]
+            elif job.spec["prompt"] == "a failure":
                 rig.worker(job.id).reports = [Failed(FailureKind.BAD_INPUT, "It cannot be drawn.")]
             elif job.kind == "images":
                 for index in range(job.spec["num_images"]):

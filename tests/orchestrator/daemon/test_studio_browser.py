@@ -34,7 +34,7 @@ def test_two_browsers_one_queue_a_mesh_turned_and_a_restart_waited_out(tmp_path:
         studio.wait(two, "document.querySelector('[data-job=\"6\"] .badge.cancelled')")
         scene.advance(200)
         for driver in (one, two):
-            studio.wait(driver, "document.querySelector('[data-job=\"5\"] .progress').innerText.includes('200 of 400')")
+            studio.wait(driver, "document.querySelector('[data-job=\"5\"] .progress')?.innerText.includes('200 of 400')")
         assert studio.complaints(one) == [] and studio.hosts(one) == studio.hosts(two) == {url.partition("//")[2]}
 
         port = int(url.rpartition(":")[2])

@@ -125,6 +125,10 @@ def export(
     if key is not None and len(folders) > 1:
         raise InputError(f"--key stands for one job, and there are {len(folders)} runs.")
     fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
+    if (remote := common.remote_client()) is not None:
+        fields = {"priority": priority, "is_paused": paused, "key": key}
+        _send(remote, [remote.export_of(job, settings, **fields) for job in export_verb.numbers(folders)], None, as_json=json)
+        return
     requests = []
     for folder in folders:
         FinishedRun.read(folder).changed(settings)
