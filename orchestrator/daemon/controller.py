@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jobs.events import Message, Progress
 from jobs.ledger import Ledger, StaleLease
@@ -36,6 +36,7 @@ class Controller:
         workers: where jobs run. capacity: how many, in how much memory.
         prior_replicas: copies of each prior that the workers load.
         keep_seconds: ended jobs are forgotten after so long; 0: never.
+        max_running: tells by user how many jobs of theirs may be at work at once, now.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Controller:
         timing: Timing | None = None,
         prior_replicas: int = 1,
         keep_seconds: float = 0.0,
+        max_running: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self.capacity = capacity
         self.wake = threading.Event()
@@ -62,6 +64,7 @@ class Controller:
         self.longest_wait_seconds = 0.0
         """Of the job that has been ready to start longest, as of the last round of scheduling."""
         self._ledger, self._workers, self._folder = ledger, workers, folder
+        self._max_running = max_running
         self._policy, self._timing = policy or Policy(), timing or Timing()
         self._prior_sizes = PriorSizes(ledger, replicas=prior_replicas)
         self._running: dict[int, Running] = {}
@@ -274,6 +277,7 @@ class Controller:
             prior_bytes=self._prior_sizes.of(needed),
             usage_window=self._timing.usage_window,
             last_starts=self._last_starts,
+            max_running=self._max_running() if queued else {},
         )
         plan = schedule(view, self._policy)
         self.waiting = {**{job.id: f"waits for its retry: {job.reason}" for job in queued if job.not_before > now}, **plan.wait}

@@ -63,6 +63,7 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
     """
     from orchestrator.daemon.http.routes import make_app
     from orchestrator.daemon.http.server import ApiServer
+    from orchestrator.daemon.http.tokens import TokenBook
 
     folder = StateFolder(Path(options.state))
     folder.create()
@@ -83,6 +84,7 @@ def serve(options: DaemonOptions, *, make_workers: MakeWorkers = ray_workers, ti
             timing=timing,
             prior_replicas=options.prior_replicas,
             keep_seconds=options.keep_days * 24 * 3600,
+            max_running=TokenBook(folder).max_running,
         )
         stop = _StopSignal(controller)
         app = make_app(ledger, controller, folder, stop.set, options=options)

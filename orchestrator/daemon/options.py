@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 
 from jobs.errors import InputError
@@ -27,6 +28,7 @@ class DaemonOptions:
         keep_days: ended jobs and their logs are forgotten after so many days; 0: never.
         outputs: where the folders of jobs that name none are made, a folder a user; STATE/outputs unless told.
         priors: that everybody with a token may ask; the owner of the state folder may ask any.
+        urls: where the cells of others' tables may point, each the beginning of a URL up to a slash: https://HOST/PATH/.
         hosts: names under which others reach the HTTP API, beside its addresses.
         prior_replicas: processes that hold the same prior; jobs are spread over them, and go on with another if one dies.
     """
@@ -47,6 +49,7 @@ class DaemonOptions:
     outputs: str = ""
     priors: tuple[str, ...] = ("toybox",)
     hosts: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_workers <= 10_000:
@@ -60,6 +63,11 @@ class DaemonOptions:
         for name, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):
             if not 0 <= port < 65536:
                 raise InputError(f"{name} is {port}; give 1 to 65535, or 0 for a free one.")
+        for url in self.urls:
+            if not re.fullmatch(r"[a-z][a-z0-9+]*://[^/\s@?#]+/([^\s?#]*/)?", url) or ".." in url:
+                raise InputError(
+                    f"--allow-url is {url!r}; give the beginning of URLs up to a slash, such as https://HOST/PATH/."
+                )
         if self.metrics_port and self.address:
             raise InputError("--metrics-port is for a Ray of our own; on a cluster give 'ray start' its --metrics-export-port.")
 

@@ -24,6 +24,7 @@ def view_of(
     prior_bytes: Mapping[str, int],
     usage_window: float,
     last_starts: Mapping[tuple[str, int], float],
+    max_running: Mapping[str, int],
 ) -> View:
     """What `orchestrator.scheduling.schedule` decides on.
 
@@ -31,6 +32,7 @@ def view_of(
         queued: see `Jobs.waiting`. prior_bytes: source -> bytes, where they are known.
         usage_window: seconds back from now in which a user's share is counted.
         last_starts: (user, priority) -> when a job of theirs was started last.
+        max_running: user -> jobs of theirs at once.
     """
     now = ledger.now()
     since = now - usage_window
@@ -45,6 +47,7 @@ def view_of(
         mean_run=ledger.jobs.mean_run(since) if queued else None,
         weights=ledger.jobs.weights() if queued else {},
         last_starts=last_starts,
+        max_running=max_running,
     )
 
 

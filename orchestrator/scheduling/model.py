@@ -84,6 +84,7 @@ class View:
         now: on the clock of all times here.
         usage: user -> seconds of work they were given lately; who is absent has used nothing.
         weights: user -> weight of their share, 1 by default.
+        max_running: user -> how many jobs of theirs may be at work at once; who is absent has no bound of their own.
         last_starts: (user, priority) -> when a job of that queue was last started.
         mean_run: seconds that jobs ran lately, which is what is expected of the next; None where none has ended.
         prior_bytes: source -> bytes of a prior that may have to be loaded; `default_prior_bytes` where unknown.
@@ -96,6 +97,7 @@ class View:
     priors: Sequence[PriorView] = ()
     usage: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    max_running: Mapping[str, int] = field(default_factory=dict)
     last_starts: Mapping[tuple[str, int], float] = field(default_factory=dict)
     mean_run: float | None = None
     prior_bytes: Mapping[str, int] = field(default_factory=dict)

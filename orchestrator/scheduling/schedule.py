@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from orchestrator.scheduling.fair_share import candidates
@@ -47,6 +48,8 @@ class _Round:
         self._view, self._policy = view, policy
         self._plan = Plan()
         self._now, self._soon = Room.of(view), Room.of(view)
+        self._num_running = Counter(job.user for job in view.running)
+        self._held: dict[int, str] = {}
         for job in view.running:
             if job.is_yielding:
                 self._soon.without(job)
@@ -60,6 +63,8 @@ class _Round:
             if job.priority != level:
                 self._start_postponed(postponed)
                 level = job.priority
+            if self._is_held(job):
+                continue
             if never := self._now.never_fits(job):
                 plan.refuse[job.id] = never
             elif lack := self._now.lacks(job):
@@ -70,9 +75,22 @@ class _Round:
             else:
                 self._start(job, reason)
         self._start_postponed(postponed)
+        plan.wait = {**self._held, **plan.wait}
         return plan
 
+    def _is_held(self, job: QueuedJob) -> bool:
+        """Whether its user has as many jobs at work as they may. Such jobs keep no room and stand in nobody's way."""
+        num, most = self._num_running[job.user], self._view.max_running.get(job.user)
+        if most is None or num < most:
+            return False
+        if len(self._held) < NUM_LOOKAHEAD:
+            self._held[job.id] = f"{job.user} has {num} at work, as many as may be at once"
+        return True
+
     def _start(self, job: QueuedJob, reason: str) -> None:
+        if self._is_held(job):
+            return
+        self._num_running[job.user] += 1
         loads = "" if self._now.is_resident(job.prior) else f"; its prior {job.prior!r} is loaded"
         for source in self._now.take(job):
             self._plan.evict[source] = f"idle, and job {job.id} needs its memory"

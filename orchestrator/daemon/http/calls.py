@@ -120,7 +120,7 @@ class Calls:
         self._uploads = Uploads(folder.path / "uploads")
         outputs = Path(options.outputs) if options.outputs else folder.path / "outputs"
         pictures, priors = folder.path / "pictures", options.priors
-        self._maker = Maker(ledger, self._uploads, outputs=outputs, pictures=pictures, priors=priors)
+        self._maker = Maker(ledger, self._uploads, outputs=outputs, pictures=pictures, priors=priors, urls=options.urls)
         self._started_at = ledger.now()
 
     # Who

@@ -63,14 +63,21 @@ class Maker:
 
     Args:
         outputs: the folder of folders of users. pictures: where copies of what editing jobs start from are kept.
-        priors: that everybody may ask; None: any.
+        priors: that everybody may ask; None: any. urls: where cells of others' tables may point, see `DaemonOptions`.
     """
 
     def __init__(
-        self, ledger: Ledger, uploads: Uploads, *, outputs: Path, pictures: Path, priors: Collection[str] | None
+        self,
+        ledger: Ledger,
+        uploads: Uploads,
+        *,
+        outputs: Path,
+        pictures: Path,
+        priors: Collection[str] | None,
+        urls: tuple[str, ...] = (),
     ) -> None:
         self._ledger, self._uploads, self._outputs, self._pictures = ledger, uploads, outputs, pictures
-        self._priors = priors
+        self._priors, self._urls = priors, urls
 
     def text_to_3d(self, form: TextTo3DForm, who: Principal, key: str | None) -> Submission:
         """One mesh. Raises InputError."""
@@ -115,7 +122,7 @@ class Maker:
         source = TableSource.find(str(path), prompt_column=form.prompt_column)
         table = source.scan()
         if not who.is_owner and (places := {"init_image", "mask"} & set(table.columns)):
-            raise HTTPException(403, f"The table's column {min(places)} names files, which only the owner's own jobs may read.")
+            self._check_places(source, places)
         known = {field.name for field in dataclasses.fields(BatchImagesSpec)}
         shaping = {"shard_size": form.shard_size, "output_format": form.output_format}
         plain = {
@@ -131,6 +138,23 @@ class Maker:
         batch = BatchSettings(prompts=str(path), num_workers=form.num_workers)
         job = JobSettings(export=settings.export, runtime=settings.runtime, batch=batch)
         return self._submission(spec, job, form, who, key)
+
+    def _check_places(self, source: TableSource, columns: Collection[str]) -> None:
+        """Others' cells name pictures below an allowed URL alone: no file of this machine, no host that nobody has named."""
+        for row in source.rows():
+            for column in sorted(columns):
+                place = row.values.get(column)
+                if place is not None and not (isinstance(place, str) and self._is_allowed(place)):
+                    allowed = " and ".join(self._urls) or "none; 'dreamkiln up --allow-url' names some"
+                    raise HTTPException(
+                        403,
+                        f"The table's column {column} names files, and {row.place} has {str(place)[:100]!r}: only the "
+                        f"owner's own jobs may read files, others those below the URLs that are allowed here: {allowed}.",
+                    )
+
+    def _is_allowed(self, url: str) -> bool:
+        is_plain = url.isascii() and url.isprintable() and not set(url) & set(" \\@%") and "::" not in url
+        return is_plain and "/.." not in url and any(url.startswith(prefix) for prefix in self._urls)
 
     def export(self, form: ExportForm, who: Principal, key: str | None) -> Submission:
         """Other files of a finished 3D job. Raises InputError."""

@@ -6,6 +6,7 @@ made with and is signed with a key of the owner's, so it survives a restart and 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -42,7 +43,8 @@ class Principal:
     Args:
         name: of the token. user: whose jobs they are. scope: the largest of `SCOPES` that it has.
         is_owner: the state folder's token, which proves the right to read the orchestrator's files: may name paths.
-        max_jobs: that may be queued or running at once. max_bytes: of uploads that are kept. None: no bound.
+        max_jobs: that may be queued or running at once. max_running: of those, at work at once. max_bytes: of uploads that are
+            kept. None: no bound.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Principal:
     is_owner: bool = False
     max_jobs: int | None = None
     max_bytes: int | None = None
+    max_running: int | None = None
 
     def may(self, scope: str) -> bool:
         """Whether its scope holds that one."""
@@ -68,6 +71,7 @@ class _Entry:
     created_at: float
     max_jobs: int | None = None
     max_bytes: int | None = None
+    max_running: int | None = None
 
     def __post_init__(self) -> None:
         check_name("token's name", self.name)
@@ -77,7 +81,8 @@ class _Entry:
             raise InputError(f"There is no scope {self.scope!r}{hint}; choose one of {', '.join(SCOPES)}.")
         if self.name == OWNER:
             raise InputError(f"The name {OWNER!r} is the state folder's own token's; choose another.")
-        for what, number in (("--max-jobs", self.max_jobs), ("--max-bytes", self.max_bytes)):
+        bounds = (("--max-jobs", self.max_jobs), ("--max-bytes", self.max_bytes), ("--max-running", self.max_running))
+        for what, number in bounds:
             if number is not None and not 0 < number < 2**63:
                 raise InputError(f"{what} is {number}; give a whole number above 0.")
 
@@ -123,6 +128,16 @@ class TokenBook:
         digest = OWNER if name == OWNER else next((entry.sha256 for entry in self._read() if entry.name == name), "")
         text = f"session {until} {name} {digest}"
         return hmac.new(self.folder.token().encode(), text.encode(), "sha256").hexdigest() if digest else ""
+
+    def max_running(self) -> dict[str, int]:
+        """User -> jobs of theirs that may be at work at once: the least that a token of theirs says."""
+        with contextlib.suppress(InputError):  # who calls is told; the queue goes on with what was read last
+            self._read()
+        found: dict[str, int] = {}
+        for entry in self._entries:
+            if entry.max_running is not None:
+                found[entry.user] = min(entry.max_running, found.get(entry.user, entry.max_running))
+        return found
 
     def all(self) -> list[dict[str, Any]]:
         """Every named token without its hash."""
@@ -189,4 +204,4 @@ class TokenBook:
 
 
 def _principal(entry: _Entry) -> Principal:
-    return Principal(name=entry.name, user=entry.user, scope=entry.scope, max_jobs=entry.max_jobs, max_bytes=entry.max_bytes)
+    return Principal(**{name: value for name, value in asdict(entry).items() if name not in ("sha256", "created_at")})

@@ -69,7 +69,9 @@ class Api:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory) -> Iterator[Api]:
     rig = Rig(tmp_path_factory.mktemp("api") / "state")
-    options = DaemonOptions(state=str(rig.folder.path), hosts=("kiln.example",))
+    options = DaemonOptions(
+        state=str(rig.folder.path), hosts=("kiln.example",), urls=("https://pictures.example/public/", "s3://bucket/")
+    )
     server = ApiServer(
         make_app(rig.ledger, rig.controller, rig.folder, rig.controller.close, options=options), host="127.0.0.1", port=0
     )
@@ -256,7 +258,7 @@ def test_clients_that_trickle_are_given_up_and_stand_in_nobodys_way(api: Api, mo
 
 def test_tokens_are_hashed_revoked_and_bounded(api: Api):
     book = api.book
-    token = book.create("guest", scope="submit", user="guest", max_jobs=1, max_bytes=1000)
+    token = book.create("guest", scope="submit", user="guest", max_jobs=1, max_bytes=1000, max_running=2)
     api.tokens["guest"] = token
     text = (api.rig.folder.path / "tokens.json").read_text()
     assert token not in text and (api.rig.folder.path / "tokens.json").stat().st_mode & 0o777 == 0o600
@@ -264,13 +266,17 @@ def test_tokens_are_hashed_revoked_and_bounded(api: Api):
     first = api.ok("guest", "POST", "/v1/images", {"prompt": "a guest's table", "paused": True})
     assert first["job"]["user"] == "guest" and first["job"]["out"].startswith(str(api.rig.folder.path / "outputs" / "guest"))
     status, answer, _ = api("guest", "POST", "/v1/images", {"prompt": "another table"})
-    assert status == 429 and "guest has 1 jobs that have not ended, as many as are allowed" in answer["error"]
+    assert status == 429 and "guest has 1 jobs that have not ended, and 1 are allowed" in answer["error"]
     status, answer, _ = api("guest", "POST", UPLOAD, b"x" * 1001, Content_Type="text/csv")
     assert status == 413 and "1,000 more bytes" in answer["error"]
     for who, expected in (("submit", 403), ("guest", 200)):
         assert api(who, "POST", f"/v1/jobs/{first['id']}/resume")[0] == expected
     assert api("operate", "POST", f"/v1/jobs/{first['id']}/cancel")[0] == 200
+    book.create("other", scope="submit", user="guest", max_running=3)
+    assert book.max_running() == {"guest": 2}
     book.revoke("guest")
+    assert book.max_running() == {"guest": 3}
+    book.revoke("other")
     assert api("guest", "GET", "/v1/me")[0] == 401
     with pytest.raises(NotFound, match="no token 'guest'"):
         book.revoke("guest")
@@ -357,6 +363,34 @@ def test_uploads_become_tables_and_pictures(api: Api, tmp_path: Path):
     assert len(names) == 4
     for name in names:
         api.ok("submit", "DELETE", f"/v1/uploads/{name}")
+
+
+@pytest.mark.parametrize(
+    ("cell", "status"),
+    [
+        ("https://pictures.example/public/a.png", 201),
+        ("s3://bucket/a.png", 201),
+        ("/etc/passwd", 403),
+        ("a.png", 403),
+        ("file:///etc/passwd", 403),
+        ("http://127.0.0.1:8265/", 403),
+        ("http://169.254.169.254/latest/meta-data", 403),
+        ("https://pictures.example/private.png", 403),
+        ("https://pictures.example/public/../private.png", 403),
+        ("https://pictures.example/public/%2e%2e/private.png", 403),
+        ("https://pictures.example.evil.example/public/", 403),
+        ("https://pictures.example@evil.example/public/a.png", 403),
+        ("simplecache::https://pictures.example/public/a.png", 403),
+        ("s3://bucket-of-another/a.png", 403),
+    ],
+)
+def test_cells_of_others_point_only_where_it_is_allowed(api: Api, cell: str, status: int):
+    table = f"prompt,init_image\na,{cell}\n".encode()
+    sent = api.ok("submit", "POST", "/v1/uploads?name=t.csv", table, Content_Type="text/csv")
+    found, answer, _ = api("submit", "POST", "/v1/tables", {"table": sent["id"], "paused": True})
+    assert found == status, answer
+    assert status == 201 or f"row 1 (line 2) has {cell!r}" in answer["error"]
+    api.ok("submit", "DELETE", f"/v1/uploads/{sent['id']}")
 
 
 def test_lists_go_on_by_cursor_and_are_searched(api: Api):

@@ -47,6 +47,14 @@ def test_a_user_who_used_less_goes_first_and_weights_count():
     assert list(plan(*jobs, workers=1, usage={"ada": 101.0, "bob": 200.0}, weights={"bob": 2.0}).start) == [2]
 
 
+def test_a_user_with_as_many_at_work_as_may_be_stands_in_nobodys_way():
+    jobs = [queued(id, priority=5) for id in range(1, 200)] + [queued(300, user="bob")]
+    decided = plan(*jobs, workers=9, running=[running(400)], max_running={"ada": 2})
+    assert list(decided.start) == [1, 300]
+    assert decided.wait[2] == "ada has 2 at work, as many as may be at once" and not decided.make_room
+    assert set(plan(*jobs, workers=3).start) == {1, 2, 3}
+
+
 def test_what_was_just_started_counts_although_it_has_used_nothing():
     fresh = [running(9, user="ada", started_at=NOW)]
     assert list(plan(queued(1), queued(2, user="bob"), workers=2, running=fresh).start) == [2]

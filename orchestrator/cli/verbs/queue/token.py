@@ -20,6 +20,8 @@ HELP = "Named tokens of the HTTP API and its page: who may look, submit, operate
 
 Name = Annotated[str, typer.Argument(help="The token's name.", show_default=False)]
 
+BOUNDS = (("max_jobs", "jobs"), ("max_running", "at once"), ("max_bytes", "bytes"))
+
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -34,12 +36,14 @@ def create(
     scope: Annotated[str, typer.Option(help="read, submit, operate or admin; each holds those before it.")] = "submit",
     user: Annotated[str | None, typer.Option(help="Whose jobs they are; the token's name.")] = None,
     max_jobs: Annotated[int | None, typer.Option(help="Jobs of theirs that may be queued or running at once.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="Of those, at work at once.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Bytes of uploads that are kept for them.")] = None,
     state: common.State = None,
     json: common.Json = False,
 ) -> None:
     """Works beside a running orchestrator, which sees it at once."""
-    made = _book(state).create(name, scope=scope, user=user, max_jobs=max_jobs, max_bytes=max_bytes)
+    bounds = {"max_jobs": max_jobs, "max_running": max_running, "max_bytes": max_bytes}
+    made = _book(state).create(name, scope=scope, user=user, **bounds)
     print(json_module.dumps({"ok": True, "name": name, "scope": scope, "token": made}) if json else made)
 
 
@@ -51,7 +55,7 @@ def list_(state: common.State = None, json: common.Json = False) -> None:
         print(json_module.dumps({"ok": True, "tokens": tokens}))
         return
     for one in tokens:
-        bounds = "".join(f", {word} {one[key]:,}" for key, word in (("max_jobs", "jobs"), ("max_bytes", "bytes")) if one[key])
+        bounds = "".join(f", {word} {one[key]:,}" for key, word in BOUNDS if one[key])
         since = datetime.fromtimestamp(one["created_at"], UTC)
         print(f"{one['name']:24} {one['scope']:8} user {one['user']}, since {since:%Y-%m-%d}{bounds}")
     if not tokens:

@@ -60,6 +60,10 @@ def command(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name under which others reach the HTTP API; may be repeated.")
     ] = None,
+    allow_url: Annotated[
+        list[str] | None,
+        typer.Option(help="Below which tables of others may name pictures: https://HOST/PATH/; may be repeated."),
+    ] = None,
     outputs: Annotated[
         Path | None, typer.Option(help="Where folders of jobs from the page and the HTTP API are made; STATE/outputs.")
     ] = None,
@@ -90,6 +94,7 @@ def command(
         outputs="" if outputs is None else str(outputs.absolute()),
         priors=("toybox", *(allow_prior or ())),
         hosts=tuple(allow_host or ()),
+        urls=tuple(allow_url or ()),
     )
     if foreground:
         import logging
