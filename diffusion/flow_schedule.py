@@ -182,8 +182,8 @@ class FlowSchedule(Schedule):
         return 1.0, float(self.shifted(torch.tensor(1 / self.num_train_timesteps, dtype=torch.float64)))
 
     def timesteps_at(self, fractions: Tensor) -> Tensor:
-        """Fractions of T, (B,) -> (B,) float64 in [0, T]."""
-        return fractions.double() * self.num_train_timesteps
+        """Levels before the shift, (B,) in [0, 1] -> timesteps after it, (B,) float64 in [0, T], as RFDS draws them."""
+        return self.num_train_timesteps * self.shifted(fractions.double())
 
     def fitted(self, latents: tuple[int, int], *, patch: int) -> "FlowSchedule":
         """With a `resolution_shift`, the schedule of pictures with latents (h, w) in patches of so many numbers a side."""

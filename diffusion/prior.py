@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
@@ -25,6 +26,7 @@ from diffusion.guidance import guided_prediction
 from diffusion.latent_colours import LatentColours
 from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.layout import channels_last
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
@@ -42,7 +44,7 @@ from diffusion.requests import (
 from diffusion.seeding import sent
 from diffusion.text.chunks import chunks_of, joined, most_chunks, weighted
 from diffusion.text.clip import TextEncoder
-from diffusion.text.prompt_syntax import not_read
+from diffusion.text.prompt_syntax import not_read, plain_text
 from diffusion.text.row_cache import RowCache, side_by_side
 from diffusion.text.tokenizer import Tokenizer
 
@@ -50,6 +52,9 @@ __all__ = ["TOYBOX", "Prior", "PriorCard", "PriorError", "hash_files"]
 
 # Of prompts kept in memory, in half precision 3.8 MB each for Stable Diffusion 1.5 and 25 MB for SDXL.
 MAX_CACHED_BYTES = 512 * 2**20
+
+T5_ROWS = 256
+"""Rows of T5 that Stable Diffusion 3 attends to, also where they are zeros."""
 
 
 @dataclass
@@ -84,7 +89,7 @@ class Prior(Checkpoint):
         for name, module in parts.items():
             if isinstance(module, nn.Module):
                 parts[name] = module.eval().requires_grad_(False).to(target)
-        if parts["unet"].conv_in.weight.dtype == torch.bfloat16:
+        if next(parts["unet"].parameters()).dtype == torch.bfloat16:
             # Which has float32's range; SDXL's autoencoder overflows in float16 alone.
             parts["autoencoder"].to(torch.bfloat16)
         if target.type == "cuda":
@@ -119,8 +124,13 @@ class Prior(Checkpoint):
 
     @property
     def size_multiple(self) -> int:
-        """Pixels of a picture's side for each of its latents' side: widths and heights are multiples of it."""
-        return self.autoencoder.config.spatial_factor
+        """Widths and heights are multiples of so many pixels: of those of a latent, or of a transformer's patch of them."""
+        return self.autoencoder.config.spatial_factor * self.patch_size
+
+    @property
+    def patch_size(self) -> int:
+        """Latents along a side of what the network takes for one place: a transformer's patch, or 1."""
+        return self.unet.config.patch_size if isinstance(self.unet, JointTransformer) else 1
 
     def latent_shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of this (height, width) in pixels.
@@ -135,9 +145,15 @@ class Prior(Checkpoint):
                 f"the picture is {size[1]}x{size[0]} pixels; expected multiples of {factor}, such as "
                 f"{_nearest(size[1], factor)}x{_nearest(size[0], factor)}"
             )
+        if isinstance(self.unet, JointTransformer) and max(size) > (most := self.unet.config.pos_embed_max_size * factor):
+            raise PriorError(
+                f"the picture is {size[1]}x{size[0]} pixels, and the table of positions of {self.name} ends at {most}; take a "
+                "smaller one"
+            )
         if self.num_views is not None and size != self._own_size:
             raise PriorError(f"the prior {self.name} takes cameras and draws {self.image_size}x{self.image_size} pixels alone")
-        return (self.autoencoder.config.latent_channels, size[0] // factor, size[1] // factor)
+        pixels = self.autoencoder.config.spatial_factor
+        return (self.autoencoder.config.latent_channels, size[0] // pixels, size[1] // pixels)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -147,7 +163,7 @@ class Prior(Checkpoint):
     @torch.no_grad()
     def told_scale(self, condition: Condition, guidance: Guidance) -> tuple[Condition, Guidance]:
         """Of a network that is told its guidance scale (2310.04378): the condition that says it, and no other guidance."""
-        if not self.unet.scale_dim:
+        if isinstance(self.unet, JointTransformer) or not self.unet.scale_dim:
             return condition, guidance
         tokens = condition.tokens.clone()
         tokens[:, -1, : self.unet.scale_dim] = self.unet.embed_scale(guidance.scale).to(tokens)
@@ -164,9 +180,10 @@ class Prior(Checkpoint):
     def encode_text(
         self, prompts: Sequence[str], *, size: tuple[int, int] | None = None, num_chunks: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """What the towers make of prompts: states (B, S, D) and, of SDXL, pooled text and sizes (B, A).
+        """What the towers make of prompts: states (B, S, D) and, of SDXL, pooled text and sizes (B, A), or pooled text alone.
 
-        S is the towers' length times the number of chunks; see `diffusion.text.chunks`.
+        S is the towers' length times the number of chunks (see `diffusion.text.chunks`), and of Stable Diffusion 3 the rows of
+        T5 after them, zeros without it.
 
         Args:
             size: (height, width) of the pictures in pixels, which SDXL is told; the prior's own by default.
@@ -177,7 +194,7 @@ class Prior(Checkpoint):
                 self._read(tower, tokenizer, sent(tokenizer(list(prompts)), self.device)) for _, tower, tokenizer in self.towers
             ]
             states = torch.cat([at_least_float32(one) for one, _ in read], dim=-1)
-            pooled = read[-1][1]
+            pooled = self._pooled([one for _, one in read])
         else:
             num_chunks = num_chunks or self.num_chunks(prompts)
             texts = [self._read_in_chunks(prompt, num_chunks) for prompt in prompts]
@@ -185,7 +202,23 @@ class Prior(Checkpoint):
             pooled = None if texts[0][1] is None else torch.cat([cast(Tensor, one) for _, one in texts])
         if self.text_encoder_2 is None:
             return states, None
+        if isinstance(self.unet, JointTransformer):
+            return self._with_t5(states, prompts, self.unet.config.joint_attention_dim), at_least_float32(cast(Tensor, pooled))
         return states, self._added(at_least_float32(cast(Tensor, pooled)), size or self._own_size)
+
+    def _with_t5(self, states: Tensor, prompts: Sequence[str], width: int) -> Tensor:
+        """CLIP's rows (B, S, D), made as wide as T5's by zeros, and T5's after them (2403.03206 section 4)."""
+        states = F.pad(states, (0, width - states.shape[-1]))
+        if self.text_encoder_3 is None:
+            return F.pad(states, (0, 0, 0, T5_ROWS))
+        words = [plain_text(prompt) if self.reads_syntax else prompt for prompt in prompts]
+        return torch.cat([states, at_least_float32(self.text_encoder_3(words)).to(states)], dim=1)
+
+    def _pooled(self, of_towers: Sequence[Tensor | None]) -> Tensor | None:
+        """Of SDXL the last tower's pooled text, of Stable Diffusion 3 both side by side."""
+        if not isinstance(self.unet, JointTransformer):
+            return of_towers[-1]
+        return torch.cat([cast(Tensor, one) for one in of_towers], dim=-1)
 
     def _read(self, tower: TextEncoder, tokenizer: Tokenizer, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, S, width) states of the layer that this family reads, and pooled text."""
@@ -195,12 +228,13 @@ class Prior(Checkpoint):
 
     def _read_in_chunks(self, prompt: str, num_chunks: int) -> tuple[Tensor, Tensor | None]:
         """(1, N S, D) of one prompt, each tower's states weighted on their own, and the first chunk's pooled text."""
-        states, pooled = [], None
+        states, of_towers = [], []
         for _, tower, tokenizer in self.towers:
             chunks = chunks_of(tokenizer, prompt, num_chunks=num_chunks)
             read, pooled = self._read(tower, tokenizer, sent(chunks.ids, self.device))
             states.append(joined(weighted(at_least_float32(read), chunks.weights)))
-        return torch.cat(states, dim=-1), None if pooled is None else pooled[:1]
+            of_towers.append(None if pooled is None else pooled[:1])
+        return torch.cat(states, dim=-1), self._pooled(of_towers)
 
     @property
     def reads_syntax(self) -> bool:
@@ -225,7 +259,8 @@ class Prior(Checkpoint):
 
     def _told_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """The size that a prompt's condition depends on: of networks that are not told any, always their own."""
-        return self._own_size if size is None or self.text_encoder_2 is None else size
+        is_told = self.text_encoder_2 is not None and not isinstance(self.unet, JointTransformer)
+        return size if size is not None and is_told else self._own_size
 
     @property
     def _own_size(self) -> tuple[int, int]:
@@ -279,7 +314,7 @@ class Prior(Checkpoint):
     @torch.no_grad()
     def _project(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:
         states, added = self.encode_text([prompt or ""], size=size, num_chunks=num_chunks)
-        if prompt is None:
+        if prompt is None and not isinstance(self.unet, JointTransformer):
             # SDXL's condition for no text: zeros, but for the sizes.
             states = torch.zeros_like(states)
             added = self._added(states.new_zeros(1, self.unet.config.pooled_dim), size)
@@ -287,7 +322,7 @@ class Prior(Checkpoint):
 
     @property
     def _unet_dtype(self) -> torch.dtype:
-        return self.unet.conv_in.weight.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def _autoencoder_dtype(self) -> torch.dtype:

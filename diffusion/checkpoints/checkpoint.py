@@ -9,9 +9,11 @@ from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.weights import read_json
 from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.unet import UNet2DCondition
 from diffusion.process import Schedule
 from diffusion.text.clip import TextEncoder
+from diffusion.text.t5 import T5Tower
 from diffusion.text.tokenizer import Tokenizer
 
 Autoencoder = AutoencoderKL | AutoencoderTiny
@@ -66,7 +68,9 @@ class Checkpoint:
 
     Attributes:
         weights_hash: sha256 of all that was read into the networks and, where it is not Stable Diffusion's, of the schedule.
-        text_encoder_2, tokenizer_2: the second tower, of SDXL; None otherwise.
+        unet: the network: a UNet, or the joint transformer of Stable Diffusion 3.
+        text_encoder_2, tokenizer_2: the second tower, of SDXL and Stable Diffusion 3; None otherwise.
+        text_encoder_3: Stable Diffusion 3's T5, which may be absent.
         plain_prompts: whether prompts are words alone, without weights and BREAK, cut at the towers' length.
         decoding: "plain", "tiled" (in strips, see `diffusion.networks.strips`), or "auto" for tiled where memory is short.
         clip_skip: 1 for the layer of the text towers that the model was trained with, 2 for the one before, and so on.
@@ -77,7 +81,7 @@ class Checkpoint:
 
     card: PriorCard
     schedule: Schedule
-    unet: UNet2DCondition
+    unet: UNet2DCondition | JointTransformer
     autoencoder: Autoencoder
     text_encoder: TextEncoder
     tokenizer: Tokenizer
@@ -85,6 +89,7 @@ class Checkpoint:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     text_encoder_2: TextEncoder | None = None
     tokenizer_2: Tokenizer | None = None
+    text_encoder_3: T5Tower | None = None
     zeros_for_empty_negative: bool = False
     notes: list[str] = field(default_factory=list)
     plain_prompts: bool = False
@@ -94,7 +99,7 @@ class Checkpoint:
 
     @property
     def towers(self) -> list[tuple[str, TextEncoder, Tokenizer]]:
-        """(published name, tower, tokenizer) of the one or two text towers."""
+        """(published name, tower, tokenizer) of the one or two CLIP towers."""
         towers = [("text_encoder", self.text_encoder, self.tokenizer)]
         if self.text_encoder_2 is not None and self.tokenizer_2 is not None:
             towers.append(("text_encoder_2", self.text_encoder_2, self.tokenizer_2))
@@ -111,6 +116,9 @@ class Checkpoint:
         Raises:
             PriorError: naming the two that do not.
         """
+        if isinstance(self.unet, JointTransformer):
+            self._check_joint(source, self.unet)
+            return
         unet, latents = self.unet.config, self.autoencoder.config.latent_channels
         widths = [tower.config.width for _, tower, _ in self.towers]
         if unet.in_channels not in (latents, inpainting_channels(latents)):
@@ -128,6 +136,37 @@ class Checkpoint:
             raise PriorError(
                 f"the UNet of {source} reads pooled text {unet.pooled_dim} wide and its text towers give {pooled}; "
                 "take all parts from the same model"
+            )
+
+    def _check_joint(self, source: Path, network: JointTransformer) -> None:
+        config, latents = network.config, self.autoencoder.config.latent_channels
+        fits = (
+            ("takes", "latent channels", config.in_channels, "its autoencoder makes", latents),
+            ("gives", "latent channels", config.out_channels, "its autoencoder reads", latents),
+            (
+                "reads",
+                "numbers of pooled text",
+                config.pooled_projection_dim,
+                "its text towers give",
+                sum(tower.config.projection_dim for _, tower, _ in self.towers),
+            ),
+            (
+                "reads text of",
+                "numbers a row",
+                config.joint_attention_dim,
+                "its T5 tower gives",
+                config.joint_attention_dim if self.text_encoder_3 is None else self.text_encoder_3.encoder.config.d_model,
+            ),
+        )
+        for does, what, ours, who, theirs in fits:
+            if ours != theirs:
+                raise PriorError(
+                    f"the transformer of {source} {does} {ours} {what} and {who} {theirs}; take all parts from the same model"
+                )
+        if (width := sum(tower.config.width for _, tower, _ in self.towers)) > config.joint_attention_dim:
+            raise PriorError(
+                f"the transformer of {source} reads text {config.joint_attention_dim} wide and its CLIP towers are {width} "
+                "wide; take all parts from the same model"
             )
 
 

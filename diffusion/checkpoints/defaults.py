@@ -17,11 +17,14 @@ SETTINGS = ("num_steps", "guidance_scale", "guidance_rescale", "sampler", "times
 _FAMILY = "the family's usual value"
 # Steps, guidance, rescale, sampler and spacing as the owners of each family expect them; None is the schedule's own spacing.
 _STABLE_DIFFUSION = (25, 7.5, 0.0, "dpmpp_2m", "karras")
+_FLOWS = ("Stable Diffusion 3", "Stable Diffusion 3.5")
 FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
     "Stable Diffusion 1.x": _STABLE_DIFFUSION,
     "Stable Diffusion 2.x": _STABLE_DIFFUSION,
     "Stable Diffusion XL": (50, 5.0, 0.0, "euler", "leading"),
     "MVDream": _STABLE_DIFFUSION,
+    "Stable Diffusion 3": (28, 7.0, 0.0, "euler", None),
+    "Stable Diffusion 3.5": (40, 4.5, 0.0, "euler", None),
     "Stable Diffusion": _STABLE_DIFFUSION,
 }
 # Of a single file, whose configuration is its family's; Stable Diffusion 2.x was published at 512 and, with v-prediction, 768.
@@ -30,12 +33,17 @@ IMAGE_SIZES = {
     "Stable Diffusion 2.x": 512,
     "Stable Diffusion XL": 1024,
     "MVDream": 256,
+    "Stable Diffusion 3": 1024,
+    "Stable Diffusion 3.5": 1024,
 }
 TURBO_SIZE = 512
 """Of the models distilled from Stable Diffusion 2.1 and XL alike."""
-CLIP_LAYERS = {"Stable Diffusion 2.x": "last but one", "Stable Diffusion XL": "last but one", "Stable Diffusion": "family's"}
+CLIP_LAYERS = {
+    **dict.fromkeys(("Stable Diffusion 2.x", "Stable Diffusion XL", *_FLOWS), "last but one"),
+    "Stable Diffusion": "family's",
+}
 """The layer of the text towers that a family was trained with; the others take the last. `?clip_skip=` counts back from it."""
-RECIPES = {"MVDream": "mvdream-sd21"}
+RECIPES = {"MVDream": "mvdream-sd21", "Stable Diffusion 3": "rfds-sd3", "Stable Diffusion 3.5": "rfds-sd3"}
 """How objects are distilled from a family: a name of `orchestrator.settings.recipes`; the others take USUAL_RECIPE."""
 USUAL_RECIPE = "dreamfusion-sd"
 # Distilled models: no classifier-free guidance (1), and runs that begin at the last timestep.
@@ -124,7 +132,10 @@ def _usual(family: str) -> Defaults:
 
 def _of_folder(folder: Path) -> Defaults:
     unet, scheduler = _json(folder / "unet/config.json"), _json(folder / "scheduler/scheduler_config.json")
-    if (folder / "text_encoder_2").is_dir():
+    if (folder / "transformer").is_dir():
+        unet = _json(folder / "transformer/config.json")
+        family = "Stable Diffusion 3.5" if unet.get("qk_norm") else "Stable Diffusion 3"
+    elif (folder / "text_encoder_2").is_dir():
         family = "Stable Diffusion XL"
     else:
         family = "Stable Diffusion 2.x" if unet.get("cross_attention_dim") == 1024 else "Stable Diffusion 1.x"
@@ -153,6 +164,8 @@ def _of_folder(folder: Path) -> Defaults:
 def _family_of_file(path: Path) -> str:
     """By the names in a safetensors header; other files and names on the hub tell nothing before they are read."""
     names = _header(path)
+    if any(name.startswith("model.diffusion_model.joint_blocks.") for name in names):
+        return "Stable Diffusion 3.5" if any(name.endswith(".ln_q.weight") for name in names) else "Stable Diffusion 3"
     if any("camera_embed." in name for name in names):
         return "MVDream"
     if any(name.startswith("conditioner.embedders.1.") for name in names):
@@ -161,6 +174,8 @@ def _family_of_file(path: Path) -> str:
         return "Stable Diffusion 2.x"
     if any(name.startswith("cond_stage_model.") for name in names):
         return "Stable Diffusion 1.x"
+    if third := re.search(r"(?:sd|stable[-_ ]?diffusion)[-_ ]?3(?P<half>[._]5)?(?!\d)", str(path), re.IGNORECASE):
+        return "Stable Diffusion 3.5" if third["half"] else "Stable Diffusion 3"
     return "Stable Diffusion XL" if re.search(r"xl(?![a-z])", str(path), re.IGNORECASE) else "Stable Diffusion"
 
 
@@ -174,6 +189,8 @@ def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
     if kind is None or kind == "none":
         return found
     values = dict(zip(SETTINGS, DISTILLED[kind], strict=True))
+    if found.family in _FLOWS:
+        values |= {"sampler": "euler", "timestep_spacing": None}
     if steps := _STEPS_IN_NAME.search(where):
         values["num_steps"] = int(steps[1])
     note = ""
@@ -183,7 +200,7 @@ def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
             f"{values['guidance_scale']:g}; add '?distilled=none' if it is not."
         )
     changed = found.changed(f"distilled ({kind}), by {where}", **values)
-    size = TURBO_SIZE if kind == "turbo" and path.is_file() else found.image_size
+    size = TURBO_SIZE if kind == "turbo" and path.is_file() and found.family not in _FLOWS else found.image_size
     return replace(changed, note=note, distilled=kind, image_size=size)
 
 

@@ -29,6 +29,9 @@ UNET_STEMS = VAE_STEMS = ("diffusion_pytorch_model",)
 TEXT_STEMS = ("model", "pytorch_model")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
+TRANSFORMER_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", *SECOND_TOWER)
+THIRD_TOWER = ("text_encoder_3", "tokenizer_3")
+JOINT_PIPELINE = "StableDiffusion3Pipeline"
 MULTI_VIEW = "multi_view"
 """The folder of what a UNet has beyond the published one, in priors of ours."""
 
@@ -137,6 +140,9 @@ def parts_of(folder: Path) -> tuple[str, ...]:
     """
     index = read_json(folder / "model_index.json")
     with making_sense_of(folder / "model_index.json"):
+        if index.get("_class_name") == JOINT_PIPELINE:
+            third = (index.get("text_encoder_3") or [None])[0] is not None
+            return (*TRANSFORMER_PARTS, *THIRD_TOWER) if third else TRANSFORMER_PARTS
         second = (index.get("text_encoder_2") or [None])[0] is not None
     return (*PARTS, *SECOND_TOWER) if second else PARTS
 
@@ -179,7 +185,7 @@ def refuse_other_families(folder: Path) -> None:
     Raises:
         PriorError: it is one, named.
     """
-    known = "use a folder of Stable Diffusion 1.x, 2.x or SDXL base"
+    known = "use a folder of Stable Diffusion 1.x, 2.x, SDXL base or 3"
     if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
         name = str(read_json(folder / "config.json").get("_class_name"))
         what = OTHER_FOLDERS.get(name, f"one network ({name})")
@@ -188,6 +194,8 @@ def refuse_other_families(folder: Path) -> None:
         raise PriorError(f"the folder {folder} holds a LoRA, which is given beside a model as '?lora=FOLDER'; {known}")
     index = read_json(folder / "model_index.json")
     pipeline = str(index.get("_class_name", ""))
+    if pipeline == JOINT_PIPELINE:
+        return
     other = next((what for start, what in OTHER_PIPELINES.items() if pipeline.startswith(start)), None)
     if other is not None:
         raise PriorError(f"the folder {folder} is a {other} ({pipeline}), which is not supported; {known}")

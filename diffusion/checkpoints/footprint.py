@@ -10,13 +10,18 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+
 from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
 from diffusion.checkpoints.folder import TEXT_STEMS, UNET_STEMS, VAE_STEMS, parts_of
 from diffusion.checkpoints.read import locate
 from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
 from diffusion.checkpoints.source import Source
+from diffusion.checkpoints.stable_diffusion_3 import AUTOENCODER_CONFIG, CLIP_G, CLIP_L, MARK, config_of
 from diffusion.checkpoints.weights import PICKLES, read_json, weight_files
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
+from diffusion.networks.joint_transformer import JointTransformerConfig
 from diffusion.networks.strips import STRIP_ROWS
 from diffusion.networks.unet import UNetConfig, per_level
 
@@ -32,6 +37,8 @@ MAX_TEXT_BYTES = 512 * 2**20
 MAPS_OF_TRANSFORMER, MAPS_OF_RESNET = 20, 8
 """Feature maps that are alive within a block at its widest moment: the gated feed-forward of a transformer holds twice four
 times its width, beside queries, keys, values and the residual. Attention counts as computed in pieces, without its matrix."""
+MAPS_OF_JOINT, TEXT_ROWS = 12, 77 + 256
+"""The same of a block of joint attention, for each patch and each of so many rows of text."""
 MAPS_OF_DECODER = 3
 """Feature maps of full size that the decoder's last level holds, of the width that comes in from below. A test compares these
 numbers with what the published networks allocate."""
@@ -77,7 +84,13 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
 
 
 def activation_bytes(
-    unet: UNetConfig, autoencoder: Sequence[int], latents: tuple[int, int], *, rows: int, pictures: int, tiled: bool = False
+    unet: UNetConfig | JointTransformerConfig,
+    autoencoder: Sequence[int],
+    latents: tuple[int, int],
+    *,
+    rows: int,
+    pictures: int,
+    tiled: bool = False,
 ) -> int:
     """Bytes that work holds at its widest, of pictures whose latents are (h, w).
 
@@ -102,23 +115,31 @@ def coding_bytes(autoencoder: Sequence[int], latents: tuple[int, int], *, tiled:
     return 4 * MAPS_OF_DECODER * from_below * height * width
 
 
-Measured = tuple[UNetConfig, tuple[int, ...], int, int]
+Measured = tuple[UNetConfig | JointTransformerConfig, tuple[int, ...], int, int]
 """The network's configuration, the widths of the autoencoder's levels, and bytes: of network and towers, of the autoencoder."""
 
 
 def _folder(path: Path, width: int, vae_width: int) -> Measured:
     towers = [part for part in parts_of(path) if part.startswith("text_encoder")]
-    weights = _bytes(weight_files(path / "unet", *UNET_STEMS), width)
+    network = "transformer" if (path / "transformer").is_dir() else "unet"
+    weights = _bytes(weight_files(path / network, *UNET_STEMS), width)
     weights += sum(_bytes(weight_files(path / part, *TEXT_STEMS), width) for part in towers)
     vae = read_json(path / "vae/config.json")
     widths = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or AutoencoderKLConfig.block_out_channels
-    return _config(path / "unet/config.json"), tuple(widths), weights, _bytes(weight_files(path / "vae", *VAE_STEMS), vae_width)
+    return (
+        _config(path / network / "config.json"),
+        tuple(widths),
+        weights,
+        _bytes(weight_files(path / "vae", *VAE_STEMS), vae_width),
+    )
 
 
 def _single_file(path: Path, width: int, vae_width: int) -> Measured:
     if path.suffix in PICKLES:
         raise PriorError(f"{path} is a pickle, whose parts cannot be told apart without reading it; convert it to safetensors")
     header = _header(path)
+    if any(name.startswith(MARK) for name in header):
+        return _single_joint_file(path, header, width, vae_width)
     kind = family(header, path)
 
     def numbers(*prefixes: str) -> int:
@@ -131,8 +152,19 @@ def _single_file(path: Path, width: int, vae_width: int) -> Measured:
     return unet, kind.autoencoder.block_out_channels, weights, numbers(AUTOENCODER) * vae_width
 
 
-def _network_row(config: UNetConfig, latents: tuple[int, int]) -> int:
+def _single_joint_file(path: Path, header: dict[str, int], width: int, vae_width: int) -> Measured:
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(UNET)]  # noqa: SIM118 - no dictionary
+        shapes = {name.removeprefix(UNET): torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+    weights = sum(size for name, size in header.items() if name.startswith((UNET, CLIP_L, CLIP_G)))
+    vae = sum(size for name, size in header.items() if name.startswith(AUTOENCODER))
+    return config_of(shapes, path), AUTOENCODER_CONFIG.block_out_channels, weights * width, vae * vae_width
+
+
+def _network_row(config: UNetConfig | JointTransformerConfig, latents: tuple[int, int]) -> int:
     """Numbers that one row of the network's forward holds at its widest: every skip connection, and a block at work."""
+    if isinstance(config, JointTransformerConfig):
+        return MAPS_OF_JOINT * config.inner_dim * (prod(latents) // config.patch_size**2 + TEXT_ROWS)
     maps = [channels * prod(latents) // 4**level for level, channels in enumerate(config.block_out_channels)]
     layers = per_level(config.layers_per_block, config.levels)
     skips = sum((count + 1) * numbers for count, numbers in zip(layers, maps, strict=True))
@@ -140,10 +172,10 @@ def _network_row(config: UNetConfig, latents: tuple[int, int]) -> int:
     return skips + max(MAPS_OF_TRANSFORMER * max(attentive, default=0), MAPS_OF_RESNET * max(maps))
 
 
-def _config(path: Path) -> UNetConfig:
+def _config(path: Path) -> UNetConfig | JointTransformerConfig:
     config = read_json(path)
     with making_sense_of(path):
-        return UNetConfig.from_dict(config)
+        return JointTransformerConfig.from_dict(config) if path.parent.name == "transformer" else UNetConfig.from_dict(config)
 
 
 def _bytes(files: Sequence[Path], width: int) -> int:

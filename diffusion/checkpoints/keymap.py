@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion.checkpoints.errors import PriorError
 
-Form = Literal["same", "matrix", "transposed"]
+Form = Literal["same", "matrix", "transposed", "swapped"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Pair:
         ours: its name in our state dict.
         theirs: its name in the file; several are stacked along the first dimension in ours (q, k and v in one).
         form: "matrix" where the file has a 1x1 convolution (O, I, 1, 1) and we a matrix (O, I); "transposed" where the
-            file has the transpose.
+            file has the transpose; "swapped" where the file has the second half before the first.
     """
 
     ours: str
@@ -34,12 +34,14 @@ class Pair:
     form: Form = "same"
 
     def to_published(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Views of our tensor in the file's shapes, one for each of its names."""
+        """Views of our tensor in the file's shapes, one for each of its names; copies where halves are swapped."""
         match self.form:
             case "matrix":
                 tensor = tensor[:, :, None, None]
             case "transposed":
                 tensor = tensor.T
+            case "swapped":
+                tensor = torch.cat(tensor.chunk(2)[::-1])
         return tensor.chunk(len(self.theirs))
 
     def to_ours(self, tensors: list[Tensor]) -> Tensor:
@@ -50,6 +52,8 @@ class Pair:
                 return tensor.flatten(1)
             case "transposed":
                 return tensor.T
+            case "swapped":
+                return torch.cat(tensor.chunk(2)[::-1])
         return tensor
 
 

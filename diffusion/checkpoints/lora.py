@@ -18,8 +18,10 @@ from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.textual_inversion import check_words, teach
+from diffusion.checkpoints.transformer_keys import folder_transformer
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, read_json
+from diffusion.networks.joint_transformer import JointTransformer
 
 # Spellings of module names in files of diffusers' early years -> today's.
 SPELLINGS = (
@@ -188,7 +190,7 @@ def adapters_by_module(weights: Weights, path: Path) -> dict[str, Adapter]:
 
 
 def _with_component(module: str) -> str:
-    if module.startswith(("unet.", "text_encoder.", "text_encoder_2.", *(f"{prefix}_" for prefix in KOHYA))):
+    if module.startswith(("unet.", "transformer.", "text_encoder.", "text_encoder_2.", *(f"{prefix}_" for prefix in KOHYA))):
         return module
     return f"text_encoder.{module}" if module.startswith("text_model.") else f"unet.{module}"
 
@@ -196,7 +198,10 @@ def _with_component(module: str) -> str:
 def modules(checkpoint: Checkpoint) -> dict[str, Module]:
     """What a LoRA may change by the names that files use for the modules; views into the checkpoint."""
     unet = checkpoint.unet.state_dict()
-    named = {"unet": [unet, original_unet(checkpoint.unet.config, unet).to_published(unet)]}
+    if isinstance(checkpoint.unet, JointTransformer):
+        named = {"transformer": [folder_transformer(unet).to_published(unet)]}
+    else:
+        named = {"unet": [unet, original_unet(checkpoint.unet.config, unet).to_published(unet)]}
     for component, encoder, _ in checkpoint.towers:
         tower = encoder.tower.state_dict()
         published = folder_text(tower).to_published(tower)

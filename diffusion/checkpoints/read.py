@@ -12,13 +12,14 @@ from diffusion.checkpoints.autoencoders import replace_autoencoder
 from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.defaults import TURBO_SIZE, defaults_of
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.folder import read_folder
+from diffusion.checkpoints.folder import JOINT_PIPELINE, read_folder
 from diffusion.checkpoints.hub import fetch
 from diffusion.checkpoints.lora import lora_file, merge_lora
 from diffusion.checkpoints.single_file import read_single_file
 from diffusion.checkpoints.source import Source, resolve
+from diffusion.checkpoints.stable_diffusion_3 import read_stable_diffusion_3
 from diffusion.checkpoints.textual_inversion import add_words
-from diffusion.checkpoints.weights import hash_files
+from diffusion.checkpoints.weights import hash_files, read_json
 
 
 def read(source: Source) -> Checkpoint:
@@ -33,7 +34,11 @@ def read(source: Source) -> Checkpoint:
     if path.is_dir():
         if source.averaged:
             raise PriorError(f"'averaged' was asked of the folder {path}; only single files of training hold such a copy")
-        checkpoint = read_folder(path, name=name, **options)
+        if is_stable_diffusion_3(path):
+            _refuse_prediction_type(path, options.pop("prediction_type"))
+            checkpoint = read_stable_diffusion_3(path, name=name, **options)
+        else:
+            checkpoint = read_folder(path, name=name, **options)
     else:
         vae = None if source.vae is None else locate(source.vae, offline=source.offline)[0]
         checkpoint = read_single_file(path, averaged=source.averaged, vae=vae, **options)
@@ -64,6 +69,19 @@ def read(source: Source) -> Checkpoint:
     if source.vae is not None:
         _changed(checkpoint, "vae", replace_autoencoder(checkpoint, locate(source.vae, offline=source.offline)[0]))
     return checkpoint
+
+
+def is_stable_diffusion_3(folder: Path) -> bool:
+    """Whether a folder is of Stable Diffusion 3's pipeline."""
+    index = folder / "model_index.json"
+    return index.exists() and read_json(index).get("_class_name") == JOINT_PIPELINE
+
+
+def _refuse_prediction_type(path: Path, prediction_type: str | None) -> None:
+    if prediction_type is not None:
+        raise PriorError(
+            f"prediction_type is {prediction_type!r}, and {path} is a rectified flow, which predicts a velocity; leave it out"
+        )
 
 
 def check_clip_skip(checkpoint: Checkpoint, clip_skip: int) -> None:

@@ -17,6 +17,7 @@ from diffusion.checkpoints.checkpoint import Autoencoder, Checkpoint, PriorCard,
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import build_tower
 from diffusion.checkpoints.keymap import KeyMap
+from diffusion.checkpoints.stable_diffusion_3 import MARK, read_stable_diffusion_3_file
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, fill, hash_files, skeleton
 from diffusion.networks.autoencoder_kl import AutoencoderKL
@@ -57,7 +58,7 @@ def read_single_file(
     vae: Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Checkpoint:
-    """Reads a `.safetensors` or, without running what is in it, a `.ckpt` file of SD 1.x, 2.x or SDXL base.
+    """Reads a `.safetensors` or, without running what is in it, a `.ckpt` file of SD 1.x, 2.x, SDXL base or 3.
 
     Args:
         prediction_type: what the UNet was trained to output. It is not in the weights; where it is None it is taken from
@@ -72,6 +73,13 @@ def read_single_file(
         PriorError: the file is missing, damaged, of another family, or its prediction type is unknown.
     """
     weights = Weights([path])
+    if any(name.startswith(MARK) for name in weights):
+        if prediction_type is not None or averaged:
+            raise PriorError(
+                f"{path} is a Stable Diffusion 3, which predicts a velocity and holds no averaged copy; leave out "
+                "'prediction_type' and 'averaged'"
+            )
+        return read_stable_diffusion_3_file(path, weights, vae=vae, dtype=dtype)
     refuse_other_processes(weights, path)
     architecture = architecture or family(weights, path)
     prediction_type = prediction_type or known_prediction_type(weights, path, architecture)
@@ -168,6 +176,7 @@ def original_tensors(checkpoint: Checkpoint, architecture: Architecture) -> dict
     unet, autoencoder = checkpoint.unet, checkpoint.autoencoder
     if not isinstance(autoencoder, AutoencoderKL):
         raise PriorError("a single file needs an AutoencoderKL, and the prior has a tiny one; write a folder instead")
+    assert isinstance(unet, UNet2DCondition)  # Stable Diffusion 3 is written by a function of its own
     parts: list[tuple[str, KeyMap, Mapping[str, Tensor]]] = [
         (UNET, original_unet(unet.config, unet.state_dict()), unet.state_dict()),
         (AUTOENCODER, original_autoencoder_kl(autoencoder.config, autoencoder.state_dict()), autoencoder.state_dict()),
@@ -190,7 +199,7 @@ def family(names: Iterable[str], path: Path) -> Architecture:
             return multi_view(architecture) if CAMERA_MARK in names else architecture
     kinds = {
         "conditioner.embedders.0.model.": "an SDXL refiner",
-        "model.diffusion_model.joint_blocks.": "a Stable Diffusion 3",
+        "joint_blocks.": "a Stable Diffusion 3's transformer without its text towers",
         "model.diffusion_model.double_blocks.": "a FLUX model",
         "double_blocks.": "a FLUX model",
         "encoder.down.": "an autoencoder alone, which is given beside a model as '?vae=FILE'",

@@ -77,9 +77,9 @@ class RectifiedFlow(Model):
     def timesteps(self, num: int, generator: torch.Generator) -> Tensor:
         """1000 s of so many rows, (num,) float64 on the CPU."""
         if self.config.levels == "uniform":
-            return self.schedule.timesteps_at(uniform((num,), generator))
+            return 1000 * uniform((num,), generator).double()
         z = normal((num,), generator, dtype=torch.float64)
-        return self.schedule.timesteps_at(torch.sigmoid(z + self.config.logit_mean))
+        return 1000 * torch.sigmoid(z + self.config.logit_mean)
 
     def squared_error(self, x0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """|| (eps - x0) - u_theta(x_t, t) ||^2 / D of each row, (B,).

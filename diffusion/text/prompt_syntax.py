@@ -40,6 +40,11 @@ def parse(prompt: str) -> list[list[Piece]]:
     return [_pieces(part) for part in _BREAK.split(prompt)]
 
 
+def plain_text(prompt: str) -> str:
+    """The words of a prompt without its weights, for towers that read none."""
+    return " ".join("".join(piece.text for piece in part) for part in parse(prompt))
+
+
 def _pieces(text: str) -> list[Piece]:
     found: list[tuple[str, float]] = []
     opened: list[tuple[str, int]] = []

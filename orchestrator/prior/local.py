@@ -330,11 +330,13 @@ class LocalPrior:
         prior, guidance = self._prior, request.guidance
         if (told_scale := getattr(prior, "told_scale", None)) is not None:
             condition, guidance = told_scale(condition, guidance)
+        _, height, width = self._latent_shape(request.size)
+        schedule = prior.schedule.fitted((height, width), patch=getattr(prior, "patch_size", 1))
         card = getattr(prior, "card", None)
         careful = request.sampler in SECOND_ORDER_FROM_NOISE and getattr(card, "first_order_from_noise", False)
         return {
-            "schedule": prior.schedule,
-            "timesteps": timesteps_for(request.sampler, prior.schedule, request.num_steps, spacing=request.timestep_spacing),
+            "schedule": schedule,
+            "timesteps": timesteps_for(request.sampler, schedule, request.num_steps, spacing=request.timestep_spacing),
             "condition": condition,
             "guidance": guidance,
             "noise": seeding.step_noise(names, self._latent_shape(request.size)),

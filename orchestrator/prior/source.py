@@ -43,7 +43,9 @@ def bytes_on_disk(source: str) -> int:
     if not isinstance(place, Path):
         return 0
     files = (
-        [path for part in ("unet", "vae", "text_encoder*") for path in place.glob(f"{part}/*")] if place.is_dir() else [place]
+        [path for part in ("unet", "transformer", "vae", "text_encoder*") for path in place.glob(f"{part}/*")]
+        if place.is_dir()
+        else [place]
     )
     weights = [path for path in files if path.suffix in WEIGHTS]
     safe = [path for path in weights if path.suffix == ".safetensors"]

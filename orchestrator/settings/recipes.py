@@ -125,6 +125,31 @@ _MVDREAM = {
     "distillation.view_words": "none",
 }
 
+_RFDS_STEPS = 15_000
+# Its loss is a mean over 16 x 64 x 64 latents, whose random weight is 1/2 in the mean, of a square without the factor 1/2.
+_RFDS = {
+    **_dreamfusion(_RFDS_STEPS),
+    "fit.render_sizes": [[0.0, 256], [5000 / _RFDS_STEPS, 512]],
+    # From 1 there; here cameras stay outside the object's sphere.
+    "fit.radius": 1.275,
+    "fit.radius_range": [1.05, 1.5],
+    "fit.lit_share": 0.0,
+    "fit.textureless_share": 0.0,
+    "fit.guide_weight": _schedule(1 / (16 * 64 * 64)),
+    "fit.sparsity": _schedule(0.1),
+    "fit.opaqueness": _schedule(0.1),
+    "fit.orientation": _schedule(0.0),
+    "distillation.form": "flow",
+    "distillation.weighting": "uniform",
+    "distillation.guidance_scale": 100.0,
+    "distillation.negative_prompt": "unrealistic, blurry, low quality, oversaturation.",
+    "distillation.t_min": 0.02,
+    "distillation.t_max_start": 0.7,
+    "distillation.t_max_end": 0.7,
+    "distillation.front_degrees": 30.0,
+    "distillation.back_degrees": 30.0,
+}
+
 RECIPES: dict[str, Recipe] = {
     "toybox": Recipe("measured with the toybox prior (docs/benchmarks.md)", {}),
     "dreamfusion-sd": Recipe(
@@ -142,6 +167,7 @@ RECIPES: dict[str, Recipe] = {
             "distillation.anneal_until": _STEPS / (_STEPS + _SECOND_STAGE),
         },
     ),
+    "rfds-sd3": Recipe("RFDS's configs/rfds_sd3.yaml, after Yang et al. (arXiv:2406.03293)", _RFDS),
     "mvdream-sd21": Recipe("MVDream-threestudio's configs/mvdream-sd21.yaml, after MVDream (arXiv:2308.16512)", _MVDREAM),
 }
 

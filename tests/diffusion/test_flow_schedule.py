@@ -392,6 +392,14 @@ def test_levels_are_drawn_from_the_whole_range_without_rounding() -> None:
     assert sorted(((t - 20) / 960 * 64).floor().tolist()) == list(range(64))
 
 
+def test_levels_of_distillation_are_shifted_after_they_are_drawn() -> None:
+    """As RFDS draws them, from the scheduler's own list: 0.02 to 0.7 of it are sigma 0.058 to 0.875 with shift 3."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    fractions = torch.tensor([0.02, 0.1, 0.7, 1.0], dtype=torch.float64)
+    theirs = torch.stack([scheduler.timesteps[1000 - int(fraction * 1000)] for fraction in fractions.tolist()])
+    torch.testing.assert_close(FlowSchedule(shift=3.0).timesteps_at(fractions).float(), theirs, rtol=1e-5, atol=1e-3)
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from diffusion.checkpoints.errors import PriorError
+from diffusion.networks.unet import UNet2DCondition
 from diffusion.prior import Prior, PriorCard
 from diffusion.prior_folder import save_prior
 from diffusion.text.clip import Clip, load_clip, save_clip
@@ -54,6 +55,7 @@ def unpack(folder: Path, root: Path) -> None:
         if not (folder / name / "clip_config.json").exists():
             raise InputError(f"{folder} has no {name}/, so no 'dreamkiln train assemble' wrote it; give one that it wrote.")
     towers = load_clip(folder / "clip", text=prior.text_encoder)
+    assert isinstance(prior.unet, UNet2DCondition)  # a prior of ours, as the towers show
     denoiser = "denoiser" if prior.num_views is None else "views"
     modules = {
         "autoencoder": prior.autoencoder,

@@ -276,3 +276,101 @@ def _spread_norms(module: torch.nn.Module) -> None:
             if isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm):
                 part.weight.add_(0.1 * torch.randn_like(part.weight))
                 part.bias.add_(0.1 * torch.randn_like(part.bias))
+
+
+SD3 = {
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "in_channels": 16,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 24,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+    "sample_size": 128,
+}
+"""Stable Diffusion 3 medium's transformer; 3.5 medium's differs in the three settings below."""
+SD35_MEDIUM = {**SD3, "pos_embed_max_size": 384, "dual_attention_layers": list(range(13)), "qk_norm": "rms_norm"}
+SD3_VAE = {
+    **VAE,
+    "latent_channels": 16,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+REDUCED_SD3 = {
+    "caption_projection_dim": 128,
+    "joint_attention_dim": 208,
+    "num_attention_heads": 2,
+    "num_layers": 3,
+    "pooled_projection_dim": 192,
+    "pos_embed_max_size": 12,
+    "sample_size": 8,
+}
+T5 = {"d_ff": 48, "d_kv": 8, "d_model": 208, "feed_forward_proj": "gated-gelu", "num_heads": 4, "num_layers": 2}
+
+
+def write_t5_tokenizer(folder: Path) -> Any:
+    """A small unigram tokenizer as T5's is saved: padding 0, end 1, unknown 2."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [(f"\u2581{letter}", -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"] + [
+        (letter, -4.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789,.'\u2581"
+    ]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters, ("\u2581mushroom", -2.0), ("\u2581red", -2.0)]
+    table = Tokenizer(models.Unigram(pieces, unk_id=2))
+    table.normalizer = normalizers.NFKC()
+    table.pre_tokenizer = pre_tokenizers.Metaspace()
+    table.decoder = decoders.Metaspace()
+    table.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=table, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    return fast
+
+
+def random_stable_diffusion_3(folder: Path, *, with_t5: bool = True, is_35: bool = False) -> Any:
+    """`random_pipeline` of Stable Diffusion 3 or 3.5, heads of 64 as published, 8x8 latents of 16 channels."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
+    from transformers import T5Config as PublishedT5Config
+
+    torch.manual_seed(0)
+    more = {"dual_attention_layers": [0, 1], "qk_norm": "rms_norm"} if is_35 else {}
+    towers = [
+        {**CLIP_L, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "projection_dim": 64},
+        {**CLIP_L, "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "projection_dim": 128},
+    ]
+    towers[1]["hidden_act"] = "gelu"
+    parts: dict[str, Any] = {
+        "transformer": diffusers.SD3Transformer2DModel.from_config({**SD3, **REDUCED_SD3, **more}),
+        "vae": diffusers.AutoencoderKL.from_config(
+            {**SD3_VAE, "block_out_channels": [16, 32, 32, 32], "norm_num_groups": 16, "sample_size": 64}
+        ),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+    for i, (tower, pad) in enumerate(zip(towers, ("<|endoftext|>", "!"), strict=True)):
+        end = "" if i == 0 else "_2"
+        parts[f"text_encoder{end}"] = CLIPTextModelWithProjection(CLIPTextConfig(**{**tower, "num_hidden_layers": 3}))
+        write_tokenizer(folder / "tables" / f"tokenizer{end}", pad)
+        parts[f"tokenizer{end}"] = CLIPTokenizer.from_pretrained(folder / "tables" / f"tokenizer{end}")
+    parts["text_encoder_3"] = parts["tokenizer_3"] = None
+    if with_t5:
+        parts["tokenizer_3"] = write_t5_tokenizer(folder / "tables/tokenizer_3")
+        parts["text_encoder_3"] = T5EncoderModel(PublishedT5Config(**T5, vocab_size=100)).eval()  # it has dropout
+    # CLIP-L's own projection is the identity in the published folder, so that single files need not hold it.
+    parts["text_encoder"].text_projection.weight.data.copy_(torch.eye(64))
+    for network in (parts["transformer"], parts["text_encoder_3"]):
+        for name, weight in [] if network is None else network.named_parameters():
+            weight.data.normal_(mean=float("norm" in name and name.endswith("norm.weight")), std=0.1)
+    pipeline = diffusers.StableDiffusion3Pipeline(**parts)
+    _spread_norms(pipeline.vae)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    for table in (folder / "tables").iterdir():
+        shutil.rmtree(folder / table.name)
+        table.rename(folder / table.name)
+    return pipeline

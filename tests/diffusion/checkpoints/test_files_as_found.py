@@ -197,7 +197,7 @@ def test_pointers_and_failed_merges_are_named(copied: Callable[[str], Path]) -> 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"_class_name": "StableDiffusion3Pipeline"}, "is a Stable Diffusion 3"),
+        ({"_class_name": "StableDiffusion3ControlNetPipeline", "transformer": ["d", "T"]}, "is a Stable Diffusion 3"),
         ({"_class_name": "FluxPipeline", "transformer": ["diffusers", "T"]}, "is a FLUX"),
         ({"_class_name": "NewPipeline", "transformer": ["diffusers", "T"]}, "whose network is a transformer and not a UNet"),
         ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}, "is an SDXL refiner"),

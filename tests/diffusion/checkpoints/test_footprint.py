@@ -21,9 +21,11 @@ from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import PROCESS_BYTES, coding_bytes, footprint
 from diffusion.checkpoints.weights import skeleton
 from diffusion.networks.autoencoder_kl import AutoencoderKL
+from diffusion.networks.joint_transformer import JointTransformer, JointTransformerConfig
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
 from diffusion.networks.unet import NUM_SIZES, UNet2DCondition
 from diffusion.prior import MAX_CACHED_BYTES, Prior
+from tests.diffusion.checkpoints.published import SD3, SD35_MEDIUM
 
 
 class Allocations(TorchDispatchMode):
@@ -82,6 +84,21 @@ def test_strips_take_a_third_of_the_memory(latents, monkeypatch):
         with Allocations(autoencoder) as encoding:
             encode(autoencoder, picture)
         assert encoding.peak < coding_bytes(widths, latents, tiled=tiled)
+
+
+@pytest.mark.parametrize("published", [SD3, SD35_MEDIUM], ids=["SD 3", "SD 3.5"])
+@pytest.mark.parametrize("side", [64, 128])
+@torch.no_grad()
+def test_activations_are_those_of_the_published_transformers(published: dict[str, Any], side: int, monkeypatch):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: query.new_empty(query.shape))
+    config = JointTransformerConfig.from_dict(published)
+    network = skeleton(lambda: JointTransformer(config))
+    texts = [torch.empty(2, 333, 4096, device="meta"), torch.empty(2, 2048, device="meta")]
+    with Allocations(network) as forward:
+        network(torch.empty(2, 16, side, side, device="meta"), torch.zeros(2, device="meta"), *texts)
+    # The table of positions, of which a view is taken, is a weight.
+    peak = forward.peak - network.pos_embed.pos_embed.nbytes
+    assert 4 * module._network_row(config, (side, side)) == pytest.approx(peak / 2, rel=0.15)
 
 
 def test_weights_count_as_they_are_loaded():

@@ -187,7 +187,7 @@ def test_a_truncated_or_missing_file_is_named(written: tuple[Architecture, Prior
     ("names", "found"),
     [
         (["conditioner.embedders.0.model.ln_final.bias", f"{UNET}out.0.bias"], "an SDXL refiner"),
-        (["model.diffusion_model.joint_blocks.0.x"], "a Stable Diffusion 3"),
+        (["joint_blocks.0.x"], "a Stable Diffusion 3's transformer without its text towers"),
         (["lora_unet_mid.alpha"], "a LoRA, which is given beside a model"),
         (["b", "a"], r"its first names are \['a', 'b'\]"),
     ],
