@@ -41,6 +41,9 @@ from nerf3d.view_words import four_way_phrase, view_phrase
 __all__ = ["PriorGuide", "TextTo3DResult", "in_the_priors_groups", "reaches_edge", "text_to_3d", "view_prompts"]
 
 
+GRADIENTS_EVERY = 5
+"""Steps whose gradients are told together, because the device is waited for then."""
+
 LOOKS = (25, 50)
 """Per cent of a fit's steps after which the prior says what it sees of the sentence so far."""
 
@@ -240,7 +243,7 @@ class _Every:
 
     def figures(self, progress: FitProgress, guide: PriorGuide) -> dict[str, float]:
         """What a step is watched by besides its own metrics."""
-        found = {} if guide.gradients is None else guide.gradients.take()
+        found = guide.gradients.take() if guide.gradients is not None and progress.step % GRADIENTS_EVERY == 0 else {}
         if self.score_every and progress.step % self.score_every == 0:
             found["score"] = guide.score(progress.state)
         return found
