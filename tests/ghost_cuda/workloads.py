@@ -62,7 +62,7 @@ def tiny(num_views: int = 0) -> Any:
     return load_prior(str(folder), "cuda")
 
 
-def _tells_more(progress: Progress) -> bool:
+def _tells_more(progress: Any) -> bool:
     """Whether the step waits for more than steps do: for the prior's look at the object, or for the gradients of some steps."""
     return any(name.startswith(("prior_score", "gradient_t")) for name in progress.metrics)
 
