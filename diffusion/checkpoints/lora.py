@@ -125,7 +125,11 @@ def _merge(adapter: Adapter, module: Module, settings: Settings, name: str, scal
             f"{misfit} as {error}, and the model has it as {shape}; use one that was trained for the same base model"
         ) from None
     if bias is not None and (module.bias is None or bias.shape != module.bias.shape):
-        raise PriorError(f"{misfit}'s bias, which the model has otherwise; use one that was trained for the same base model")
+        there = "has none there" if module.bias is None else f"has one of {len(module.bias)} there"
+        raise PriorError(
+            f"{misfit}'s bias ({len(bias)} numbers), and the model {there}; use one that was trained for the same base model, "
+            "or without biases"
+        )
     if apply and changed is not None and module.weight is not None:
         # The sum is rounded once where the weights are in half precision.
         module.weight.copy_(changed)

@@ -9,6 +9,9 @@ from torch import Tensor
 from diffusion.text.prompt_syntax import parse
 from diffusion.text.tokenizer import Tokenizer
 
+SMALLEST_MEAN = 1e-5
+"""Of states, as a share of their mean size; below it float32 gives no digit of it."""
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -44,14 +47,17 @@ def chunks_of(tokenizer: Tokenizer, prompt: str, *, num_chunks: int = 1) -> Chun
 
 
 def weighted(states_NSD: Tensor, weights_NS: Tensor) -> Tensor:
-    """States times their weights, brought back to the mean that each chunk had; (N, S, D) as they are where all are 1."""
+    """States times their weights, brought back to the mean that each chunk had; (N, S, D) as they are where all are 1.
+
+    A mean that is nothing but rounding, as of a tower that ends in a plain layer norm, is left alone.
+    """
     if bool((weights_NS == 1).all()):
         return states_NSD
     changed = states_NSD * weights_NS[..., None].to(states_NSD)
     before, after = (states.mean(dim=(1, 2), keepdim=True) for states in (states_NSD, changed))
-    return torch.where(
-        (weights_NS == 1).all(dim=1)[:, None, None].to(states_NSD.device), states_NSD, changed * (before / after)
-    )
+    is_rounding = torch.minimum(before.abs(), after.abs()) < SMALLEST_MEAN * states_NSD.abs().mean(dim=(1, 2), keepdim=True)
+    changed = torch.where(is_rounding, changed, changed * (before / after))
+    return torch.where((weights_NS == 1).all(dim=1)[:, None, None].to(states_NSD.device), states_NSD, changed)
 
 
 def joined(states_NSD: Tensor) -> Tensor:

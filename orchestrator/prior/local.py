@@ -276,8 +276,8 @@ class LocalPrior:
             InputError: a size that the prior cannot draw, or for which the device has no memory, with both numbers.
         """
         self._latent_shape(request.size)
-        if request.size is not None:
-            check_fits(self._prior, request.size, strict=request.strict)
+        own = (self._prior.image_size, self._prior.image_size)
+        check_fits(self._prior, request.size or own, strict=request.strict)
         groups = range(0, len(request.seeds), request.group_views)
         parts = [_only(request, first) for first in groups] if request.strict else [request]
 

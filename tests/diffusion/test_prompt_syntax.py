@@ -1,7 +1,9 @@
 """The syntax of prompts, read as AUTOMATIC1111's parser documents it."""
 
 import pytest
+import torch
 
+from diffusion.text.chunks import weighted
 from diffusion.text.prompt_syntax import Piece, not_read, parse
 
 
@@ -46,3 +48,15 @@ def test_what_is_not_read_is_said(prompt: str, said: str) -> None:
     (clause,) = not_read(prompt)
     assert said in clause
     assert not not_read("a (cat:1.2), [dog] BREAK bird")
+
+
+def test_a_mean_that_is_rounding_is_no_measure_of_a_prompt() -> None:
+    """Towers that end in a layer norm without a bias have none; others are brought back to theirs."""
+    states = torch.randn(2, 7, 8, generator=torch.manual_seed(0))
+    weights = torch.ones(2, 7)
+    weights[0, 2] = 1.2
+    changed = states * weights[..., None]
+    flat, flat_changed = states - states.mean(dim=2, keepdim=True), changed - changed.mean(dim=2, keepdim=True)
+    torch.testing.assert_close(weighted(flat, weights), flat_changed)
+    mean = states[0].mean() / changed[0].mean()
+    torch.testing.assert_close(weighted(states, weights), torch.stack([changed[0] * mean, states[1]]))

@@ -258,8 +258,9 @@ def random_pipeline(model: str, folder: Path) -> Any:
         checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         kinds = {"inpainting": diffusers.StableDiffusionInpaintPipeline, "lcm": diffusers.LatentConsistencyModelPipeline}
         pipeline = kinds.get(model, diffusers.StableDiffusionPipeline)(**parts, **checker)
-    for part in (pipeline.unet, pipeline.vae):
-        _spread_norms(part)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        if part is not None:
+            _spread_norms(part)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     # diffusers saves tokenizers in a newer form than the published one.

@@ -156,7 +156,7 @@ def test_a_bundled_word_and_a_folder_of_diffusers(base: Any, saved: Saved, tmp_p
         ({f"{KOHYA}.diff": rnd(W, W + 1)}, "as 16 x 17, and the model has it as 16 x 16"),
         ({f"{KOHYA}.oft_blocks": rnd(2, 2)}, "it is OFT, which is not supported"),
         ({f"{KOHYA}.lokr_w1": rnd(4, 4)}, "has only a part of the factors"),
-        ({f"{KOHYA}.diff": rnd(W, W), f"{KOHYA}.diff_b": rnd(W)}, "'s bias, which the model has otherwise"),
+        ({f"{KOHYA}.diff": rnd(W, W), f"{KOHYA}.diff_b": rnd(W)}, r"'s bias \(16 numbers\), and the model has none there"),
     ],
 )
 def test_what_does_not_fit_is_refused(tensors: Any, message: str, saved: Saved, tmp_path: Path) -> None:

@@ -93,6 +93,10 @@ def test_short_memory_brings_strips_and_strict_pictures_say_what_to_do(folders, 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=(whole + tiled) // 2))
     with pytest.raises(InputError, match=r"A picture of 192x256 pixels .* take a smaller size, or add '\?decode=tiled'"):
         LocalPrior(prior).begin_draw(request((256, 192), strict=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1000))
+        with pytest.raises(InputError, match=r"A picture of 64x64 pixels needs about 0.0 GB beside the prior, and 0.0 GB"):
+            LocalPrior(prior).begin_draw(request(None))  # of the prior's own size
     ways, decode = [], prior.decode
     monkeypatch.setattr(prior, "decode", lambda latents, *, tiled: ways.append(tiled) or decode(latents, tiled=tiled))
     assert LocalPrior(prior).draw(request((256, 192))).shape == (1, 256, 192, 3) and ways == [True]
