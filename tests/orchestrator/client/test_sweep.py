@@ -7,10 +7,13 @@ import json
 import pytest
 
 from jobs.errors import InputError
+from jobs.states import FailureKind
 from orchestrator.cli.main import main
 from orchestrator.client import sweep
+from orchestrator.daemon.reports import Failed
 from orchestrator.settings.sweep import members
 from tests.fakes import FAST_OVERRIDES, load_fake_prior
+from tests.orchestrator.client.test_waiting_client import DONE, rig  # noqa: F401 - a fixture
 
 FAST = [*FAST_OVERRIDES, "runtime.num_threads=1", "export.turntable_frames=0", "export.preview_size=16"]
 
@@ -65,3 +68,17 @@ def test_a_sweep_here_ends_in_a_page_and_goes_on_where_it_stopped(tmp_path, caps
     before = (tmp_path / "0-seed=0/manifest.json").read_bytes()
     assert main(words) == 0
     assert (tmp_path / "0-seed=0/manifest.json").read_bytes() == before
+
+
+def test_a_running_orchestrator_makes_them_all_and_joins_those_it_has(rig, tmp_path, capsys):  # noqa: F811
+    words = ["sweep", "a red ball", "seed=3,4", "--out", str(tmp_path / "s"), "--state", str(rig.folder.path), "--json"]
+    rig.workers.script = [DONE]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "Jobs 1 to 2 of the orchestrator at http" in captured.err
+    told = json.loads(captured.out)
+    assert [run["folder"] for run in told["runs"]] == [str(tmp_path / "s/0-seed=3"), str(tmp_path / "s/1-seed=4")]
+    assert [rig.ledger.jobs.get(number).out for number in (1, 2)] == [run["folder"] for run in told["runs"]]
+    rig.workers.script = [Failed(FailureKind.COLLAPSED, "The fit ended empty.")]
+    assert main(words) == 1
+    assert "2 of 2 runs failed, the first because: The fit ended empty." in capsys.readouterr().err
