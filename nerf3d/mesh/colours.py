@@ -15,6 +15,25 @@ def query_in_chunks(function, points: Tensor) -> Tensor:
         return torch.cat([function(chunk) for chunk in points.split(POINTS_PER_QUERY)])
 
 
+@torch.no_grad()
+def prepared(field):
+    """The field's query, its parameters worked out once for all that is asked (`nerf3d.fields.FieldQuery`), if it has one."""
+    return field.query() if hasattr(field, "query") else field
+
+
+def _density_and_colour(field):
+    """A function of points (N, 3) that gives (N, 4): the density and the colour, of a query in one read."""
+
+    def both(points: Tensor) -> Tensor:
+        if hasattr(field, "samples"):
+            density, colour, _ = field.samples(points)
+        else:
+            density, colour = field.density(points), field.colour(points)
+        return torch.cat([density[:, None].to(colour.dtype), colour], 1)
+
+    return both
+
+
 def surface_colours(
     field,
     vertices: np.ndarray,
@@ -34,8 +53,8 @@ def surface_colours(
     inward = -torch.as_tensor(normals, device=device, dtype=torch.float32)
     depths = (torch.arange(num_steps, device=device) + 0.5) * step
     points = (start[:, None] + depths[None, :, None] * inward[:, None]).reshape(-1, 3).clamp(-1, 1)
-    optical = (query_in_chunks(field.density, points).reshape(-1, num_steps) * step).clamp(0, 1e4)
-    colours = query_in_chunks(field.colour, points).reshape(-1, num_steps, 3)
+    found = query_in_chunks(_density_and_colour(field), points).reshape(-1, num_steps, 4)
+    optical, colours = (found[..., 0] * step).clamp(0, 1e4), found[..., 1:]
     passed = torch.cumsum(optical, 1) - optical
     weights = torch.exp(-passed) * (1 - torch.exp(-optical)) * optical + 1e-12
     mixed = (weights[..., None] * colours).sum(1) / weights.sum(1, keepdim=True)

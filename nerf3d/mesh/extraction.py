@@ -13,7 +13,7 @@ from torch import Tensor
 from nerf3d.errors import check_settings
 from nerf3d.mesh import cleanup
 from nerf3d.mesh.bridging import bridge
-from nerf3d.mesh.colours import query_in_chunks
+from nerf3d.mesh.colours import prepared, query_in_chunks
 from nerf3d.mesh.errors import BrokenField, EmptyMesh
 from nerf3d.mesh.floor import without_floor
 from nerf3d.mesh.mesh import Mesh, Note, is_closed
@@ -103,8 +103,10 @@ def extract_mesh(field: DensityField, config: MeshConfig | None = None, *, devic
     Raises EmptyMesh when no level finds a surface, BrokenField when the density is not a number or fills the box.
     """
     config = config or MeshConfig()
+    voxels_per_vertex = _voxels_per_vertex(field, config.resolution)
+    field = prepared(field)
     grid = density_grid(field, config.resolution, device=device)
-    levels = smooth_levels(grid, config.smoothing * _voxels_per_vertex(field, config.resolution))
+    levels = smooth_levels(grid, config.smoothing * voxels_per_vertex)
     iso = _choose_iso(levels, grid, config)
     levels, had_floor = without_floor(levels, float(np.log1p(iso)))
     levels = bridge(levels, float(np.log1p(iso)), gap=config.bridge_gap, share=config.keep_components)

@@ -92,7 +92,9 @@ def run_queued(
     """
     submitted = submit_each(jobs, client, state=state, user=user)
     numbers = [one.number for one in submitted]
-    display.message(f"Jobs {min(numbers)} to {max(numbers)} of the orchestrator at {client.endpoint.url}; --local runs them here.")
+    display.message(
+        f"Jobs {min(numbers)} to {max(numbers)} of the orchestrator at {client.endpoint.url}; --local runs them here."
+    )
     for one in submitted:
         try:
             outcome = one.wait(display)

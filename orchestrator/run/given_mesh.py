@@ -95,7 +95,7 @@ def _parts(path: Path):
         normals = (
             np.asarray(found.vertex_normals) @ np.linalg.inv(transform[:3, :3]) if used else vertex_normals(vertices, faces)
         )
-        visual = found.visual
+        visual: Any = found.visual
         uvs = getattr(visual, "uv", None)
         image = _image(getattr(visual, "material", None))
         colours = None

@@ -54,7 +54,7 @@ def command(
             where, user = StateFolder.find(state).path, common.user_name()
             results = list(run_queued(jobs, client, state=where, user=user, display=display))
     made = [Path(job.out) for job, _ in results if (Path(job.out) / "manifest.json").exists()]
-    page = write_page(made, folder / "compare.html", title=f"{prompt}: {' '.join(overrides)}") if made else None
+    page = write_page(made, folder / "compare.html") if made else None
     failures = [result for _, result in results if isinstance(result, DreamKilnError)]
     if json:
         runs = [{"folder": job.out, **_told(result)} for job, result in results]
