@@ -12,13 +12,15 @@ from jobs.errors import InputError
 __all__ = ["as_options"]
 
 _SETTING = re.compile(r"(?P<verb>[a-z][a-z-]*)\.(?P<name>\w+)=(?P<value>.*)", re.DOTALL)
+WITH_SETTINGS = ("overrides", "runs_and_settings")
+"""Names of the arguments that take a job's settings."""
 WORDS_OF_A_FLAG = {"true": True, "false": False}
 
 
 def as_options(command: Any, words: Sequence[str]) -> list[str]:
     """The words of a command line, each `verb.option=value` of its own verb written as the option that it names.
 
-    Verbs that take settings of a job (`text-to-3d`, `images`, `submit`, `train`, `sample`) are left alone.
+    Verbs that take settings of a job (`text-to-3d`, `images`, `export`, `submit`, `train`, `sample`, …) are left alone.
 
     Args:
         command: click's, of the whole program. words: without the program's name.
@@ -32,7 +34,7 @@ def as_options(command: Any, words: Sequence[str]) -> list[str]:
             break
         command = command.commands[word]
         path.append(word)
-    if not path or hasattr(command, "commands") or any(param.name == "overrides" for param in command.params):
+    if not path or hasattr(command, "commands") or any(param.name in WITH_SETTINGS for param in command.params):
         return list(words)
     options = {param.name: param for param in command.params if param.param_type_name == "option"}
     rest: list[str] = []

@@ -24,14 +24,18 @@ EPILOG = (
 
 Runs = Annotated[
     list[str],
-    typer.Argument(help="Run folders of text-to-3d, then mesh.*, export.* and runtime.* settings.", show_default=False),
+    typer.Argument(
+        metavar="RUN… [GROUP.KEY=VALUE]…",
+        help="Run folders of text-to-3d, then mesh.*, export.* and runtime.* settings.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Another folder; for several runs the folder of their folders.")]
 
 
-def command(runs: Runs, out: Out = None, formats: common.Formats = None, json: common.Json = False) -> int:
+def command(runs_and_settings: Runs, out: Out = None, formats: common.Formats = None, json: common.Json = False) -> int:
     """One run after the other; one that cannot be exported does not keep the others from it."""
-    folders, settings = split(runs, formats)
+    folders, settings = split(runs_and_settings, formats)
     client = common.remote_client()
     from orchestrator.host.progress_display import make_display
     from orchestrator.host.signals import stop_signals_interrupt

@@ -372,6 +372,9 @@ def test_text_to_3d_settings_reach_the_spec(capsys, tmp_path, tiny_prior):
         (["jobs", "list", "list.limit=5", "list.json=false"], ["jobs", "list", "--limit", "5"]),
         (["images", "a b", "images.num_steps=3"], ["images", "a b", "images.num_steps=3"]),
         (["images", "up.port=3"], ["images", "up.port=3"]),
+        (["export", "run", "export.origin=base"], ["export", "run", "export.origin=base"]),
+        (["submit", "export", "run", "export.origin=base"], ["submit", "export", "run", "export.origin=base"]),
+        (["texture", "a.glb", "a ball", "texture.rate=1"], ["texture", "a.glb", "a ball", "texture.rate=1"]),
         (["--version"], ["--version"]),
     ],
 )

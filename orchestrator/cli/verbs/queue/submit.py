@@ -106,7 +106,7 @@ def images(
 
 @app.command(name="export", help="Queue finished 3D runs to be cut and written again; see 'dreamkiln export'.")
 def export(
-    runs: export_verb.Runs,
+    runs_and_settings: export_verb.Runs,
     out: export_verb.Out = None,
     formats: common.Formats = None,
     user: User = None,
@@ -118,7 +118,7 @@ def export(
 ) -> None:
     """A job a run; what cannot be exported is said here, before anything is queued."""
     client = _client(state)
-    folders, settings = export_verb.split(runs, formats)
+    folders, settings = export_verb.split(runs_and_settings, formats)
     from jobs.specs import ExportSpec
     from orchestrator.run.export import FinishedRun
 
