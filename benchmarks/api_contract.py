@@ -163,6 +163,7 @@ def _arrange() -> None:
     @schemathesis.hook
     def before_call(context: Any, case: Any, kwargs: Any) -> None:
         is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+        is_valid = is_valid and all(part.mode.is_positive for part in case.meta.components.values())
         if is_valid and isinstance(case.body, dict):
             settings = case.body.get("settings")
             if isinstance(settings, dict):

@@ -87,12 +87,21 @@ def _caller(request: Request) -> Principal:
 Who = Annotated[Principal, Depends(_caller)]
 
 
+def _of_a_form(properties: dict[str, Any]) -> dict[str, Any]:
+    """Without null, which no part of a form is."""
+    found = {}
+    for name, schema in properties.items():
+        options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+        found[name] = {key: value for key, value in schema.items() if key not in ("anyOf", "default")} | dict(*options)
+    return found
+
+
 _PICTURE = {"type": "string", "format": "binary", "contentMediaType": "image/png"}
 _EDIT: dict[str, Any] = {
     "schema": {
         "type": "object",
         "required": ["image", "prompt"],
-        "properties": {"image": _PICTURE, "mask": _PICTURE, **OpenAIForm.model_json_schema()["properties"]},
+        "properties": {"image": _PICTURE, "mask": _PICTURE, **_of_a_form(OpenAIForm.model_json_schema()["properties"])},
     },
     "encoding": {"image": {"contentType": ", ".join(PICTURES)}, "mask": {"contentType": ", ".join(PICTURES)}},
 }

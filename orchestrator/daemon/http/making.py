@@ -199,7 +199,7 @@ class Maker:
                 "runtime": (settings, ("runtime", rest)),
             }.get(group, (spec, (group, rest)))
             _put(tree, path, value, name)
-            if name == "export.formats":
+            if name == "export.formats" and "formats" in spec:
                 spec["formats"] = value
         made = spec_from_json(spec)
         self._check_prior(made.prior, who)
@@ -313,6 +313,6 @@ def _as_word(value: Any) -> str:
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, name: str) -> None:
     for key in path[:-1]:
         tree = tree.get(key) or {}
-    if path[-1] not in tree:
+    if not isinstance(tree, dict) or path[-1] not in tree:
         raise Conflict(f"There is no setting {name!r} in this job{codec.near_matches(path[-1], tree)}.")
     tree[path[-1]] = value

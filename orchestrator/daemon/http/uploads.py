@@ -79,6 +79,8 @@ class Uploads:
                             raise HTTPException(413, f"{who.user} may keep {left:,} more bytes of uploads; delete some first.")
                         digest.update(part)
                         await asyncio.to_thread(_write, file, part)
+                if not num:
+                    raise InputError(f"The upload {name[:60]!r} is empty; send the file's bytes as the body.")
                 return self._keep(temporary, folder / f"{digest.hexdigest()}{suffix}", name, num)
             finally:
                 temporary.unlink(missing_ok=True)

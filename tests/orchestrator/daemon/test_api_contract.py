@@ -121,6 +121,18 @@ def test_openais_calls_are_refused_in_their_own_shape_by_everybody_who_refuses(a
     assert api("submit", "PUT", "/v1/images/edits", {})[1]["error"]["type"] == "invalid_request_error"
 
 
+def test_again_with_what_a_job_has_not_is_a_conflict(api: Api):  # noqa: F811
+    job = api.ok("submit", "POST", "/v1/images", {"prompt": "a table", "paused": True, "out": "again"})["id"]
+    for settings, status in (({"fit.num_steps": 9}, 409), ({"recipe": "toybox"}, 409), ({"export.formats": ["stl"]}, 201)):
+        found, answer, _ = api("submit", "POST", f"/v1/jobs/{job}/again", {"settings": settings, "paused": True})
+        assert found == status, answer
+
+
+def test_an_upload_of_nothing_is_refused(api: Api):  # noqa: F811
+    status, answer, _ = api("submit", "POST", "/v1/uploads?name=a.csv", b"", Content_Type="text/csv")
+    assert status == 422 and "'a.csv' is empty" in answer["error"]
+
+
 def test_a_stream_of_events_ends_when_it_was_told_to(api: Api):  # noqa: F811
     job = api.ok("submit", "POST", "/v1/images", {"prompt": "a paused table", "paused": True, "out": "stream"})["id"]
     _, told, got = api("read", "GET", f"/v1/jobs/{job}/events?seconds=0.2")
