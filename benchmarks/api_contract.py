@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ def examined(url: str, token: str, *, max_examples: int, phases: str, folder: Pa
     """Run schemathesis, which prints what it finds; its exit code, 0 for nothing."""
     configuration = folder / "schemathesis.toml"
     configuration.write_text(CONFIGURATION)
+    with urllib.request.urlopen(f"{url}/openapi.json", timeout=600) as schema:  # made at the first call
+        schema.read()
     command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={configuration}", "run", f"{url}/openapi.json"]
     command += ["--header", f"Authorization: Bearer {token}", "--checks=all", f"--phases={phases}", "--seed=1"]
     command += [f"--max-examples={max_examples}", "--continue-on-failure", "--suppress-health-check=all"]

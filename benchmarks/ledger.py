@@ -1,8 +1,10 @@
 """The ledger under a million-row image job, beside ten thousand others: bytes on the disk and milliseconds to answer.
 
     python -m benchmarks.ledger [URL]
+    python -m benchmarks.ledger --scale 1000 100000
 
-A SQLite file in a temporary folder unless a URL is given (of an empty database; it stays filled).
+With --scale: milliseconds of processor time to list, search and count among so many jobs, and their ratio. A SQLite file in a
+temporary folder unless a URL is given (of an empty database; it stays filled).
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--num-rows", type=int, default=NUM_ROWS)
+    parser.add_argument("--scale", type=int, nargs=2, metavar=("FEW", "MANY"))
     options = parser.parse_args(arguments)
+    if options.scale:
+        print(json.dumps({"machine": describe_machine(), "milliseconds": scale(*options.scale)}, indent=2))
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         url = options.url or f"sqlite:///{folder}/ledger.db"
         report = measure(url, num_rows=options.num_rows)
@@ -78,6 +84,45 @@ def measure(url: str, *, num_rows: int, num_others: int = NUM_OTHERS, shard_size
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "milliseconds": times,
     }
+
+
+def scale(few: int, many: int) -> dict[str, dict[str, float]]:
+    """What a list, a search or a count costs among few and among many queued jobs: the medians, and the second by the first."""
+    found: dict[str, list[float]] = {}
+    for num in (few, many):
+        with tempfile.TemporaryDirectory() as folder, Ledger.own(f"sqlite:///{folder}/ledger.db") as ledger:
+            for start in range(0, num, 1000):
+                ledger.jobs.submit([_submission(number, "text-to-3d") for number in range(start, min(start + 1000, num))])
+            jobs = ledger.jobs
+            calls: dict[str, Callable[[], object]] = {
+                "newest 100": lambda jobs=jobs: jobs.recent(limit=100),
+                "100 from the middle": lambda jobs=jobs, num=num: jobs.recent(limit=100, before_id=num // 2),
+                "of a user": lambda jobs=jobs: jobs.recent(user=USERS[0], limit=100),
+                "of a kind that there is not": lambda jobs=jobs: jobs.recent(kind="images", limit=100),
+                "running": lambda jobs=jobs: jobs.recent(states=[State.RUNNING], limit=100),
+                "of a spec": lambda jobs=jobs: jobs.recent(fingerprint="f" * 64, limit=100),
+                "search, found often": lambda jobs=jobs: jobs.recent(words="red table", limit=100),
+                "search, found nowhere": lambda jobs=jobs: jobs.recent(words="elephant", limit=100),
+                "states counted": jobs.counts,
+                "a user's quota": lambda jobs=jobs: jobs.num_live(USERS[0]),
+                "events since": lambda jobs=jobs: jobs.events(after_id=10**12),
+            }
+            for name, call in calls.items():
+                found.setdefault(name, []).append(_processor_milliseconds(call))
+    return {
+        name: {"few": round(one, 2), "many": round(other, 2), "ratio": round(other / one, 1)}
+        for name, (one, other) in found.items()
+    }
+
+
+def _processor_milliseconds(call: Callable[[], object], *, num: int = 15) -> float:
+    """The median; of this process, so that what else the machine does counts little."""
+    times = []
+    for _ in range(num):
+        begin = time.process_time()
+        call()
+        times.append((time.process_time() - begin) * 1000)
+    return max(0.01, statistics.median(times))
 
 
 def _submission(number: int, kind: str) -> Submission:

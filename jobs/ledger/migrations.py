@@ -59,7 +59,23 @@ def _jobs_have_further_keys(connection: Connection) -> None:
     connection.execute(text("CREATE INDEX ix_job_keys_job_id ON job_keys (job_id)"))
 
 
-STEPS: tuple[Step, ...] = (_shards_are_records, _priors_have_sizes, _jobs_have_further_keys)
+def _jobs_are_found_by_what_lists_ask(connection: Connection) -> None:
+    """5: indices by user, kind and fingerprint. Before, a list of a user's among 100,000 jobs read them all."""
+    for name, columns in (
+        ("ix_jobs_user", '"user", id'),
+        ("ix_jobs_user_state", '"user", state'),
+        ("ix_jobs_kind", "kind, id"),
+        ("ix_jobs_fingerprint", "fingerprint"),
+    ):
+        connection.execute(text(f"CREATE INDEX {name} ON jobs ({columns})"))
+
+
+STEPS: tuple[Step, ...] = (
+    _shards_are_records,
+    _priors_have_sizes,
+    _jobs_have_further_keys,
+    _jobs_are_found_by_what_lists_ask,
+)
 """STEPS[0] leads from version 1 to version 2, and so on."""
 
 

@@ -90,6 +90,10 @@ class Job(Base):
         UniqueConstraint("user", "idempotency_key", name="uq_jobs_user_key"),
         Index("ix_jobs_state", "state", "priority", "id"),
         Index("ix_jobs_group", "group_id"),
+        Index("ix_jobs_user", "user", "id"),
+        Index("ix_jobs_user_state", "user", "state"),
+        Index("ix_jobs_kind", "kind", "id"),
+        Index("ix_jobs_fingerprint", "fingerprint"),
     )
 
     id: Mapped[int] = mapped_column(Identifier, primary_key=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -32,6 +34,7 @@ from orchestrator.settings.recipes import RECIPES, recipe_values
 
 __all__ = ["Settings", "choices", "compose", "setting_names"]
 
+P, R = ParamSpec("P"), TypeVar("R")
 CONFIG_FOLDER = Path(__file__).parent / "config"
 NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask")
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*))?", re.DOTALL)
@@ -98,6 +101,20 @@ OPTIONS = ("seed", "out", "prompts", "format", "user", "priority", "key", "state
 """Of the verbs that make something: what nobody needs to know to be no setting."""
 
 
+_hydra = threading.RLock()
+"""Hydra keeps one state for the whole process."""
+
+
+def _one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(function)
+    def alone(*arguments: P.args, **named: P.kwargs) -> R:
+        with _hydra:
+            return function(*arguments, **named)
+
+    return alone
+
+
+@_one_at_a_time
 def setting_names() -> list[str]:
     """Dotted names of everything that can be set."""
     _register()
@@ -107,6 +124,7 @@ def setting_names() -> list[str]:
         return list(_leaves(_plain([])))
 
 
+@_one_at_a_time
 def compose(overrides: Sequence[str] = (), *, options: Mapping[str, Any] | None = None) -> Settings:
     """The settings after the groups, the preset, the user's overrides and, last, the command's own options.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import threading
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -54,8 +53,6 @@ CODE = ("field.kind", "distillation.form")
 _LOOKED_AT = {"runtime.preview_every": 40}
 """Of a try, so that one that is ended early leaves a picture."""
 EXPORT_GROUPS = ("mesh", "export")
-_hydra = threading.Lock()
-"""Hydra keeps one state for the whole process."""
 
 
 class Maker:
@@ -273,16 +270,13 @@ class Maker:
 
 def composed(settings: Mapping[str, Any]) -> Settings:
     """What 'compose' makes of settings by their dotted names, with or without a preset. Raises InputError."""
-    with _hydra:
-        known = _known()
-        for name in settings:
-            if "." in name and name not in known:
-                raise InputError(
-                    f"There is no setting {name[:100]!r}{codec.near_matches(name[:100], known)}; see /v1/settings."
-                )
-            if name.count(".") > 1:
-                raise InputError(f"{name} is part of a value; give {name.rpartition('.')[0]} as a whole.")
-        return compose([], options=settings)
+    known = _known()
+    for name in settings:
+        if "." in name and name not in known:
+            raise InputError(f"There is no setting {name[:100]!r}{codec.near_matches(name[:100], known)}; see /v1/settings.")
+        if name.count(".") > 1:
+            raise InputError(f"{name} is part of a value; give {name.rpartition('.')[0]} as a whole.")
+    return compose([], options=settings)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import os
 import random
 import signal
@@ -204,6 +205,7 @@ TABLES_OF_VERSION_1 = (
     "num_rows_failed BIGINT NOT NULL, seconds DOUBLE PRECISION NOT NULL, reason TEXT NOT NULL, "
     'PRIMARY KEY (job_id, "index"))',
     'CREATE INDEX ix_shards_state ON shards (job_id, state, "index")',
+    *(f"DROP INDEX {name}" for name in ("ix_jobs_user", "ix_jobs_user_state", "ix_jobs_kind", "ix_jobs_fingerprint")),
     "UPDATE schema_version SET version = 1",
 )
 
@@ -214,12 +216,31 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_its_jobs(url: 
         with ledger._database.connect() as connection:
             for sentence in TABLES_OF_VERSION_1:
                 connection.execute(text(sentence))
-    with pytest.raises(InputError, match="has version 1, older than this program's 4; start the orchestrator once"):
+    with pytest.raises(InputError, match="has version 1, older than this program's 5; start the orchestrator once"):
         Ledger.read(url)
     with Ledger.own(url) as ledger:
         lease = ledger.attempts.start(submitted.id, "w", seconds=30)
         ledger.shards.record(lease, [ShardRecord(index=0, num_rows=5, num_failed=1, seconds=2.5, worker="w", num_attempts=1)])
         assert ledger.shards.summary(submitted.id).num_rows == 5
+        assert_has_the_tables_of_a_new_one(ledger)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+def test_a_file_of_every_earlier_version_is_brought_up_to_date_with_its_jobs(tmp_path: Path, version: int):
+    """Files that the programs of those days wrote: one job succeeded, one was running, one cancelled."""
+    data = gzip.decompress((Path(__file__).parent / "old" / f"version_{version}.db.gz").read_bytes())
+    (tmp_path / "ledger.db").write_bytes(data)
+    with Ledger.own(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        first, second, third = (ledger.jobs.get(number) for number in (1, 2, 3))
+        assert (first.state, first.metrics, first.user) == (State.SUCCEEDED, {"num_faces": 12}, "ada")
+        assert (second.state, second.priority, second.user) == (State.RUNNING, 3, "bob")
+        assert (third.state, third.spec["prompt"]) == (State.CANCELLED, "a table number 3")
+        assert [artefact.sha256 for artefact in ledger.attempts.artefacts(1)] == ["a" * 64]
+        again = {"idempotency_key": "k", "user": "ada"}
+        assert ledger.jobs.submit([submission(1, **again)])[0].id == 1
+        (fourth,) = ledger.jobs.submit([submission(4, user="ada")])
+        assert [job.id for job in ledger.jobs.recent(user="ada")] == [fourth.id, 3, 1]
+        assert ledger.jobs.events(1)[0].text.startswith("queued")
         assert_has_the_tables_of_a_new_one(ledger)
 
 
