@@ -46,15 +46,13 @@ from diffusion.text.chunks import chunks_of, joined, most_chunks, weighted
 from diffusion.text.clip import TextEncoder
 from diffusion.text.prompt_syntax import not_read, plain_text
 from diffusion.text.row_cache import RowCache, side_by_side
+from diffusion.text.t5 import T5_ROWS
 from diffusion.text.tokenizer import Tokenizer
 
 __all__ = ["TOYBOX", "Prior", "PriorCard", "PriorError", "hash_files"]
 
 # Of prompts kept in memory, in half precision 3.8 MB each for Stable Diffusion 1.5 and 25 MB for SDXL.
 MAX_CACHED_BYTES = 512 * 2**20
-
-T5_ROWS = 256
-"""Rows of T5 that Stable Diffusion 3 attends to, also where they are zeros."""
 
 
 @dataclass

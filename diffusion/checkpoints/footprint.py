@@ -24,6 +24,7 @@ from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
 from diffusion.networks.joint_transformer import JointTransformerConfig
 from diffusion.networks.strips import STRIP_ROWS
 from diffusion.networks.unet import UNetConfig, per_level
+from diffusion.text.t5 import T5_ROWS
 
 __all__ = ["Footprint", "activation_bytes", "coding_bytes", "footprint"]
 
@@ -37,7 +38,7 @@ MAX_TEXT_BYTES = 512 * 2**20
 MAPS_OF_TRANSFORMER, MAPS_OF_RESNET = 20, 8
 """Feature maps that are alive within a block at its widest moment: the gated feed-forward of a transformer holds twice four
 times its width, beside queries, keys, values and the residual. Attention counts as computed in pieces, without its matrix."""
-MAPS_OF_JOINT, TEXT_ROWS = 12, 77 + 256
+MAPS_OF_JOINT, TEXT_ROWS = 12, 77 + T5_ROWS
 """The same of a block of joint attention, for each patch and each of so many rows of text."""
 MAPS_OF_DECODER = 3
 """Feature maps of full size that the decoder's last level holds, of the width that comes in from below. A test compares these

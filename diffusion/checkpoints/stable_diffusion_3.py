@@ -37,7 +37,6 @@ from diffusion.text.clip import TextConfig, TextEncoder
 from diffusion.text.t5 import T5Config, T5Encoder, T5Tower, load_tokenizer
 from diffusion.text.tokenizer import Tokenizer, full_merges
 
-PIPELINE = "StableDiffusion3Pipeline"
 TRANSFORMER, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
 MARK = f"{TRANSFORMER}joint_blocks."
 # The towers of a single file: prefix, activation, whether prompts are padded with the end token.

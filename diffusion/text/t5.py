@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from diffusion.networks.published import from_published
 from diffusion.networks.rms_norm import RMSNorm
 
+T5_ROWS = 256
+"""Rows of T5 that Stable Diffusion 3 attends to, also where they are zeros."""
+
 
 @dataclass(frozen=True)
 class T5Config:
@@ -170,7 +173,7 @@ class T5Tower(nn.Module):
             shorter ones filled up with the padding token.
     """
 
-    def __init__(self, encoder: T5Encoder, tokenizer: Any, *, length: int = 256) -> None:
+    def __init__(self, encoder: T5Encoder, tokenizer: Any, *, length: int = T5_ROWS) -> None:
         super().__init__()
         self.encoder, self.length, self.tokenizer = encoder, length, tokenizer
         pad = tokenizer.token_to_id("<pad>")
