@@ -165,8 +165,7 @@ def text_to_3d(
     begin = clock()
     yield Progress(stage="prepare", step=0, total=1)
     info = prior.info()
-    for note in info.notes:
-        yield Message(text=note)
+    yield from (Message(text=text) for text in info.notes)
     yield from _warn_of_distilled(info)
     yield from warn_of_unknown_words(prior, spec.prompt)
     yield from warn_of_prompts(prior, spec.prompt, spec.distillation.negative_prompt)

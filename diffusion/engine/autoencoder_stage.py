@@ -181,7 +181,8 @@ class AutoencoderStage:
         while start < sum(counts):
             size = min(way.rows, sum(counts) - start)
             parts: dict[str, Any] = {name: column[start : start + size] for name, column in zip(names, columns, strict=True)}
-            chunk = replace(requests[0], **parts, **({"tiled": True} if way.tiled else {}))
+            tiled: dict[str, Any] = {"tiled": True} if way.tiled else {}
+            chunk = replace(requests[0], **parts, **tiled)
             try:
                 done.append(self._model.answer(chunk))
                 self._calm += 1

@@ -6,7 +6,7 @@ whole, where the plain decoder holds three of twice as many channels; what lies 
 The lowest level with its attention over all pixels is computed whole: it is a 64th of the picture's area.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -45,8 +45,8 @@ def decode_in_strips(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
     x = kept(decoder.mid_block(decoder.conv_in(autoencoder.unscaled(latents))))
     # Nothing but x holds a map here, so that each is freed with the next.
     for block in decoder.up_blocks:
-        for resnet in block.resnets:
-            x = kept(whole(residual(x, cast(ResnetBlock, resnet))))
+        for resnet in cast(Iterable[ResnetBlock], block.resnets):
+            x = kept(whole(residual(x, resnet)))
         for resample in getattr(block, "upsamplers", ()):
             x = convolved(doubled(x), resample.conv)
     return (whole(convolved(activated(x, decoder.conv_norm_out), decoder.conv_out)) + 1) / 2
@@ -57,8 +57,8 @@ def encode_in_strips(autoencoder: AutoencoderKL, images: Tensor) -> Tensor:
     encoder = autoencoder.encoder
     x = convolved(kept(2 * images - 1), encoder.conv_in)
     for block in encoder.down_blocks:
-        for resnet in block.resnets:
-            x = kept(whole(residual(x, cast(ResnetBlock, resnet))))
+        for resnet in cast(Iterable[ResnetBlock], block.resnets):
+            x = kept(whole(residual(x, resnet)))
         for resample in getattr(block, "downsamplers", ()):
             x = kept(whole(halved(x, resample.conv)))
     lowest = encoder.mid_block(x.rows(0, x.height))

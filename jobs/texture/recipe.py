@@ -5,6 +5,7 @@ Stages: `prepare` (ask the prior who it is), `paint`, `judge` (what the prior ta
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -94,8 +95,8 @@ def texture(
     yield Progress(stage="judge", step=0, total=1)
     before = placed if spec.texture.keep_texture else replace(placed, texture=None, colours=np.full_like(placed.colours, 0.5))
     cameras, size = cameras_of_opinion(), info.image_size
-    asked = {"seed": spec.seed, "strict": spec.strict}
-    scores = [score_of_views(lit_views(one, size), cameras, prior, info, spec.prompt, **asked) for one in (before, whole)]
+    ask = functools.partial(score_of_views, seed=spec.seed, strict=spec.strict)
+    scores = [ask(lit_views(one, size), cameras, prior, info, spec.prompt) for one in (before, whole)]
     yield Progress(stage="judge", step=1, total=1)
     seconds["judge"] = clock() - begin
     given = replace(whole, vertices=mesh.vertices, normals=mesh.normals)

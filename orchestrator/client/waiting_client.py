@@ -212,7 +212,7 @@ def _cancel(client: Client, number: int, job: PreparedJob) -> str:
 def _outcome(job: PreparedJob, answer: dict[str, Any]) -> Outcome | BatchOutcome:
     found = _outcome_in(Path(job.out), answer)
     if isinstance(job.spec, BatchImagesSpec):
-        return BatchOutcome(job.out, found.did, found.metrics, found.messages)
+        return BatchOutcome(job.out, found.did, dict(found.metrics), found.messages)
     return found
 
 

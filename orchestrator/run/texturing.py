@@ -80,10 +80,10 @@ def texture_mesh(
                 say(note.text, "warning" if note.is_warning else "info")
             result = _painted(spec, given, prior, device, folder, display, say, clock)
             begin = clock()
-            names = _write(result, given, folder, spec, export, prior_hash=info.weights_hash)
+            written = _write(result, given, folder, spec, export, prior_hash=info.weights_hash)
         seconds |= {**result.seconds, "export": clock() - begin}
         folder.finish(seconds=seconds, metrics=result.metrics())
-        return Outcome(path, artefact_order(names), folder.plan.action, seconds, result.metrics(), tuple(messages))
+        return Outcome(path, artefact_order(written), folder.plan.action, seconds, result.metrics(), tuple(messages))
 
 
 def _painted(spec, given, prior, device, folder, display, say, clock) -> TextureResult:

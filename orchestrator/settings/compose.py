@@ -34,7 +34,8 @@ from orchestrator.settings.recipes import RECIPES, recipe_values
 
 __all__ = ["Settings", "choices", "compose", "setting_names"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 CONFIG_FOLDER = Path(__file__).parent / "config"
 NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask")
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*))?", re.DOTALL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -63,10 +63,11 @@ Prompt = Annotated[str, Field(min_length=1, max_length=2000, pattern=f"^{_SENTEN
 NEGATIVE_PROMPT = f"^({_SENTENCE})?$"
 NegativePrompt = Annotated[str, Field(max_length=2000, pattern=NEGATIVE_PROMPT), BeforeValidator(_negative)]
 Guidance = Annotated[float, Field(ge=-100, le=1000, description="s of uncond + s (cond - uncond).")]
-Formats = Annotated[
-    list[Literal[tuple(one for one in MESH_FORMATS if one != "usdz" or importlib.util.find_spec("pxr"))]],  # type: ignore[misc]
-    Field(min_length=1, max_length=len(MESH_FORMATS)),
-]
+WRITABLE = tuple(one for one in MESH_FORMATS if one != "usdz" or importlib.util.find_spec("pxr"))
+if TYPE_CHECKING:
+    Formats = list[str]
+else:
+    Formats = Annotated[list[Literal[WRITABLE]], Field(min_length=1, max_length=len(MESH_FORMATS))]
 Prior = Annotated[str, Field(min_length=1, max_length=2000, pattern=SAFE, description="One of GET /v1/priors.")]
 Settings = Annotated[
     dict[str, Any],

@@ -12,7 +12,7 @@ import re
 import struct
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -199,9 +199,9 @@ def _table(owner: type) -> dict[str, Any]:
     for name, schema in fields.items():
         others = {one: 0.0 for one in needed if one != name}
 
-        def accepts(given: Any, name: str = name, others: Collection[str] = others) -> bool:
+        def accepts(given: Any, name: str = name, others: dict[str, float] = others) -> bool:
             try:
-                codec.from_plain(owner, {**dict(others), name: given})
+                codec.from_plain(owner, {**others, name: given})
             except InputError:
                 return False
             return True
