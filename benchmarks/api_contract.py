@@ -8,8 +8,8 @@ end every job at once with files of the right names, because the calls are judge
 
 Three things are arranged in requests that follow the schema, and in nothing that violates it: settings that are judged together
 with others keep their defaults (`orchestrator.daemon.http.meanings.JOINT`: no schema of one value can say when two of them
-agree), OpenAI's `size` is the prior's, and a form's part that schemathesis fills with nothing whatever its schema says gets
-words. `/v1/shutdown` is left out.
+agree), OpenAI's `size` is the prior's, and a form's parts are what they are called: the prompt, which schemathesis may leave
+empty whatever its schema says, has words, and picture and mask are of one size and not black. `/v1/shutdown` is left out.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ def _arrange() -> None:
                 case.body["settings"] = {name: value for name, value in settings.items() if _is_alone(name, value, JOINT)}
             if case.body.get("prompt") == "":
                 case.body["prompt"] = "a blue chair"
+            case.body.update((part, picture()) for part in ("image", "mask") if isinstance(case.body.get(part), bytes))
             if "size" in case.body:
                 case.body["size"] = "auto"
 
