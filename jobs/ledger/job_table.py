@@ -319,7 +319,7 @@ class JobTable:
                 # A cancelled job stays cancelled, whatever comes after.
                 if row.desired_state != DesiredState.CANCEL and row.desired_state != desired_state:
                     row.desired_state = desired_state
-                    session.add(Event(job_id=job_id, at=now, kind="info", text=f"to be {state} at the next step"))
+                    session.add(Event(job_id=job_id, at=now, kind="info", text=f"to be {state} at the next step: {reason}"))
             elif row.state != state:
                 move_job(session, row, state, reason, now)
             return State(row.state)

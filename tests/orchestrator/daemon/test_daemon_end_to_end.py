@@ -63,7 +63,9 @@ def is_fitting(shown: dict) -> bool:
 
 def asked_at(shown: dict, state: str) -> float:
     """When the orchestrator was asked to bring the job there."""
-    return next(event["at"] for event in reversed(shown["events"]) if event["text"] == f"to be {state} at the next step")
+    return next(
+        event["at"] for event in reversed(shown["events"]) if event["text"].startswith(f"to be {state} at the next step")
+    )
 
 
 def kill_worker(orchestrator_pid: int) -> None:
