@@ -316,6 +316,7 @@ JobSpec = TextTo3DSpec | ImagesSpec
 
 
 def check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Mesh formats without repetitions, in the order given. Raises InputError for none or an unknown one."""
     if isinstance(formats, str) or not formats:
         raise InputError(f"formats is {formats!r}, but a list with at least one of {', '.join(MESH_FORMATS)} was expected.")
     for name in formats:
@@ -332,6 +333,7 @@ def _check_spacing(spacing: str | None) -> None:
 
 
 def check_seed(seed: int) -> None:
+    """Raises InputError for what is no whole number from 0 to 2^63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise InputError(f"The seed is {seed!r}, but a whole number from 0 to 2^63 - 1 was expected.")
 

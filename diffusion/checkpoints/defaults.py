@@ -103,7 +103,7 @@ class Defaults:
         return CLIP_LAYERS.get(self.family, "last")
 
     def changed(self, origin: str, **values: Any) -> "Defaults":
-        """The same with other values, and where they come from."""
+        """These defaults with some values replaced; `origin` says for each of them where it comes from."""
         return replace(self, values=self.values | values, origins=self.origins | dict.fromkeys(values, origin))
 
 

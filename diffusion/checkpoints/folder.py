@@ -226,7 +226,7 @@ def read_tokenizer(folder: Path, tower: TextEncoder) -> Tokenizer:
 
 
 def configured(path: Path, read: Callable[[dict[str, Any]], Config]) -> Config:
-    """A configuration file, read.
+    """What `read` makes of a JSON configuration file.
 
     Raises:
         PriorError: it is missing, lacks a field, or holds a value that is not supported.

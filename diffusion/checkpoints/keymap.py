@@ -121,7 +121,7 @@ def _in_form(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 
 def check_keys(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path, *, prefix: str = "") -> None:
-    """Compares names and shapes.
+    """Compares the names and shapes of a file's tensors with those that a network expects.
 
     Raises:
         PriorError: naming up to three misfits.

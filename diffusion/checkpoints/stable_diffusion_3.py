@@ -53,7 +53,7 @@ _UNREAD = ("logit_scale", "transformer.text_model.embeddings.position_ids")
 
 
 def read_stable_diffusion_3(folder: Path, *, name: str | None = None, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Reads what `StableDiffusion3Pipeline.save_pretrained` writes.
+    """Reads Stable Diffusion 3 or 3.5 medium from a folder as `StableDiffusion3Pipeline.save_pretrained` writes it.
 
     Args:
         name: of the prior; the folder's own by default. dtype: of transformer and text towers.

@@ -181,7 +181,7 @@ class Engine:
             self._end(ticket, "cancelled")
 
     def set_weight(self, job: str, weight: float) -> None:
-        """See `FairShare.set_weight`."""
+        """A job's share of the network's rows from now on, relative to those of other jobs; 1 unless it is set."""
         self._fair.set_weight(job, weight)
 
     def forget(self, job: str) -> None:
@@ -200,6 +200,7 @@ class Engine:
 
     @row_cap.setter
     def row_cap(self, rows: int) -> None:
+        """Sets the cap, at least 1, to which it also grows again."""
         self._row_cap = self._wished_cap = max(1, rows)
 
     # -- the loop ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ PAGE = 1000
 class Getter(Protocol):
     """A client, patient or not."""
 
-    def get(self, path: str, **query: Any) -> Any: ...
+    def get(self, path: str, **query: Any) -> Any:
+        """What the orchestrator answers to a GET of a path with a query, as plain JSON values."""
+        ...
 
 
 @dataclass(frozen=True)

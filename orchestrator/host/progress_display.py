@@ -198,6 +198,7 @@ def _fitting(parts: list[str], room: int) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds as MINUTES:SS, from an hour on as HOURS:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
