@@ -20,12 +20,12 @@ demo: $(READY)
 
 test: $(READY) lint
 	.ci/postgresql
-	$(BIN)/python -m pytest -q -m "not slow"
+	.ci/suite -m "not slow"
 
 # Minutes more: kills of replicas, workers and the orchestrator on a real Ray, and the benchmarks' own tests.
 test-all: $(READY) lint
 	.ci/postgresql
-	$(BIN)/python -m pytest -q
+	.ci/suite
 
 lint: $(READY)
 	$(BIN)/ruff check .

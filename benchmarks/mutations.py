@@ -86,6 +86,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "diffusion/samplers/pndm.py": ("test_samplers_against_diffusers.py", "test_samplers.py"),
     "diffusion/samplers/sdedit.py": ("test_sdedit.py",),
     "diffusion/flow_schedule.py": ("test_flow_schedule.py",),
+    "diffusion/models/rectified_flow.py": ("test_rectified_flow.py",),
     "diffusion/process.py": ("test_flow_schedule.py",),
     "diffusion/schedule.py": ("test_schedule.py", "test_denoising_loss.py"),
     "diffusion/parameterisation.py": ("test_parameterisation.py", "test_flow_schedule.py"),
@@ -153,6 +154,12 @@ MUTATIONS: list[Mutation] = [
         ("if there.t >= 0:", "if False:"),
         ("scale_there * (x / scale", "scale_there * (x"),
         ("- here.sigma / scale)", "+ here.sigma / scale)"),
+    ),
+    *_rows(
+        "diffusion/models/rectified_flow.py",
+        ("return (eps - x0 - output)", "return (eps + x0 - output)"),
+        ("torch.sigmoid(z + self", "torch.sigmoid(z - self"),
+        ("1000 * uniform(", "500 * uniform("),
     ),
     *_rows(
         "diffusion/flow_schedule.py",

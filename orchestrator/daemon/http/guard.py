@@ -32,7 +32,7 @@ MAX_UPLOAD_BYTES = 256 * MEGABYTE
 IDLE_SECONDS, BODY_SECONDS, STRANGERS_SECONDS = 30.0, 600.0, 10.0
 """For each part of a body, for all of it, and for all of one that anybody may send."""
 MOMENT_SECONDS = 0.1
-"""In which a part that has come is taken, however late a busy machine asks for it."""
+"""In which all that has come is taken, however late a busy machine asks for it; once."""
 JSON = ("application/json",)
 TABLES = ("text/csv", "text/plain", "application/x-ndjson", "application/jsonl", "application/vnd.apache.parquet")
 PICTURES = ("image/png", "image/jpeg", "image/webp")
@@ -169,13 +169,17 @@ class _Bounded:
     def __init__(self, receive: Any, limit: int, seconds: float) -> None:
         self._receive, self._limit, self._num, self._has_more = receive, limit, 0, True
         self._until = time.monotonic() + seconds
+        self._is_late = False
 
     async def __call__(self) -> Any:
         if not self._has_more:
             return await self._receive()
+        left = self._until - time.monotonic()
         try:
-            left = min(IDLE_SECONDS, self._until - time.monotonic())
-            message = await asyncio.wait_for(self._receive(), max(MOMENT_SECONDS, left))
+            if left < 0 and self._is_late:  # what had come by then was taken
+                raise TimeoutError
+            self._is_late = left < 0
+            message = await asyncio.wait_for(self._receive(), max(MOMENT_SECONDS, min(IDLE_SECONDS, left)))
         except TimeoutError:
             raise HTTPException(408, "The request's body did not come in time; send it again.") from None
         self._num += len(message.get("body", b""))

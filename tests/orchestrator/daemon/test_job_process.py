@@ -156,7 +156,7 @@ def test_an_export_needs_no_prior(tmp_path):
     assert spec_from_json(wanted.to_json()) == wanted and wanted.name.startswith("export-run-")
     last = last_of(JobProcess(wanted.to_json(), {}, str(tmp_path / "cut"), None))
     assert isinstance(last, Succeeded) and last.metrics["num_faces"] <= 300 and last.metrics["did"] == "start"
-    assert set(last.artefacts) == {"mesh.glb", "mesh.ply", "preview.png", "progress.png"}
+    assert set(last.artefacts) == {"mesh.glb", "mesh.ply", "preview.png"}
     refused = dataclasses.replace(wanted, settings={"fit.num_steps": "3"})
     last = last_of(JobProcess(refused.to_json(), {}, str(tmp_path / "no"), None))
     assert isinstance(last, Failed) and last.kind == FailureKind.BAD_INPUT and "cannot be changed by an export" in last.reason

@@ -59,7 +59,7 @@ def finished(tmp_path_factory):
 
 def test_a_mesh_job_leaves_what_its_manifest_says(finished):
     meshes = {f"mesh.{name}" for name in MESH_FORMATS}
-    names = {*meshes, "mesh.mtl", "mesh.bin", "preview.png", "turntable.mp4"}
+    names = {*meshes, "mesh.mtl", "mesh.bin", "preview.png", "progress.png", "turntable.mp4"}
     assert set(digests(finished)) == names
     for name, entry in manifest(finished)["artefacts"].items():
         data = (finished / name).read_bytes()
