@@ -13,12 +13,11 @@ from typing import Any
 
 from jobs.errors import InputError
 from jobs.fit_figures import BANDS, band_name
-from jobs.specs import TextTo3DSpec
 from orchestrator.exports.transform import generator_name
 from orchestrator.host.atomic import clear_output_errors, write_text
 from orchestrator.run.curves import Curve, fit_curves
 from orchestrator.run.folder import PROGRESS
-from orchestrator.run.manifest import MANIFEST
+from orchestrator.run.manifest import manifest_of_mesh_run
 
 __all__ = ["write_comparison"]
 
@@ -51,16 +50,7 @@ class _Run:
 
     @classmethod
     def read(cls, folder: Path) -> _Run:
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            kind = manifest["kind"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InputError(
-                f"{folder} is not a run folder: its {MANIFEST} cannot be read ({error}); give folders of "
-                "'dreamkiln text-to-3d'."
-            ) from error
-        if kind != TextTo3DSpec.kind:
-            raise InputError(f"{folder} holds a run of {kind!r}, but one of {TextTo3DSpec.kind!r} was expected.")
+        manifest = manifest_of_mesh_run(folder)
         return cls(folder, manifest)
 
     def settings(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from orchestrator.host.progress_display import Display, SilentDisplay
 from orchestrator.host.threads import use_threads
 from orchestrator.run import artefacts
 from orchestrator.run.folder import CHECKPOINT, RunFolder, read_checkpoint
-from orchestrator.run.manifest import MANIFEST, PriorName
+from orchestrator.run.manifest import PriorName, manifest_of_mesh_run
 from orchestrator.run.perform import Outcome, artefact_order, shaping
 from orchestrator.runtimes.base import resolve_device
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
@@ -48,16 +47,7 @@ class FinishedRun:
     @classmethod
     def read(cls, folder: Path) -> FinishedRun:
         """Raises InputError: it is no folder of a 3D job, or its fit is not finished, or its checkpoint is gone."""
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            kind = manifest["kind"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InputError(
-                f"{folder} is not a run folder: its {MANIFEST} cannot be read ({error}); give folders of "
-                "'dreamkiln text-to-3d'."
-            ) from error
-        if kind != TextTo3DSpec.kind:
-            raise InputError(f"{folder} holds a run of {kind!r}, but one of 'text-to-3d' was expected.")
+        manifest = manifest_of_mesh_run(folder)
         spec = spec_from_json(manifest["spec"])
         assert isinstance(spec, TextTo3DSpec)
         found = read_checkpoint(folder / CHECKPOINT)

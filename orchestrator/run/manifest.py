@@ -9,6 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from jobs.errors import DreamKilnError, InputError, Interrupted, OutputError
@@ -24,6 +25,7 @@ __all__ = [
     "another_job",
     "end_attempt",
     "first_difference",
+    "manifest_of_mesh_run",
     "new_manifest",
     "noting_the_end",
     "read_manifest",
@@ -123,6 +125,20 @@ def read_manifest(load: Callable[[], bytes], where: str) -> dict[str, Any] | Non
             f"{where}/{MANIFEST} is damaged or not ours (it lacks {min(lacking)!r}); choose another --out, or delete the file "
             "and what stands beside it."
         )
+    return manifest
+
+
+def manifest_of_mesh_run(folder: Path) -> dict[str, Any]:
+    """The manifest of a run of 'dreamkiln text-to-3d', finished or not. Raises InputError for any other folder."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        kind = manifest["kind"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{folder} is not a run folder: its {MANIFEST} cannot be read ({error}); give folders of 'dreamkiln text-to-3d'."
+        ) from error
+    if kind != TextTo3DSpec.kind:
+        raise InputError(f"{folder} holds a run of {kind!r}, but one of {TextTo3DSpec.kind!r} was expected.")
     return manifest
 
 

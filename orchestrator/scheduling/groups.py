@@ -17,7 +17,10 @@ from jobs.states import TERMINAL, State
 __all__ = ["HOPELESS", "GroupOutcome", "Member", "hopeless", "settle"]
 
 HOPELESS = {"prior_score_25": 0.1, "prior_score_50": 0.06}
-"""By how much less of the loss the sentence may explain in a try than in a better one, at the same step of their fits."""
+"""By how much less of the loss the sentence may explain in a try than in a better one, at the same step of their fits.
+
+Chosen, not measured; `benchmarks.best_of` says what they would end.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
