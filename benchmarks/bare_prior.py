@@ -12,16 +12,16 @@ from diffusion.prior import Prior
 from diffusion.requests import Guidance
 from diffusion.samplers import SAMPLERS
 from diffusion.seeding import normal_rows, stream
-from jobs.prior_client import DistillationQuery, DrawRequest
+from jobs.prior_client import DistillationQuery, GenerateRequest
 
 IMAGE_GUIDANCE = Guidance(scale=4.0, rescale=0.5)
 QUERY_GUIDANCE = Guidance(scale=7.0, rescale=0.5, rescale_on="x0")
 PROMPT = "a red mushroom with a white stem"
 
 
-def images_request(seeds: range, *, num_steps: int, strict: bool = False) -> DrawRequest:
+def images_request(seeds: range, *, num_steps: int, strict: bool = False) -> GenerateRequest:
     """The image job's next request."""
-    return DrawRequest(
+    return GenerateRequest(
         prompts=(PROMPT,) * len(seeds),
         seeds=tuple(seeds),
         num_steps=num_steps,
@@ -51,7 +51,7 @@ class BarePrior:
         self.rows = 0
 
     @torch.no_grad()
-    def draw(self, request: DrawRequest) -> Any:
+    def generate(self, request: GenerateRequest) -> Any:
         """One request of the image job."""
         return requests.run(self.drawing(request), self.answer)
 
@@ -69,7 +69,7 @@ class BarePrior:
         )
         return requests.run(generator, self.answer)
 
-    def drawing(self, request: DrawRequest) -> Any:
+    def drawing(self, request: GenerateRequest) -> Any:
         """The generator of `draw`."""
         prior = self._prior
         latents = yield from SAMPLERS[request.sampler](

@@ -23,7 +23,7 @@ import torch
 from benchmarks.machine import describe_machine, one_line
 from diffusion.engine import BatchProfile
 from diffusion.schedule import NoiseSchedule
-from jobs.prior_client import DrawRequest
+from jobs.prior_client import GenerateRequest
 from orchestrator.prior.local import LocalPrior, Pending
 
 RESULTS = Path(__file__).parent / "results" / "batch_plumbing.json"
@@ -75,7 +75,7 @@ class NullPrior(LocalPrior):
         """There is nothing to measure; asked when two requests first meet."""
         return BatchProfile({})
 
-    def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
+    def begin_generate(self, request: GenerateRequest, *, job: str = "", preview_every: int = 0) -> Pending:
         """uint8 images (N, 64, 64, 3)."""
         pictures = np.repeat(self._picture, len(request.prompts), axis=0)
         return Pending((), lambda results: pictures)

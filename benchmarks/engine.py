@@ -58,14 +58,14 @@ def overhead(prior: Prior, *, num_images: int, num_steps: int, repeats: int) -> 
     bare = BarePrior(prior)
 
     def one_each() -> None:
-        pending = [local.begin_draw(images_request(range(n, n + 1), num_steps=num_steps)) for n in range(num_images)]
+        pending = [local.begin_generate(images_request(range(n, n + 1), num_steps=num_steps)) for n in range(num_images)]
         while not all(each.finished for each in pending):
             local.engine.step()
 
     clock = _processor_clock(prior)
     ways: dict[str, Callable[[], Any]] = {
-        "bare loop": lambda: bare.draw(whole),
-        "engine, one request": lambda: local.draw(whole),
+        "bare loop": lambda: bare.generate(whole),
+        "engine, one request": lambda: local.generate(whole),
         "engine, one request an image": one_each,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -92,12 +92,12 @@ def company(prior: Prior, *, num_steps: int, strangers: int = 15) -> dict[str, A
         request = images_request(range(7, 8), num_steps=num_steps, strict=strict)
         query = query_request(prior.image_size, 3, 0, views=4, strict=strict)
         alone = LocalPrior(prior)
-        picture, gradient = alone.draw(request)[0], alone.distill(query).gradient
+        picture, gradient = alone.generate(request)[0], alone.distill(query).gradient
         crowd = LocalPrior(prior)
         begin = _processor_clock(prior)()
-        mine = [crowd.begin_draw(request, job="mine"), crowd.begin_distill(query, job="mesh")]
+        mine = [crowd.begin_generate(request, job="mine"), crowd.begin_distill(query, job="mesh")]
         others = [
-            crowd.begin_draw(images_request(range(n, n + 1), num_steps=num_steps, strict=strict), job=f"other {n}")
+            crowd.begin_generate(images_request(range(n, n + 1), num_steps=num_steps, strict=strict), job=f"other {n}")
             for n in range(100, 100 + strangers)
         ]
         _finish(crowd, [*mine, *others])

@@ -317,7 +317,7 @@ def out_of_memory(reduced: bool) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(0).total_memory)
     resident = ResidentPrior(prior, measure=False)
     num = 1 if reduced else 64
-    drawn = [resident.start_draw(_draw(seed), job=str(seed)) for seed in range(num)]
+    drawn = [resident.start_generate(_draw(seed), job=str(seed)) for seed in range(num)]
     shapes_ = {future.result().shape for future in drawn}
     resident.close()
     return {"answered": len(drawn), "times_halved": resident.figures.out_of_memory, "shapes": sorted(map(list, shapes_))}
@@ -325,9 +325,9 @@ def out_of_memory(reduced: bool) -> dict[str, Any]:
 
 def _draw(seed: int) -> Any:
     from diffusion.requests import Guidance
-    from jobs.prior_client import DrawRequest
+    from jobs.prior_client import GenerateRequest
 
-    return DrawRequest(prompts=(PROMPT,) * 2, seeds=(seed, seed + 1000), num_steps=2, guidance=Guidance(scale=3.0))
+    return GenerateRequest(prompts=(PROMPT,) * 2, seeds=(seed, seed + 1000), num_steps=2, guidance=Guidance(scale=3.0))
 
 
 @part(60)

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.machine import describe_machine
 from diffusion.requests import Guidance
-from jobs.prior_client import DistillationQuery, DrawRequest
+from jobs.prior_client import DistillationQuery, GenerateRequest
 from orchestrator.prior.local import LocalPrior, load_prior
 
 RESULTS = Path(__file__).parent / "results" / "half_precision.json"
@@ -49,7 +49,7 @@ def main() -> None:
 
     def draw(prior: LocalPrior, turn: int) -> np.ndarray:
         seeds = tuple(range(4 * turn, 4 * turn + 4))
-        return prior.draw(DrawRequest(prompts=PROMPTS, seeds=seeds, num_steps=20, guidance=Guidance(scale=5.0)))
+        return prior.generate(GenerateRequest(prompts=PROMPTS, seeds=seeds, num_steps=20, guidance=Guidance(scale=5.0)))
 
     figures: dict[str, Any] = {}
     figures["draw"], drawn = by_turns(priors, draw, rounds=6)

@@ -29,7 +29,7 @@ from benchmarks.machine import describe_machine, one_line
 from benchmarks.saving import save_run
 from diffusion.engine import EngineConfig, FairShare
 from diffusion.prior import Prior
-from jobs.prior_client import DistillationQuery, DrawRequest
+from jobs.prior_client import DistillationQuery, GenerateRequest
 from orchestrator.host.threads import available_cores, use_threads
 from orchestrator.prior.local import LocalPrior, Pending
 
@@ -80,7 +80,7 @@ class Load:
         self._size, self._chunk, self._views, self._num_steps = size, chunk, views, num_steps
         self._turns: Counter[str] = Counter()
 
-    def next(self, job: str) -> DrawRequest | DistillationQuery:
+    def next(self, job: str) -> GenerateRequest | DistillationQuery:
         """The job's next request."""
         turn = self._turns[job]
         self._turns[job] += 1
@@ -127,8 +127,8 @@ class ThroughTheEngine:
                 pending[:] = [each for each in pending if not each.finished]
                 while len(pending) < (4 if job == "images" else 1):
                     request = self._load.next(job)
-                    if isinstance(request, DrawRequest):
-                        pending.append(self._local.begin_draw(request, job=job))
+                    if isinstance(request, GenerateRequest):
+                        pending.append(self._local.begin_generate(request, job=job))
                     else:
                         pending.append(self._local.begin_distill(request, job=job))
             report = self._local.engine.step()
@@ -178,7 +178,7 @@ class StaticBatches:
     def _draw_on(self) -> None:
         if self._drawing is None:
             request = self._load.next("images")
-            assert isinstance(request, DrawRequest)
+            assert isinstance(request, GenerateRequest)
             self._drawing, self._reply = self._bare.drawing(request), None
         try:
             self._reply = self._bare.answer(self._drawing.send(self._reply))

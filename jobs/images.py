@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 
-from jobs.batch_images import Drawing, Drawn, EditSource, Picture, Row
+from jobs.batch_images import EditSource, Generated, Generation, Picture, Row
 from jobs.errors import InputError
 from jobs.events import Event, ImageReady, ImagesPreview, Message, Progress
 from jobs.late_start import warn_of_late_start
@@ -75,7 +75,7 @@ def images(
     ends = {chunk[-1]: len(chunk) for chunk in todo}
     total, num_left = spec.num_images, sum(map(len, todo))
     yield Progress(stage="draw", step=total - num_left, total=total)
-    drawing = Drawing(
+    drawing = Generation(
         prior,
         info,
         _chunk_size(spec),
@@ -89,7 +89,7 @@ def images(
         if isinstance(answer, ImagesPreview):
             yield answer
             continue
-        assert isinstance(answer, Drawn)  # a failure is raised
+        assert isinstance(answer, Generated)  # a failure is raised
         index = answer.row.index
         yield ImageReady(index=index, seed=answer.picture.image.seed, image=answer.image)
         if index in ends:

@@ -21,7 +21,7 @@ from diffusion.samplers import Spacing
 from diffusion.seeding import Key
 from jobs.errors import InputError
 
-__all__ = ["DistillationQuery", "DrawRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo"]
+__all__ = ["DistillationQuery", "GenerateRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class LossQuery(_ViewsQuery):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DrawRequest:
+class GenerateRequest:
     """Asks for one image per seed, each from its own random stream, or for views of one object drawn together.
 
     Args:
@@ -214,10 +214,10 @@ class PriorClient(Protocol):
         """The denoising loss of each picture, (V,) float32; see `diffusion.denoising_loss`."""
         ...
 
-    def draw(self, request: DrawRequest) -> np.ndarray:
+    def generate(self, request: GenerateRequest) -> np.ndarray:
         """uint8 images (N, H, W, 3)."""
         ...
 
-    def draw_with_previews(self, request: DrawRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
-        """`draw`, with a preview of the pictures each time the network has been asked `every` times more."""
+    def generate_with_previews(self, request: GenerateRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
+        """`generate`, with a preview of the pictures each time the network has been asked `every` times more."""
         ...

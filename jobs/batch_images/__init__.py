@@ -6,13 +6,13 @@ share a forward pass follows from the shard alone, so a shard drawn again has th
 
 A row that cannot be drawn is an answer too (`Failed`): it never stops the others.
 
-`table` is what there is to draw, `spec` how, `cells` what one row asks for, `drawing` the way from rows to pictures.
+`table` is what there is to generate, `spec` how, `cells` what one row asks for, `generating` the way from rows to pictures.
 """
 
 from __future__ import annotations
 
 from jobs.batch_images.cells import ALIASES, SETTINGS, Failed, Picture, extra_columns, extra_values, read_row, read_size
-from jobs.batch_images.drawing import Drawing, Drawn, EditSource, LoadSource, draw_rows
+from jobs.batch_images.generating import EditSource, Generated, Generation, LoadSource, generate_rows
 from jobs.batch_images.spec import OUTPUT_FORMATS, BatchImagesSpec, shard_range
 from jobs.batch_images.table import COLUMN_TYPES, Row, Table, TableFile, batched, row_digest
 
@@ -22,19 +22,19 @@ __all__ = [
     "OUTPUT_FORMATS",
     "SETTINGS",
     "BatchImagesSpec",
-    "Drawing",
-    "Drawn",
     "EditSource",
     "Failed",
+    "Generated",
+    "Generation",
     "LoadSource",
     "Picture",
     "Row",
     "Table",
     "TableFile",
     "batched",
-    "draw_rows",
     "extra_columns",
     "extra_values",
+    "generate_rows",
     "read_row",
     "read_size",
     "row_digest",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Picture, Row, extra_columns, extra_values
+from jobs.batch_images import BatchImagesSpec, Failed, Generated, Picture, Row, extra_columns, extra_values
 from orchestrator.run.picture_metadata import encode_picture
 
 __all__ = ["COLUMNS", "Finished", "column_types", "encode", "failed", "stem"]
@@ -69,7 +69,7 @@ def column_types(spec: BatchImagesSpec) -> dict[str, str]:
     return COLUMNS | {kept: spec.table.columns[name] for name, kept in kept_names(spec).items()}
 
 
-def encode(spec: BatchImagesSpec, drawn: Drawn, *, prior_hash: str, index: int | None = None) -> Finished:
+def encode(spec: BatchImagesSpec, drawn: Generated, *, prior_hash: str, index: int | None = None) -> Finished:
     """A picture that was drawn, as a PNG file with everything in its text chunks that a single prompt's has.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, draw_rows, read_row, row_digest, shard_range
+from jobs.batch_images import BatchImagesSpec, Failed, Generated, Row, generate_rows, read_row, row_digest, shard_range
 from jobs.errors import OutputError
 from jobs.events import ImagesPreview
 from jobs.prior_client import PriorClient, PriorInfo
@@ -148,7 +148,7 @@ class ShardWriter:
                 "as a table of their own."
             )
 
-    def _answers(self, task: ShardTask) -> Iterator[Drawn | Failed | Finished]:
+    def _answers(self, task: ShardTask) -> Iterator[Generated | Failed | Finished]:
         """One answer a row: drawn now, failed, or taken over."""
         fresh = [row for row in task.rows if row.index not in task.kept]
         drawn = self._drawn(fresh)
@@ -167,9 +167,9 @@ class ShardWriter:
             size = struct.unpack(">II", png[16:24])
             yield keep(self._spec, picture, png, size, prior_hash=self._info.weights_hash, is_new=False)
 
-    def _drawn(self, rows: Sequence[Row]) -> Iterator[Drawn | Failed]:
+    def _drawn(self, rows: Sequence[Row]) -> Iterator[Generated | Failed]:
         """The rows' answers; unfinished pictures are shown meanwhile."""
-        answers = draw_rows(
+        answers = generate_rows(
             self._spec,
             rows,
             self._prior,
@@ -183,11 +183,11 @@ class ShardWriter:
             else:
                 yield answer
 
-    def _finish(self, answer: Drawn | Failed | Finished) -> Finished:
+    def _finish(self, answer: Generated | Failed | Finished) -> Finished:
         match answer:
             case Finished():
                 return answer
-            case Drawn():
+            case Generated():
                 return encode(self._spec, answer, prior_hash=self._info.weights_hash, index=answer.row.index)
             case Failed():
                 return failed(self._spec, answer)
@@ -223,7 +223,7 @@ class _Tally:
         self.failures: list[dict[str, Any]] = []
         self.num_drawn = 0
 
-    def add(self, row: Row, answer: Drawn | Failed | Finished, finished: Finished) -> None:
+    def add(self, row: Row, answer: Generated | Failed | Finished, finished: Finished) -> None:
         if not isinstance(answer, Failed):
             self.succeeded.append(row)
             self.num_drawn += finished.is_new

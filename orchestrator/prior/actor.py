@@ -72,20 +72,22 @@ class PriorActor:
                 case "losses":
                     with self._meter.request(method):
                         return prior.losses(arguments[0].open(), job=job).numpy()
-                case "draw":
+                case "generate":
                     with self._meter.request(method):
-                        return prior.draw(arguments[0].open(), job=job)
+                        return prior.generate(arguments[0].open(), job=job)
                 case _:
                     return getattr(prior, method)(*arguments)
         except Exception as error:
             _end_where_the_device_is_lost(error)
             return Raised(error)
 
-    def draw_with_previews(self, request: Wire, every: int, *, job: str = "") -> Iterator[PicturePreview | np.ndarray | Raised]:
-        """A stream of previews; its last item is what `draw` answers, or the error."""
+    def generate_with_previews(
+        self, request: Wire, every: int, *, job: str = ""
+    ) -> Iterator[PicturePreview | np.ndarray | Raised]:
+        """A stream of previews; its last item is what `generate` answers, or the error."""
         try:
-            with self._meter.request("draw"):
-                pictures = yield from self._loaded().draw_with_previews(request.open(), every=every, job=job)
+            with self._meter.request("generate"):
+                pictures = yield from self._loaded().generate_with_previews(request.open(), every=every, job=job)
             yield pictures
         except Exception as error:
             _end_where_the_device_is_lost(error)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion.distillation import Distilled
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery, PicturePreview, PriorInfo
+from jobs.prior_client import DistillationQuery, GenerateRequest, LossQuery, PicturePreview, PriorInfo
 from orchestrator.prior.deaths import last_words
 from orchestrator.prior.wire import Raised, Wire
 
@@ -61,18 +61,18 @@ class RayPrior:
         """The denoising loss of each picture, (V,) float32."""
         return torch.from_numpy(self._call("losses", Wire(query)))
 
-    def draw(self, request: DrawRequest) -> np.ndarray:
+    def generate(self, request: GenerateRequest) -> np.ndarray:
         """uint8 images (N, H, W, 3)."""
-        return self._call("draw", Wire(request))
+        return self._call("generate", Wire(request))
 
-    def draw_with_previews(self, request: DrawRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
-        """`draw` with previews; a replica that is asked after another one died begins anew with them."""
+    def generate_with_previews(self, request: GenerateRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
+        """`generate` with previews; a replica that is asked after another one died begins anew with them."""
         import ray
 
         wire = Wire(request)
 
         def stream(replica: Any) -> Iterator[Any]:
-            for reference in replica.draw_with_previews.options(num_returns="streaming").remote(wire, every, job=self._job):
+            for reference in replica.generate_with_previews.options(num_returns="streaming").remote(wire, every, job=self._job):
                 yield ray.get(reference)
 
         for item in self._ask(stream):

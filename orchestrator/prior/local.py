@@ -25,7 +25,7 @@ from diffusion.engine.ticket import Begin
 from diffusion.process import Schedule
 from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery, PicturePreview, PriorInfo
+from jobs.prior_client import DistillationQuery, GenerateRequest, LossQuery, PicturePreview, PriorInfo
 from orchestrator.prior.room import check_fits
 from orchestrator.prior.source import refusal
 
@@ -201,17 +201,17 @@ class LocalPrior:
         """
         return self._wait(self.begin_losses(query))
 
-    def draw(self, request: DrawRequest) -> np.ndarray:
+    def generate(self, request: GenerateRequest) -> np.ndarray:
         """uint8 images (N, H, W, 3); image n starts from the stream (seeds[n], "image").
 
         Raises:
             PriorFailed: a picture holds a number that is not finite.
         """
-        return self._wait(self.begin_draw(request))
+        return self._wait(self.begin_generate(request))
 
-    def draw_with_previews(self, request: DrawRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
-        """`draw`, with a preview of the pictures each time the network has been asked `every` times more."""
-        pending = self.begin_draw(request, preview_every=every)
+    def generate_with_previews(self, request: GenerateRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
+        """`generate`, with a preview of the pictures each time the network has been asked `every` times more."""
+        pending = self.begin_generate(request, preview_every=every)
         try:
             while not pending.finished:
                 yield from pending.shown(self.engine.step().previews)
@@ -269,7 +269,7 @@ class LocalPrior:
         )
         return Pending((ticket,), lambda results: results[0])
 
-    def begin_draw(self, request: DrawRequest, *, job: str = "", preview_every: int = 0) -> Pending:
+    def begin_generate(self, request: GenerateRequest, *, job: str = "", preview_every: int = 0) -> Pending:
         """Hand the request to the engine; strict images go one by one, so that it does not matter who asks for how many.
 
         Raises:
@@ -281,7 +281,7 @@ class LocalPrior:
         groups = range(0, len(request.seeds), request.group_views)
         parts = [_only(request, first) for first in groups] if request.strict else [request]
 
-        def submit(part: DrawRequest) -> Ticket:
+        def submit(part: GenerateRequest) -> Ticket:
             return self.engine.submit(
                 lambda condition: self._drawing(part, condition),
                 prompts=part.prompts,
@@ -299,7 +299,7 @@ class LocalPrior:
             self.engine.step()
         return pending.result()
 
-    def _drawing(self, request: DrawRequest, condition: requests.Condition) -> Generator[requests.Request, Any, np.ndarray]:
+    def _drawing(self, request: GenerateRequest, condition: requests.Condition) -> Generator[requests.Request, Any, np.ndarray]:
         """uint8 pictures (N, H, W, 3), everything asked of the networks as requests."""
         names = [_noise_name(seed, n % request.group_views) for n, seed in enumerate(request.seeds)]
         sampler, noise = SAMPLERS[request.sampler], self._noise(names, request.size)
@@ -324,7 +324,7 @@ class LocalPrior:
         return _uint8(pictures)
 
     def _sampling(
-        self, request: DrawRequest, condition: requests.Condition, names: Sequence[Sequence[seeding.Key]]
+        self, request: GenerateRequest, condition: requests.Condition, names: Sequence[Sequence[seeding.Key]]
     ) -> dict[str, Any]:
         """What every sampler is told, and what this prior makes of the request."""
         prior, guidance = self._prior, request.guidance
@@ -375,7 +375,7 @@ def _slot(prompt: str, seed: int) -> int:
     return zlib.crc32(prompt.encode()) + seed
 
 
-def _slots(request: DrawRequest) -> list[int]:
+def _slots(request: GenerateRequest) -> list[int]:
     """The places of a request's strict rows; those of a group follow from its first image."""
     views = request.group_views
     firsts = zip(request.prompts[::views], request.seeds[::views], strict=True)
@@ -387,7 +387,7 @@ def _noise_name(seed: int, view: int) -> tuple[seeding.Key, ...]:
     return (seed, "image") if view == 0 else (seed, "image", "view", view)
 
 
-def _only(request: DrawRequest, first: int) -> DrawRequest:
+def _only(request: GenerateRequest, first: int) -> GenerateRequest:
     """The image, or the group of views, that begins at `first` as a request of its own."""
     one = slice(first, first + request.group_views)
     return dataclasses.replace(

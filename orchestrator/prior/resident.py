@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.distillation import Distilled
 from diffusion.engine import StepReport
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery, PicturePreview, PriorInfo
+from jobs.prior_client import DistillationQuery, GenerateRequest, LossQuery, PicturePreview, PriorInfo
 from orchestrator.host.threads import use_threads
 from orchestrator.prior.local import LocalPrior, Pending
 
@@ -128,16 +128,18 @@ class ResidentPrior:
         """The denoising loss of each picture, (V,) float32."""
         return self._start(lambda: self._prior.begin_losses(query, job=job), job).result()
 
-    def draw(self, request: DrawRequest, *, job: str = "") -> np.ndarray:
+    def generate(self, request: GenerateRequest, *, job: str = "") -> np.ndarray:
         """uint8 images (N, H, W, 3)."""
-        return self.start_draw(request, job=job).result()
+        return self.start_generate(request, job=job).result()
 
-    def draw_with_previews(
-        self, request: DrawRequest, *, every: int, job: str = ""
+    def generate_with_previews(
+        self, request: GenerateRequest, *, every: int, job: str = ""
     ) -> Generator[PicturePreview, None, np.ndarray]:
-        """`draw`, with a preview of the pictures each time the network has been asked `every` times more."""
+        """`generate`, with a preview of the pictures each time the network has been asked `every` times more."""
         news: queue.SimpleQueue[PicturePreview | None] = queue.SimpleQueue()
-        future = self._start(lambda: self._prior.begin_draw(request, job=job, preview_every=every), job, on_preview=news.put)
+        future = self._start(
+            lambda: self._prior.begin_generate(request, job=job, preview_every=every), job, on_preview=news.put
+        )
         future.add_done_callback(lambda _: news.put(None))
         try:
             while (preview := news.get()) is not None:
@@ -150,9 +152,9 @@ class ResidentPrior:
         """`distill` without waiting."""
         return self._start(lambda: self._prior.begin_distill(query, job=job), job)
 
-    def start_draw(self, request: DrawRequest, *, job: str = "") -> Future[np.ndarray]:
-        """`draw` without waiting."""
-        return self._start(lambda: self._prior.begin_draw(request, job=job), job)
+    def start_generate(self, request: GenerateRequest, *, job: str = "") -> Future[np.ndarray]:
+        """`generate` without waiting."""
+        return self._start(lambda: self._prior.begin_generate(request, job=job), job)
 
     def set_weight(self, job: str, weight: float) -> None:
         """The job's share of the rows against other jobs; see `diffusion.engine.FairShare`."""

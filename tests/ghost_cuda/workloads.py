@@ -240,7 +240,7 @@ def engine() -> dict[str, Any]:
     import torch
 
     from diffusion.requests import Guidance
-    from jobs.prior_client import DistillationQuery, DrawRequest, LossQuery
+    from jobs.prior_client import DistillationQuery, GenerateRequest, LossQuery
     from orchestrator.prior.resident import ResidentPrior
 
     resident = ResidentPrior(tiny(), measure=True)
@@ -248,8 +248,8 @@ def engine() -> dict[str, Any]:
     prompts, keys = ("a red table",) * 2, ((0, "n"), (1, "n"))
     query = DistillationQuery(images=rgb, prompts=prompts, t=torch.tensor([500, 20]), noise_keys=keys, guidance=guidance)
     drawn = [
-        resident.start_draw(
-            DrawRequest(prompts=prompts, seeds=(seed, seed + 1), num_steps=3, guidance=guidance, strict=seed == 2),
+        resident.start_generate(
+            GenerateRequest(prompts=prompts, seeds=(seed, seed + 1), num_steps=3, guidance=guidance, strict=seed == 2),
             job=str(seed),
         )
         for seed in range(3)

@@ -17,27 +17,27 @@ from diffusion.schedule import NoiseSchedule
 from jobs import codec
 from jobs.batch_images import (
     BatchImagesSpec,
-    Drawn,
     Failed,
+    Generated,
     Row,
     Table,
     TableFile,
     batched,
-    draw_rows,
     extra_values,
+    generate_rows,
     row_digest,
     shard_range,
 )
 from jobs.errors import InputError, JobFailed, PriorFailed
 from jobs.images import EditSource
-from jobs.prior_client import DistillationQuery, DrawRequest, PriorInfo
+from jobs.prior_client import DistillationQuery, GenerateRequest, PriorInfo
 
 
 class RememberingPrior:
     """Draws flat pictures whose value is the seed; fails at prompts with "poison"; can be gone."""
 
     def __init__(self, *, poison: str = "poison", alive: bool = True) -> None:
-        self.requests: list[DrawRequest] = []
+        self.requests: list[GenerateRequest] = []
         self.poison = poison
         self.alive = alive
 
@@ -52,7 +52,7 @@ class RememberingPrior:
     def distill(self, query: DistillationQuery) -> Distilled:
         raise NotImplementedError
 
-    def draw(self, request: DrawRequest) -> np.ndarray:
+    def generate(self, request: GenerateRequest) -> np.ndarray:
         self.requests.append(request)
         if not self.alive or any(self.poison in prompt for prompt in request.prompts):
             raise PriorFailed(f"The prior answered {request.prompts[0]!r} with a picture that is not finite.")
@@ -70,13 +70,13 @@ def rows_of(*cells: dict | str) -> list[Row]:
     return [Row(index=i, file="prompts.csv", number=i + 1, line=i + 2, values=v) for i, v in enumerate(values)]
 
 
-def draw(rows: Sequence[Row], prior: RememberingPrior | None = None, **changes) -> list[Drawn | Failed]:
+def draw(rows: Sequence[Row], prior: RememberingPrior | None = None, **changes) -> list[Generated | Failed]:
     prior = prior or RememberingPrior()
     info = dataclasses.replace(RememberingPrior().info())
-    return list(draw_rows(spec_of(len(rows)), rows, prior, info=info, **changes))
+    return list(generate_rows(spec_of(len(rows)), rows, prior, info=info, **changes))
 
 
-def only(answers: list[Drawn | Failed]) -> Drawn | Failed:
+def only(answers: list[Generated | Failed]) -> Generated | Failed:
     assert len(answers) == 1
     return answers[0]
 
@@ -103,7 +103,7 @@ def test_cells_override_the_job_and_text_is_read_as_numbers():
     prior = RememberingPrior()
     answer = only(draw(rows_of(cells), prior))
     (request,) = prior.requests
-    assert isinstance(answer, Drawn) and request.seeds == (9007199254740993,)
+    assert isinstance(answer, Generated) and request.seeds == (9007199254740993,)
     assert (request.num_steps, request.sampler, request.negative_prompt) == (7, "euler", "grey")
     assert (request.guidance.scale, request.guidance.rescale) == (1.5, 0.25)
 
@@ -170,7 +170,7 @@ def test_rows_have_sizes_of_their_own_and_those_of_one_size_go_together():
 )
 def test_a_bad_row_is_named_and_the_others_go_on(cells, cause, words):
     answers = draw([*rows_of("a", cells, "c")])
-    assert [type(answer) for answer in answers] == [Drawn, Failed, Drawn]
+    assert [type(answer) for answer in answers] == [Generated, Failed, Generated]
     failed = answers[1]
     assert failed.cause == cause
     with pytest.raises(InputError, match=rf"^prompts\.csv, row 2 \(line 3\): .*{words}"):
@@ -185,7 +185,7 @@ def test_an_unreadable_row_keeps_its_own_words():
 
 def test_a_poisonous_prompt_fails_alone():
     answers = draw(rows_of("a", "poison", "c", "d", "e"))
-    assert [isinstance(answer, Drawn) for answer in answers] == [True, False, True, True, True]
+    assert [isinstance(answer, Generated) for answer in answers] == [True, False, True, True, True]
     assert answers[1].cause == "prior" and "not finite" in answers[1].message
 
 
@@ -222,7 +222,7 @@ def test_other_columns_are_kept():
 def test_strict_jobs_ask_strictly():
     prior = RememberingPrior()
     for strict in (False, True):
-        list(draw_rows(spec_of(1, strict=strict), rows_of("a"), prior, info=prior.info()))
+        list(generate_rows(spec_of(1, strict=strict), rows_of("a"), prior, info=prior.info()))
     assert [request.strict for request in prior.requests] == [False, True]
 
 
@@ -230,7 +230,7 @@ def test_the_prompt_column_can_have_any_name():
     rows = [Row(index=0, file="t.csv", number=1, values={"caption": "a", "prompt": ""})]
     prior = RememberingPrior()
     spec = spec_of(1, columns=("caption", "prompt"), prompt_column="caption")
-    assert isinstance(only(list(draw_rows(spec, rows, prior, info=prior.info()))), Drawn)
+    assert isinstance(only(list(generate_rows(spec, rows, prior, info=prior.info()))), Generated)
     assert prior.requests[0].prompts == ("a",)
 
 

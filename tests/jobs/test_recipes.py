@@ -16,7 +16,7 @@ from jobs.events import Checkpoint, ImageReady, Message, Progress, ViewsPreview
 from jobs.images import chunks, images
 from jobs.opinion import clip_score
 from jobs.pace import Pace
-from jobs.prior_client import DistillationQuery, DrawRequest, PriorInfo
+from jobs.prior_client import DistillationQuery, GenerateRequest, PriorInfo
 from jobs.specs import MESH_METRICS, ImagesSpec, TextTo3DSpec
 from jobs.text_to_3d import PriorGuide, reaches_edge, text_to_3d, view_prompts
 from nerf3d.cameras import Cameras
@@ -266,8 +266,8 @@ def test_only_chunks_with_missing_images_are_drawn(prior):
 
 
 def test_an_image_does_not_depend_on_its_neighbours(prior):
-    alone = prior.draw(DrawRequest(prompts=("a ball",), seeds=(7,), num_steps=3, sampler="ddpm"))
-    among = prior.draw(DrawRequest(prompts=("a ball",) * 3, seeds=(6, 7, 8), num_steps=3, sampler="ddpm"))
+    alone = prior.generate(GenerateRequest(prompts=("a ball",), seeds=(7,), num_steps=3, sampler="ddpm"))
+    among = prior.generate(GenerateRequest(prompts=("a ball",) * 3, seeds=(6, 7, 8), num_steps=3, sampler="ddpm"))
     np.testing.assert_allclose(alone[0].astype(int), among[1].astype(int), atol=1)
 
 
@@ -320,7 +320,7 @@ class SeesCameras:
     """A prior of four views that notes what it is asked to draw."""
 
     def __init__(self, num_views: int | None = 4) -> None:
-        self.asked: list[DrawRequest] = []
+        self.asked: list[GenerateRequest] = []
         self._info = PriorInfo(
             name="views",
             weights_hash="0" * 64,
@@ -339,7 +339,7 @@ class SeesCameras:
     def unknown_words(self, prompts):
         return []
 
-    def draw(self, request):
+    def generate(self, request):
         self.asked.append(request)
         return np.zeros((len(request.seeds), 8, 8, 3), np.uint8)
 

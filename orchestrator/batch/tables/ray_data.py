@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from jobs import codec
-from jobs.batch_images import BatchImagesSpec, Drawn, Failed, Row, Table, TableFile, draw_rows
+from jobs.batch_images import BatchImagesSpec, Failed, Generated, Row, Table, TableFile, generate_rows
 from jobs.prior_client import PriorClient
 from orchestrator.batch.records import encode
 from orchestrator.batch.tables.initial_images import InitialImages
 from orchestrator.batch.tables.source import TableSource
 
-__all__ = ["DrawImages"]
+__all__ = ["GenerateImages"]
 
 
-class DrawImages:
+class GenerateImages:
     """A callable class for `ray.data.Dataset.map_batches`, in numpy's batch format.
 
     Takes batches with a column of prompts, and any of the columns in `jobs.batch_images.SETTINGS`. Adds `image` (a PNG file's
@@ -51,13 +51,13 @@ class DrawImages:
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch with the columns added, in the same order."""
         rows = [self._row(batch, position) for position in range(len(batch[self._spec.prompt_column]))]
-        answers = draw_rows(self._spec, rows, self._prior, info=self._info, load_source=self._load_source)
+        answers = generate_rows(self._spec, rows, self._prior, info=self._info, load_source=self._load_source)
         added: dict[str, list[Any]] = {name: [] for name in ("image", "image_sha256", "image_seed", "status", "error")}
         for answer in answers:
             cells: tuple[Any, ...]
             if isinstance(answer, Failed):
                 cells = (None, None, None, "failed", answer.message)
-            elif isinstance(answer, Drawn):
+            elif isinstance(answer, Generated):
                 drawn = encode(self._spec, answer, prior_hash=self._info.weights_hash)
                 cells = (drawn.png, drawn.record["sha256"], str(drawn.record["seed"]), "succeeded", None)
             for column, cell in zip(added.values(), cells, strict=True):

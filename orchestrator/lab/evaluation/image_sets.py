@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion.requests import Guidance
 from jobs.errors import InputError
-from jobs.prior_client import DrawRequest, PriorClient
+from jobs.prior_client import GenerateRequest, PriorClient
 from orchestrator.exports.png_metadata import read_png_metadata
 from orchestrator.settings.compose import compose
 
@@ -60,7 +60,7 @@ def draw_pictures(
     usual = compose(options={"prior.source": source}).image_job("any", seed=seed)
     for start in range(0, len(prompts), CHUNK_SIZE):
         chunk = tuple(prompts[start : start + CHUNK_SIZE])
-        request = DrawRequest(
+        request = GenerateRequest(
             prompts=chunk,
             seeds=tuple(range(seed + start, seed + start + len(chunk))),
             num_steps=usual.num_steps,
@@ -68,7 +68,7 @@ def draw_pictures(
             timestep_spacing=usual.timestep_spacing,
             guidance=Guidance(scale=usual.guidance_scale, rescale=usual.guidance_rescale),
         )
-        drawn = zip(prior.draw(request), chunk, request.seeds, strict=True)
+        drawn = zip(prior.generate(request), chunk, request.seeds, strict=True)
         yield [Picture(pixels, prompt, f"seed {number}") for pixels, prompt, number in drawn]
 
 

@@ -115,7 +115,7 @@ def plot_losses(folder: Path) -> None:
 def draw_samples(root: Path, path: Path) -> None:
     """A grid of held-out prompts, one a kind, drawn with the averaged weights as they stand."""
     from diffusion.requests import Guidance
-    from jobs.prior_client import DrawRequest
+    from jobs.prior_client import GenerateRequest
     from nerf3d.toybox.heldout import held_out_prompts
     from nerf3d.toybox.kinds import KINDS
     from orchestrator.exports import write_image_grid
@@ -123,10 +123,10 @@ def draw_samples(root: Path, path: Path) -> None:
 
     assemble(root, root / "prior")
     prompts = tuple(f"{prompt}, front left view" for prompt in held_out_prompts(len(KINDS)))
-    request = DrawRequest(
+    request = GenerateRequest(
         prompts=prompts, seeds=tuple(range(len(prompts))), num_steps=20, guidance=Guidance(scale=4.0, rescale=0.5)
     )
-    write_image_grid(load_prior(str(root / "prior")).draw(request), path)
+    write_image_grid(load_prior(str(root / "prior")).generate(request), path)
 
 
 def train_parts(

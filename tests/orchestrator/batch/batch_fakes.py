@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import PriorFailed
-from jobs.prior_client import DrawRequest
+from jobs.prior_client import GenerateRequest
 from orchestrator.batch.job_folder import Mode
 from orchestrator.batch.perform import BatchOutcome, perform_batch
 from orchestrator.batch.storage.markers import TIMINGS
@@ -29,10 +29,10 @@ FORMATS = ("png", "webdataset", "parquet")
 class PoisonedPrior(LocalPrior):
     """Fails at prompts with "poison", as a prior does at numbers that are not finite."""
 
-    def draw(self, request: DrawRequest) -> np.ndarray:
+    def generate(self, request: GenerateRequest) -> np.ndarray:
         if any("poison" in prompt for prompt in request.prompts):
             raise PriorFailed(f"The prior answered {request.prompts[0]!r} with a picture that is not finite.")
-        return super().draw(request)
+        return super().generate(request)
 
 
 def load_poisoned_prior(source: str, device: str = "cpu") -> LocalPrior:
@@ -43,9 +43,9 @@ def load_slow_prior(source: str, device: str = "cpu", *, seconds: float = 0.01) 
     """Leaves time to kill it."""
 
     class SlowPrior(LocalPrior):
-        def draw(self, request: DrawRequest) -> np.ndarray:
+        def generate(self, request: GenerateRequest) -> np.ndarray:
             time.sleep(seconds)
-            return super().draw(request)
+            return super().generate(request)
 
     return SlowPrior(FakePrior())
 

@@ -340,11 +340,11 @@ def test_a_prior_that_dies_leaves_a_job_that_goes_on(good_table, tmp_path):
                 raise PriorFailed("The process that holds the prior died.")
             return super().info()
 
-        def draw(self, request):
+        def generate(self, request):
             self.num_calls += 1
             if self.num_calls > 5:
                 raise PriorFailed("The process that holds the prior died.")
-            return super().draw(request)
+            return super().generate(request)
 
     with pytest.raises(PriorFailed, match="died"):
         run(good_table, tmp_path / "out", load_prior=lambda source, device: Dying(FakePrior()))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.batch.perform import perform_batch
-from orchestrator.batch.tables.ray_data import DrawImages
+from orchestrator.batch.tables.ray_data import GenerateImages
 from orchestrator.prior.local import LocalPrior, load_prior
 from orchestrator.runtimes.ray_runtime import RayRuntime
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
@@ -65,14 +65,14 @@ def test_ray_data_draws_through_the_shared_prior(tiny_prior):
         import ray.data
 
         dataset = ray.data.from_items(rows).map_batches(
-            DrawImages,
+            GenerateImages,
             fn_constructor_kwargs={"prior": runtime.prior(), "sampler": "euler", "chunk_size": 1},
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=0.1,
             batch_size=5,
         )
         found = {row["id"]: row for row in dataset.take_all()}
-        alone = DrawImages(runtime.prior(), sampler="euler", chunk_size=1)
+        alone = GenerateImages(runtime.prior(), sampler="euler", chunk_size=1)
         batch = {"prompt": np.array(["a red table 7"], dtype=object), "num_steps": np.array([2])}
         again = alone(batch)["image"][0]
     assert sorted(found) == list(range(13))
@@ -83,7 +83,7 @@ def test_ray_data_draws_through_the_shared_prior(tiny_prior):
 
 def test_the_callable_needs_no_ray():
     """Seeds come from the cell, or from the prompt, never from the place in the batch."""
-    draw = DrawImages(LocalPrior(FakePrior()), num_steps=2, chunk_size=2)
+    draw = GenerateImages(LocalPrior(FakePrior()), num_steps=2, chunk_size=2)
     batch = {
         "prompt": np.array(["a red ball", "a blue ball", "a red ball", "a red ball"], dtype=object),
         "seed": np.array([5, 5, 6, 5]),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion import seeding
 from diffusion.requests import Guidance
-from jobs.prior_client import DrawRequest
+from jobs.prior_client import GenerateRequest
 from orchestrator.client.client import Client
 from orchestrator.host.state_folder import StateFolder
 from orchestrator.prior.local import load_prior
@@ -98,10 +98,10 @@ def orchestrator(dreamkiln, tmp_path):
     call("down")
 
 
-def alone(prompt: str, seed: int, size: tuple[int, int]) -> DrawRequest:
+def alone(prompt: str, seed: int, size: tuple[int, int]) -> GenerateRequest:
     """A row by itself."""
     how = {"num_steps": 2, "guidance": Guidance(scale=5.0), "sampler": "ddim", "timestep_spacing": "leading", "strict": True}
-    return DrawRequest(prompts=(prompt,), seeds=(seed,), size=size, **how)
+    return GenerateRequest(prompts=(prompt,), seeds=(seed,), size=size, **how)
 
 
 def test_three_families_at_once(orchestrator, tmp_path):
@@ -137,7 +137,7 @@ def test_three_families_at_once(orchestrator, tmp_path):
         for seed, (prompt, (width, height)) in enumerate(zip(PROMPTS, family.sizes, strict=True)):
             mixed = read(tmp_path / "together" / family.model / "00000" / f"{seed:09d}.png")
             assert mixed.shape == (height, width, 3)
-            np.testing.assert_array_equal(prior.draw(alone(prompt, seed, (height, width)))[0], mixed)
+            np.testing.assert_array_equal(prior.generate(alone(prompt, seed, (height, width)))[0], mixed)
             if pipeline is not None:
                 theirs = by_diffusers(pipeline, prompt, seed, (width, height))
                 assert np.abs(theirs.astype(int) - mixed).max() <= 1

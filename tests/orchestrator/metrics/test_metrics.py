@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from diffusion.engine import StepReport
 from jobs.events import Message, Progress
-from jobs.prior_client import DrawRequest
+from jobs.prior_client import GenerateRequest
 from jobs.states import State
 from orchestrator.metrics import catalogue
 from orchestrator.metrics.instruments import Counter, Gauge, Histogram
@@ -118,7 +118,7 @@ def test_a_real_scrape_holds_every_series_of_the_dashboard(tiny_prior, monkeypat
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
     asked = set().union(*map(names_in, queries()))
     with RayRuntime(load_prior, str(tiny_prior), num_threads=1) as runtime:
-        runtime.prior().draw(DrawRequest(prompts=("a red table",) * 2, seeds=(0, 1), num_steps=3))
+        runtime.prior().generate(GenerateRequest(prompts=("a red table",) * 2, seeds=(0, 1), num_steps=3))
         # What takes a long job to happen is measured here by the same meters, in another process of the same Ray.
         queue = QueueMeter()
         queue.update(counts(queued=2), longest_wait_seconds=1.5)

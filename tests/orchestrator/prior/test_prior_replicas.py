@@ -12,7 +12,7 @@ import torch
 
 from diffusion.seeding import normal_rows, stream
 from jobs.errors import PriorFailed
-from jobs.prior_client import DistillationQuery, DrawRequest
+from jobs.prior_client import DistillationQuery, GenerateRequest
 from orchestrator.prior.client import RayPrior
 from orchestrator.prior.local import load_prior
 from orchestrator.prior.wire import Wire
@@ -21,7 +21,7 @@ from orchestrator.runtimes.ray_runtime import RayRuntime
 # ray opens files at interpreter exit and warns in its own modules; that is not ours to mend.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
-LONG = DrawRequest(prompts=("a red table",), seeds=(3,), num_steps=400)
+LONG = GenerateRequest(prompts=("a red table",), seeds=(3,), num_steps=400)
 QUERY = DistillationQuery(
     images=normal_rows((3, 16, 16), [stream(0, "picture", view) for view in range(2)]).sigmoid(),
     prompts=("a blue table",) * 2,
@@ -54,7 +54,7 @@ def test_what_a_dead_replica_was_asked_another_answers_alike(tiny_prior):
             drawing = pool.submit(prior.draw, LONG)
             wait_until_drawing(first)
             os.kill(process_of(first), signal.SIGKILL)
-            assert (drawing.result(timeout=120) == alone.draw(LONG)).all()
+            assert (drawing.result(timeout=120) == alone.generate(LONG)).all()
         # Ray has started the first one again, or its turn goes to the second: either way the answer is the same.
         assert torch.equal(prior.distill(QUERY).gradient, alone.distill(QUERY).gradient)
 

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion.prior import Prior
 from diffusion.requests import DenoiseRequest
-from jobs.prior_client import DrawRequest
+from jobs.prior_client import GenerateRequest
 from orchestrator.prior.local import LocalPrior
 from tests.fakes import save_tiny_prior
 
@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_prior(tmp_path_factory.mktemp("prior"))
 
 
-def asked(folder: Path, request: DrawRequest, **card: Any) -> list[float]:
+def asked(folder: Path, request: GenerateRequest, **card: Any) -> list[float]:
     """The timesteps at which the network is called."""
     prior = Prior.load(folder)
     prior.card = dataclasses.replace(prior.card, **card)
@@ -37,13 +37,13 @@ def asked(folder: Path, request: DrawRequest, **card: Any) -> list[float]:
 
 @pytest.mark.parametrize(("name", "plain"), [("heun", 7), ("pndm", 5), ("pndm_prk", 4 + 9)])
 def test_the_published_steps_are_taken_unless_the_prior_s_card_says_otherwise(name: str, plain: int, folder: Path) -> None:
-    request = DrawRequest(prompts=("a red ball",), seeds=(0,), num_steps=4, sampler=name, timestep_spacing="trailing")
+    request = GenerateRequest(prompts=("a red ball",), seeds=(0,), num_steps=4, sampler=name, timestep_spacing="trailing")
     assert len(asked(folder, request, first_order_from_noise=False)) == plain
     assert len(asked(folder, request, first_order_from_noise=True)) < plain or name == "pndm"
 
 
 def test_a_row_s_spacing_reaches_the_sampler(folder: Path) -> None:
-    request = DrawRequest(prompts=("a red ball",), seeds=(0,), num_steps=4, sampler="dpmpp_2m")
+    request = GenerateRequest(prompts=("a red ball",), seeds=(0,), num_steps=4, sampler="dpmpp_2m")
     assert asked(folder, dataclasses.replace(request, timestep_spacing="trailing")) == [999, 749, 499, 249]
     karras = asked(folder, dataclasses.replace(request, timestep_spacing="karras"))
     assert karras[0] == 999 and karras[-1] == 0 and karras[1] % 1
@@ -51,10 +51,10 @@ def test_a_row_s_spacing_reaches_the_sampler(folder: Path) -> None:
 
 def test_pictures_between_timesteps_share_forwards_with_others(folder: Path) -> None:
     prior = LocalPrior(Prior.load(folder))
-    request = DrawRequest(prompts=("a red ball",), seeds=(3,), num_steps=4, sampler="euler", strict=True)
+    request = GenerateRequest(prompts=("a red ball",), seeds=(3,), num_steps=4, sampler="euler", strict=True)
     karras = dataclasses.replace(request, timestep_spacing="karras")
-    alone = [prior.draw(one) for one in (request, karras)]
-    pending = [prior.begin_draw(one) for one in (request, karras)]
+    alone = [prior.generate(one) for one in (request, karras)]
+    pending = [prior.begin_generate(one) for one in (request, karras)]
     while not all(one.finished for one in pending):
         prior.engine.step()
     assert all(np.array_equal(one.result(), picture) for one, picture in zip(pending, alone, strict=True))

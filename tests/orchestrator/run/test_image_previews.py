@@ -11,7 +11,7 @@ from PIL import Image
 
 from jobs.errors import Interrupted
 from jobs.events import ImageReady, ImagesPreview
-from jobs.prior_client import DrawRequest, PicturePreview
+from jobs.prior_client import GenerateRequest, PicturePreview
 from jobs.specs import ImagesSpec
 from orchestrator.host.progress_display import SilentDisplay
 from orchestrator.prior.local import load_prior
@@ -22,7 +22,7 @@ from orchestrator.runtimes.ray_runtime import RayRuntime
 from orchestrator.settings.groups import RuntimeSettings
 from tests.fakes import load_fake_prior
 
-REQUEST = DrawRequest(prompts=("a red table", "a blue table", "a red table"), seeds=(5, 6, 7), num_steps=6)
+REQUEST = GenerateRequest(prompts=("a red table", "a blue table", "a red table"), seeds=(5, 6, 7), num_steps=6)
 SPEC = ImagesSpec(prompt="a blue ball", num_images=3, num_steps=5, chunk_size=2)
 INLINE = RuntimeSettings(kind="inline", num_threads=1, preview_every=2)
 
@@ -41,8 +41,8 @@ def watch(drawing):
 def test_previews_come_in_time_and_do_not_change_the_pictures(tiny_prior, strict):
     request = dataclasses.replace(REQUEST, strict=strict)
     alone = load_prior(str(tiny_prior))
-    previews, pictures = watch(alone.draw_with_previews(request, every=2))
-    assert (pictures == alone.draw(request)).all()
+    previews, pictures = watch(alone.generate_with_previews(request, every=2))
+    assert (pictures == alone.generate(request)).all()
     shown = sorted((preview.steps, preview.first + n) for preview in previews for n in range(len(preview.images)))
     # At step 6 they are finished.
     assert shown == [(steps, n) for steps in (2, 4) for n in range(3)]
@@ -52,7 +52,7 @@ def test_previews_come_in_time_and_do_not_change_the_pictures(tiny_prior, strict
     resident = ResidentPrior(alone, num_threads=1)
     with ThreadPoolExecutor() as pool:
         beside = pool.submit(resident.draw, REQUEST, job="another")
-        again, same = watch(resident.draw_with_previews(request, every=2, job="watched"))
+        again, same = watch(resident.generate_with_previews(request, every=2, job="watched"))
         beside.result()
     resident.close()
     # Beside another job the parts of a request advance at their own pace, which a busy machine decides.
@@ -62,11 +62,11 @@ def test_previews_come_in_time_and_do_not_change_the_pictures(tiny_prior, strict
 
 def test_who_stops_watching_stops_the_drawing(tiny_prior):
     resident = ResidentPrior(load_prior(str(tiny_prior)), num_threads=1, measure=False)
-    drawing = resident.draw_with_previews(dataclasses.replace(REQUEST, num_steps=1000), every=1, job="watched")
+    drawing = resident.generate_with_previews(dataclasses.replace(REQUEST, num_steps=1000), every=1, job="watched")
     assert next(drawing).steps == 1
     drawing.close()
     # Whoever asks next is alone with the engine.
-    resident.draw(dataclasses.replace(REQUEST, num_steps=2), job="next")
+    resident.generate(dataclasses.replace(REQUEST, num_steps=2), job="next")
     assert resident.figures.forwards < 500
     resident.close()
 
@@ -116,10 +116,10 @@ def test_an_interrupted_job_leaves_no_unfinished_images(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # ray opens files at interpreter exit and warns in its own modules
 def test_previews_stream_out_of_the_priors_actor(tiny_prior):
     with RayRuntime(load_prior, str(tiny_prior), num_threads=1) as runtime:
-        previews, pictures = watch(runtime.prior().draw_with_previews(REQUEST, every=3))
+        previews, pictures = watch(runtime.prior().generate_with_previews(REQUEST, every=3))
         assert all(isinstance(preview, PicturePreview) for preview in previews)
         assert [(preview.steps, len(preview.images)) for preview in previews] == [(3, 3)]
-        assert (pictures == load_prior(str(tiny_prior)).draw(REQUEST)).all()
+        assert (pictures == load_prior(str(tiny_prior)).generate(REQUEST)).all()
         spec = ImagesSpec(prompt="a red table", num_images=2, num_steps=4, prior=str(tiny_prior))
         events = list(runtime.run(Attempt(spec, preview_every=2)))
     kinds = [type(event) for event in events if isinstance(event, ImagesPreview | ImageReady)]

@@ -163,9 +163,9 @@ def test_the_recipe_hands_the_prior_what_the_spec_says():
     asked = []
 
     class Listening(LocalPrior):
-        def draw(self, request):
+        def generate(self, request):
             asked.append(request)
-            return super().draw(request)
+            return super().generate(request)
 
     source = PICTURES.fit((16, 16))
     spec = dataclasses.replace(SPEC, strength=0.5, negative_prompt="red", guidance_interval=(100, 900), guidance_rescale=0.2)

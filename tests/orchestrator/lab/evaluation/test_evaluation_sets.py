@@ -125,9 +125,9 @@ def test_another_prior_is_drawn_as_its_owners_draw_it(tmp_path):
     asked = []
 
     class Listening(LocalPrior):
-        def draw(self, request):
+        def generate(self, request):
             asked.append(request)
-            return super().draw(dataclasses.replace(request, num_steps=2))
+            return super().generate(dataclasses.replace(request, num_steps=2))
 
     list(draw_pictures(Listening(FakePrior()), ["a red ball"], source=str(tmp_path)))
     (request,) = asked

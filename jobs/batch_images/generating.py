@@ -19,10 +19,10 @@ from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row, batched
 from jobs.errors import InputError, JobFailed
 from jobs.events import ImagesPreview
-from jobs.prior_client import DrawRequest, PriorClient, PriorInfo
+from jobs.prior_client import GenerateRequest, PriorClient, PriorInfo
 from nerf3d.cameras import Cameras
 
-__all__ = ["Drawing", "Drawn", "EditSource", "LoadSource", "draw_rows"]
+__all__ = ["EditSource", "Generated", "Generation", "LoadSource", "generate_rows"]
 
 LEAST_ROWS_TO_BLAME_THE_PRIOR = 16
 CHUNKS_PER_WINDOW = 16
@@ -48,7 +48,7 @@ LoadSource = Callable[[Picture, PriorInfo], EditSource]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class Generated:
     """A picture that was drawn, uint8 (H, W, 3), and what it started from."""
 
     picture: Picture
@@ -65,7 +65,7 @@ _Ready = tuple[Picture, EditSource | None]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Generation:
     """How pictures are drawn.
 
     Args:
@@ -86,7 +86,7 @@ class Drawing:
     preview_every: int = 0
     rows_fail_alone: bool = True
 
-    def run(self, pictures: Iterable[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesPreview]:
+    def run(self, pictures: Iterable[Picture | Failed]) -> Iterator[Generated | Failed | ImagesPreview]:
         """One answer a picture, in their order.
 
         Pictures with the same settings are drawn together, at most `chunk_size` at once, within windows of 16 chunks: what is
@@ -100,16 +100,16 @@ class Drawing:
             for answer in self._window(window):
                 yield answer
                 blamed = isinstance(answer, Failed) and answer.cause == "prior"
-                reached += blamed or isinstance(answer, Drawn)
+                reached += blamed or isinstance(answer, Generated)
                 num_failed += blamed
                 if isinstance(answer, Failed) and num_failed == reached >= LEAST_ROWS_TO_BLAME_THE_PRIOR:
                     raise JobFailed(
                         f"The prior failed at each of the first {num_failed} rows that reached it; {answer.message}"
                     )
 
-    def _window(self, pictures: Sequence[Picture | Failed]) -> Iterator[Drawn | Failed | ImagesPreview]:
+    def _window(self, pictures: Sequence[Picture | Failed]) -> Iterator[Generated | Failed | ImagesPreview]:
         """Answers in the order of the pictures, each as soon as those before it are there."""
-        answers: dict[int, Drawn | Failed] = {}
+        answers: dict[int, Generated | Failed] = {}
         groups: dict[object, list[Picture]] = {}
         for picture in pictures:
             if isinstance(picture, Failed):
@@ -129,7 +129,7 @@ class Drawing:
         for index in waiting:
             yield answers[index]
 
-    def _chunk(self, pictures: Sequence[Picture]) -> Iterator[Drawn | Failed | ImagesPreview]:
+    def _chunk(self, pictures: Sequence[Picture]) -> Iterator[Generated | Failed | ImagesPreview]:
         ready: list[_Ready] = []
         for picture in pictures:
             try:
@@ -151,26 +151,26 @@ class Drawing:
                 for one in group:
                     yield self._alone(one)
 
-    def _alone(self, one: _Ready) -> Drawn | Failed:
+    def _alone(self, one: _Ready) -> Generated | Failed:
         try:
-            (drawn,) = (answer for answer in self._together([one]) if isinstance(answer, Drawn))
+            (drawn,) = (answer for answer in self._together([one]) if isinstance(answer, Generated))
         except Exception as error:
             self.prior.info()
             words = str(error) if isinstance(error, (JobFailed, InputError)) else f"{type(error).__name__}: {error}"
             return failed(one[0].row, "prior", words)
         return drawn
 
-    def _together(self, ready: Sequence[_Ready]) -> Iterator[Drawn | ImagesPreview]:
+    def _together(self, ready: Sequence[_Ready]) -> Iterator[Generated | ImagesPreview]:
         request = self._request(ready)
         if self.preview_every:
             images = yield from self._watched(request, ready)
         else:
-            images = self.prior.draw(request)
+            images = self.prior.generate(request)
         for (picture, source), image in zip(ready, images, strict=True):
-            yield Drawn(picture=picture, source=source, image=image)
+            yield Generated(picture=picture, source=source, image=image)
 
-    def _watched(self, request: DrawRequest, ready: Sequence[_Ready]) -> Generator[ImagesPreview, None, np.ndarray]:
-        drawing = self.prior.draw_with_previews(request, every=self.preview_every)
+    def _watched(self, request: GenerateRequest, ready: Sequence[_Ready]) -> Generator[ImagesPreview, None, np.ndarray]:
+        drawing = self.prior.generate_with_previews(request, every=self.preview_every)
         while True:
             try:
                 preview = next(drawing)
@@ -179,7 +179,7 @@ class Drawing:
             indices = [picture.row.index for picture, _ in ready[preview.first : preview.first + len(preview.images)]]
             yield ImagesPreview(indices=tuple(indices), steps=preview.steps, images=preview.images)
 
-    def _request(self, ready: Sequence[_Ready]) -> DrawRequest:
+    def _request(self, ready: Sequence[_Ready]) -> GenerateRequest:
         """One request for pictures that differ in prompt, seed, camera and initial picture alone."""
         first = ready[0][0].image
         given = [source for _, source in ready if source is not None]
@@ -187,7 +187,7 @@ class Drawing:
         cameras = [picture.camera for picture, _ in ready if picture.camera is not None]
         suffix = self.info.picture_suffix if cameras else ""
         width, height = (first.width, first.height) if not given else (given[0].image.shape[2], given[0].image.shape[1])
-        return DrawRequest(
+        return GenerateRequest(
             prompts=tuple(picture.image.prompt + suffix for picture, _ in ready),
             seeds=tuple(picture.image.seed for picture, _ in ready),
             cameras=Cameras.orbit(*map(list, zip(*cameras, strict=True))).pose_vectors() if cameras else None,
@@ -212,7 +212,7 @@ class Drawing:
         return self.load_source(picture, self.info)
 
 
-def draw_rows(
+def generate_rows(
     spec: BatchImagesSpec,
     rows: Iterable[Row],
     prior: PriorClient,
@@ -220,7 +220,7 @@ def draw_rows(
     info: PriorInfo,
     load_source: LoadSource | None = None,
     preview_every: int = 0,
-) -> Iterator[Drawn | Failed | ImagesPreview]:
-    """Draw the rows of a table: one answer a row, in their order. Arguments and errors are those of `Drawing`."""
-    drawing = Drawing(prior, info, spec.chunk_size, load_source, preview_every=preview_every)
+) -> Iterator[Generated | Failed | ImagesPreview]:
+    """Draw the rows of a table: one answer a row, in their order. Arguments and errors are those of `Generation`."""
+    drawing = Generation(prior, info, spec.chunk_size, load_source, preview_every=preview_every)
     return drawing.run(read_row(spec, row, info) for row in rows)
