@@ -51,7 +51,7 @@ def test_what_a_dead_replica_was_asked_another_answers_alike(tiny_prior):
         first = runtime._replicas[0]
         prior.info()
         with ThreadPoolExecutor() as pool:
-            drawing = pool.submit(prior.draw, LONG)
+            drawing = pool.submit(prior.generate, LONG)
             wait_until_drawing(first)
             os.kill(process_of(first), signal.SIGKILL)
             assert (drawing.result(timeout=120) == alone.generate(LONG)).all()

@@ -75,7 +75,7 @@ def test_many_callers_get_what_one_gets_alone(tiny_prior, resident):
     asked = [request(n, n + 1, sampler=name) for n, name in enumerate(["ddim", "heun", "ddpm", "dpmpp_2m"])]
     queries = [query(seed, form=form) for seed, form in ((1, "x0"), (2, "sds"), (3, "x0"))]
     with ThreadPoolExecutor(8) as pool:
-        drawn = [pool.submit(resident.draw, each, job=f"images {n}") for n, each in enumerate(asked)]
+        drawn = [pool.submit(resident.generate, each, job=f"images {n}") for n, each in enumerate(asked)]
         distilled = [pool.submit(resident.distill, each, job=f"mesh {n}") for n, each in enumerate(queries)]
     for each, future in zip(asked, drawn, strict=True):
         # A rounding step of 1/255 at most, where a value lay on the border.

@@ -51,7 +51,7 @@ def test_previews_come_in_time_and_do_not_change_the_pictures(tiny_prior, strict
     assert nearest == [0, 1, 2]
     resident = ResidentPrior(alone, num_threads=1)
     with ThreadPoolExecutor() as pool:
-        beside = pool.submit(resident.draw, REQUEST, job="another")
+        beside = pool.submit(resident.generate, REQUEST, job="another")
         again, same = watch(resident.generate_with_previews(request, every=2, job="watched"))
         beside.result()
     resident.close()
