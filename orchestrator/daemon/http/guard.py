@@ -1,13 +1,14 @@
-"""What stands before the API. Of a request that it refuses nothing but the headers has been read.
+"""What stands before the API. A request that it refuses is answered before anything but the headers has been read.
 
 In this order: the host it is meant for, who asks, what they may, whether a browser was tricked into asking, whether the path
 knows the method, how long the body is, and of what type. A body that comes in chunks is counted as it comes, one that stops
-coming is given up, and one that nobody expects is never read.
+coming is given up, and one that nobody expects is never looked at: for a moment what comes of it is thrown away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import time
@@ -33,6 +34,8 @@ IDLE_SECONDS, BODY_SECONDS, STRANGERS_SECONDS = 30.0, 600.0, 10.0
 """For each part of a body, for all of it, and for all of one that anybody may send."""
 MOMENT_SECONDS = 0.1
 """In which all that has come is taken, however late a busy machine asks for it; once."""
+LINGER_SECONDS, LINGER_BYTES = 1.0, MEGABYTE
+"""Of a body that nobody wants, thrown away after the answer: to close upon bytes unread takes the answer back on its way."""
 JSON = ("application/json",)
 TABLES = ("text/csv", "text/plain", "application/x-ndjson", "application/jsonl", "application/vnd.apache.parquet")
 PICTURES = ("image/png", "image/jpeg", "image/webp")
@@ -107,15 +110,16 @@ class Guard:
             self._check_method(scope["method"], scope["path"])
             _check_body(headers, rule)
         except HTTPException as refusal:
-            await _refuse(send, refusal, scope["path"])
+            await _refuse(_lingering(send, receive), refusal, scope["path"])
         except InputError as error:
-            await _refuse(send, HTTPException(503, str(error)), scope["path"])
+            await _refuse(_lingering(send, receive), HTTPException(503, str(error)), scope["path"])
         else:
             if rule.max_bytes:
                 seconds = STRANGERS_SECONDS if rule.scope is None else BODY_SECONDS
                 receive = _Bounded(receive, rule.max_bytes, seconds)
             elif headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers:
-                receive, send = _Unread(receive), _with_headers(send, ((b"connection", b"close"),))
+                send = _with_headers(_lingering(send, receive), ((b"connection", b"close"),))
+                receive = _Unread(receive)
             await self._app(scope, receive, send)
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
@@ -257,7 +261,7 @@ def problem(
 
 
 async def _refuse(send: Any, refusal: HTTPException, path: str) -> None:
-    """One answer, after which the connection ends: what the client still sends is not read."""
+    """One answer, after which the connection ends."""
     body = json.dumps(problem(refusal.detail, path=path, status=refusal.status_code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
     headers += [(name.lower().encode(), value.encode()) for name, value in (refusal.headers or {}).items()]
@@ -265,6 +269,24 @@ async def _refuse(send: Any, refusal: HTTPException, path: str) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _lingering(send: Any, receive: Any) -> Any:
+    """The answer goes out at once; the connection may end when the request has, or the moment for it."""
+
+    async def sending(message: Any) -> None:
+        if message["type"] != "http.response.body" or message.get("more_body"):
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        num = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while num < LINGER_BYTES and (part := await receive()).get("more_body"):
+                    num += len(part["body"])
+        await send({"type": "http.response.body", "body": b""})
+
+    return sending
 
 
 def _with_headers(send: Any, others: Collection[tuple[bytes, bytes]] = HEADERS) -> Any:

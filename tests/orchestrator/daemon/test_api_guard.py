@@ -180,6 +180,22 @@ def test_a_body_without_an_end_costs_no_memory(api: Api):
     assert process.memory_info().rss - before < 64 * MEGABYTE
 
 
+@pytest.mark.parametrize(("method", "path", "status"), [("POST", "/v1/images", b"401"), ("GET", "/health", b"200")])
+def test_an_answer_reaches_who_sends_the_body_later(api: Api, method: str, path: str, status: bytes):
+    """An end that is closed already resets the connection; a body that does not come is not waited for."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
+    for num_parts in (3, 1):
+        with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
+            connection.sendall(head.encode())
+            for _ in range(num_parts):
+                time.sleep(0.1)
+                connection.sendall(b"x" * 100_000)
+            begin, answer = time.monotonic(), b""
+            while part := connection.recv(65536):
+                answer += part
+            assert answer.split()[1] == status and answer.endswith(b"}") and time.monotonic() - begin < 10
+
+
 def test_a_body_that_stops_coming_is_given_up(api: Api, monkeypatch):
     monkeypatch.setattr("orchestrator.daemon.http.guard.IDLE_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
