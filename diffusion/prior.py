@@ -3,9 +3,10 @@
 One class holds them all. It answers the requests of samplers and of score distillation.
 """
 
+import contextlib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.footprint import coding_bytes
+from diffusion.checkpoints.footprint import MAX_TEXT_BYTES, coding_bytes, encoder_gradient_bytes, least_bytes, network_bytes
 from diffusion.checkpoints.read import read
 from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
@@ -30,6 +31,7 @@ from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.layout import channels_last
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
+from diffusion.offload import lent
 from diffusion.parameterisation import Prediction
 from diffusion.requests import (
     Condition,
@@ -52,7 +54,8 @@ from diffusion.text.tokenizer import Tokenizer
 __all__ = ["TOYBOX", "Prior", "PriorCard", "PriorError", "hash_files"]
 
 # Of prompts kept in memory, in half precision 3.8 MB each for Stable Diffusion 1.5 and 25 MB for SDXL.
-MAX_CACHED_BYTES = 512 * 2**20
+MAX_CACHED_BYTES = MAX_TEXT_BYTES
+TOWERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass
@@ -61,8 +64,10 @@ class Prior(Checkpoint):
 
     Attributes:
         latent_shape: (C, h, w) of one picture.
+        lends_towers: whether the text towers stay on the CPU, and are on the device only while they read.
     """
 
+    lends_towers: bool = False
     text_cache: RowCache = field(default_factory=lambda: RowCache(MAX_CACHED_BYTES))
     _colours: LatentColours | None = None
 
@@ -84,16 +89,33 @@ class Prior(Checkpoint):
         """The prior of a checkpoint, which moves to the device and must not be used otherwise afterwards."""
         parts = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
         target = torch.device(device)
-        for name, module in parts.items():
+        for module in parts.values():
             if isinstance(module, nn.Module):
-                parts[name] = module.eval().requires_grad_(False).to(target)
+                module.eval().requires_grad_(False)
         if next(parts["unet"].parameters()).dtype == torch.bfloat16:
             # Which has float32's range; SDXL's autoencoder overflows in float16 alone.
             parts["autoencoder"].to(torch.bfloat16)
         if target.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        parts |= {name: channels_last(parts[name]) for name in ("unet", "autoencoder")}
-        return cls(**{**parts, "device": target})
+        parts |= {name: channels_last(parts[name].to(target)) for name in ("unet", "autoencoder")}
+        prior = cls(**{**parts, "device": target})
+        towers = {name: tower for name in TOWERS if (tower := getattr(prior, name)) is not None}
+        prior.lends_towers = target.type == "cuda" and not prior._has_room_for(towers.values())
+        for name, tower in towers.items():
+            setattr(prior, name, tower if prior.lends_towers else tower.to(target))
+        return prior
+
+    def _has_room_for(self, towers: Iterable[nn.Module]) -> bool:
+        """Whether text towers fit beside what waits and works on the device for one view of a 3D step."""
+        itemsizes = {"itemsize": self._unet_dtype.itemsize, "vae_itemsize": self._autoencoder_dtype.itemsize}
+        height, width = self.latent_shape[1:]
+        work = least_bytes(self.unet.config, self.autoencoder.config.decoder_widths, (height, width), in_3d=True, **itemsizes)
+        weights = sum(weight.nbytes for tower in towers for weight in (*tower.parameters(), *tower.buffers()))
+        return weights + MAX_TEXT_BYTES + work <= self._room(1.0)
+
+    def _reading(self, tower: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Inside, the tower is on the device."""
+        return lent(tower, self.device) if self.lends_towers else contextlib.nullcontext()
 
     @property
     def name(self) -> str:
@@ -210,7 +232,8 @@ class Prior(Checkpoint):
         if self.text_encoder_3 is None:
             return F.pad(states, (0, 0, 0, T5_ROWS))
         words = [plain_text(prompt) if self.reads_syntax else prompt for prompt in prompts]
-        return torch.cat([states, at_least_float32(self.text_encoder_3(words)).to(states)], dim=1)
+        with self._reading(self.text_encoder_3):
+            return torch.cat([states, at_least_float32(self.text_encoder_3(words)).to(states)], dim=1)
 
     def _pooled(self, of_towers: Sequence[Tensor | None]) -> Tensor | None:
         """Of SDXL the last tower's pooled text, of Stable Diffusion 3 both side by side."""
@@ -220,9 +243,10 @@ class Prior(Checkpoint):
 
     def _read(self, tower: TextEncoder, tokenizer: Tokenizer, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, S, width) states of the layer that this family reads, and pooled text."""
-        if self.text_encoder_2 is None:
-            return tower(ids, skip=self.clip_skip - 1), None
-        return tower.penultimate_and_pooled(ids, end_id=tokenizer.end_id, skip=self.clip_skip - 1)
+        with self._reading(tower):
+            if self.text_encoder_2 is None:
+                return tower(ids, skip=self.clip_skip - 1), None
+            return tower.penultimate_and_pooled(ids, end_id=tokenizer.end_id, skip=self.clip_skip - 1)
 
     def _read_in_chunks(self, prompt: str, num_chunks: int) -> tuple[Tensor, Tensor | None]:
         """(1, N S, D) of one prompt, each tower's states weighted on their own, and the first chunk's pooled text."""
@@ -338,7 +362,7 @@ class Prior(Checkpoint):
             case PreviewRequest(latents):
                 return self.preview(latents)
             case EncodeGradientRequest(images, latent_gradient):
-                return self.encoder_gradient(images, latent_gradient)
+                return self.encoder_gradient(images, latent_gradient, checkpointed=request.checkpointed)
         raise TypeError(f"a prior cannot answer {type(request).__name__}")
 
     @torch.no_grad()
@@ -384,21 +408,34 @@ class Prior(Checkpoint):
             return torch.cat(done).clamp(0, 1)
         return data_parallel(self._decoded, latents).clamp(0, 1)
 
-    def num_coded_at_once(self, request: EncodeRequest | DecodeRequest) -> int:
-        """How many pictures of its size the autoencoder codes as a whole in the memory that is free now; 0 for none."""
-        if isinstance(request, EncodeRequest):
-            height, width = (side // self.size_multiple for side in request.images.shape[2:])
-        else:
+    def num_rows_at_once(self, latents: tuple[int, int]) -> int:
+        """How many network rows of such latents (h, w) fit into half of the memory that is free now.
+
+        The other half is for what waits meanwhile: an encoder's graph, the latents of many requests.
+        """
+        return self._room(0.5) // network_bytes(self.unet.config, latents, itemsize=self._unet_dtype.itemsize)
+
+    def num_coded_at_once(self, request: EncodeRequest | DecodeRequest | EncodeGradientRequest, *, share: float = 1.0) -> int:
+        """How many pictures of its size the autoencoder codes as a whole in a share of the memory that is free; 0 for none."""
+        if isinstance(request, DecodeRequest):
             height, width = request.latents.shape[2:]
-        needed = coding_bytes(self.autoencoder.config.decoder_widths, (height, width))
-        return int(SURELY_FREE * free_bytes(self.device) // needed)
+        else:
+            height, width = (side // self.autoencoder.config.spatial_factor for side in request.images.shape[2:])
+        count = encoder_gradient_bytes if isinstance(request, EncodeGradientRequest) else coding_bytes
+        widths, itemsize = self.autoencoder.config.decoder_widths, self._autoencoder_dtype.itemsize
+        return self._room(share) // count(widths, (height, width), itemsize=itemsize)
+
+    def _room(self, share: float) -> int:
+        """Bytes: a share of what is surely free on the device now."""
+        return int(share * SURELY_FREE * free_bytes(self.device))
 
     def _in_its_precision(self, tensor: Tensor) -> Tensor:
         """In the autoencoder's precision."""
         return tensor.to(self._autoencoder_dtype)
 
-    def _coded(self, images: Tensor) -> Tensor:
-        return self.autoencoder.encode(self._in_its_precision(images)).to(images.dtype)
+    def _coded(self, images: Tensor, *, checkpointed: bool = False) -> Tensor:
+        how = {"checkpointed": True} if checkpointed and isinstance(self.autoencoder, AutoencoderKL) else {}
+        return self.autoencoder.encode(self._in_its_precision(images), **how).to(images.dtype)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return self.autoencoder.decode(self._in_its_precision(latents)).to(latents.dtype)
@@ -415,9 +452,10 @@ class Prior(Checkpoint):
             self._colours = LatentColours.fit(self.encode, factor=factor, device=self.device)
         return self._colours(latents)
 
-    def encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
-        """Vector-Jacobian product of the encoder, (B, 3, H, W)."""
-        return data_parallel(self._encoder_gradient, sent(images, self.device), latent_gradient)
+    def encoder_gradient(self, images: Tensor, latent_gradient: Tensor, *, checkpointed: bool = False) -> Tensor:
+        """Vector-Jacobian product of the encoder, (B, 3, H, W); checkpointed: see `AutoencoderKL.encode`."""
+        pulled_back = functools.partial(self._encoder_gradient, checkpointed=checkpointed)
+        return data_parallel(pulled_back, sent(images, self.device), latent_gradient)
 
     @property
     def keeps_encoded(self) -> bool:
@@ -430,10 +468,10 @@ class Prior(Checkpoint):
         with torch.enable_grad():
             return leaf, self._coded(leaf)
 
-    def _encoder_gradient(self, images: Tensor, latent_gradient: Tensor) -> Tensor:
+    def _encoder_gradient(self, images: Tensor, latent_gradient: Tensor, *, checkpointed: bool) -> Tensor:
         images = images.detach().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self._coded(images), images, latent_gradient)
+            (gradient,) = torch.autograd.grad(self._coded(images, checkpointed=checkpointed), images, latent_gradient)
         return gradient
 
 

@@ -1,7 +1,9 @@
 """How much memory a prior takes, read from the headers of its files before anything is loaded.
 
 Weights count in the precision that they are loaded in, which is not the file's. Activations are those of the larger of two
-stages that never run at once: the network's forward at the row cap, and the autoencoder's decoding of so many pictures.
+stages that never run at once: the network's forward at the row cap, and the autoencoder's decoding of so many pictures. The
+same functions give the rows of each stage (`diffusion.prior.Prior.num_rows_at_once`), what `benchmarks.memory` prints, and what
+the scheduler places a prior by.
 """
 
 import json
@@ -26,23 +28,38 @@ from diffusion.networks.strips import STRIP_ROWS
 from diffusion.networks.unet import UNetConfig, per_level
 from diffusion.text.t5 import T5_ROWS
 
-__all__ = ["Footprint", "activation_bytes", "coding_bytes", "footprint"]
+__all__ = [
+    "Footprint",
+    "activation_bytes",
+    "coding_bytes",
+    "encoder_gradient_bytes",
+    "footprint",
+    "least_bytes",
+    "network_bytes",
+]
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 4}
 AUTOENCODER_BYTES = {**BYTES, "float16": 4}
 """SDXL's overflows in float16, and so none is loaded in it."""
 PROCESS_BYTES = 300 * 10**6
 """Of Python and torch, before any weight is read."""
+CONTEXT_BYTES = 600 * 10**6
+"""On a GPU: of CUDA's context and its libraries' workspaces. Assumed; nobody has measured it here."""
 MAX_TEXT_BYTES = 512 * 2**20
 """What `diffusion.prior.Prior` keeps of encoded prompts at most."""
 MAPS_OF_TRANSFORMER, MAPS_OF_RESNET = 20, 8
 """Feature maps that are alive within a block at its widest moment: the gated feed-forward of a transformer holds twice four
 times its width, beside queries, keys, values and the residual. Attention counts as computed in pieces, without its matrix."""
-MAPS_OF_JOINT, TEXT_ROWS = 12, 77 + T5_ROWS
+CLIP_ROWS = 77
+MAPS_OF_JOINT, TEXT_ROWS = 12, CLIP_ROWS + T5_ROWS
 """The same of a block of joint attention, for each patch and each of so many rows of text."""
 MAPS_OF_DECODER = 3
 """Feature maps of full size that the decoder's last level holds, of the width that comes in from below. A test compares these
 numbers with what the published networks allocate."""
+MAPS_OF_GRAPH = 13
+"""Feature maps that the encoder keeps of each level, of its width, for a gradient to be pulled back."""
+MAPS_OF_CHECKPOINTS, MAPS_OF_A_BLOCK = 3, 4
+"""With checkpoints: maps that are kept of each level, and those of the block at the picture's size that is computed again."""
 MAPS_OF_STRIPS, MAPS_OF_A_STRIP = 2, 3
 """In strips: maps of the picture's size that are kept whole, of the last level's own width, and those of the strip at work,
 of the width that comes in from below."""
@@ -50,16 +67,37 @@ of the width that comes in from below."""
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of memory. weights: in the precision they are loaded in. text: encoded prompts, at most. activations: at work."""
+    """Bytes of memory.
+
+    Args:
+        weights: in the precision they are loaded in; towers: of each of those among them that read text.
+        text: encoded prompts, at most. activations: at work.
+        at_ease: activations of so many rows, one picture decoded as a whole, or one view whose gradient is asked for.
+        least: activations of one guided picture, as thrifty as can be; least_of_3d: of such a view as well.
+    """
 
     weights: int
     text: int
     activations: int
+    towers: tuple[int, ...] = ()
+    at_ease: int = 0
+    least: int = 0
+    least_of_3d: int = 0
 
     @property
     def total(self) -> int:
         """All of it, and the process around it."""
         return PROCESS_BYTES + self.weights + self.text + self.activations
+
+    @property
+    def on_gpu(self) -> int:
+        """Of a GPU's memory, where there is enough of it: with more, stages take more at once."""
+        return CONTEXT_BYTES + self.weights + self.text + self.at_ease
+
+    def least_on_gpu(self, *, in_3d: bool = False) -> int:
+        """What a GPU must have: text towers are there one by one while they read, and so are pictures."""
+        work = self.least_of_3d if in_3d else self.least
+        return CONTEXT_BYTES + self.weights - sum(self.towers) + self.text + max(*self.towers, work)
 
 
 def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
@@ -75,13 +113,17 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
     given = Source.parse(source)
     path, _ = locate(given.location, offline=True)
     measure = _folder if path.is_dir() else _single_file
-    unet, autoencoder, weights, vae_weights = measure(path, BYTES[given.dtype], AUTOENCODER_BYTES[given.dtype])
+    width, vae_width = BYTES[given.dtype], AUTOENCODER_BYTES[given.dtype]
+    unet, autoencoder, network, towers, vae_weights = measure(path, width, vae_width)
     if given.vae is not None:
         other, _ = locate(given.vae, offline=True)
-        vae_weights = _bytes([other] if other.is_file() else weight_files(other, *VAE_STEMS), AUTOENCODER_BYTES[given.dtype])
+        vae_weights = _bytes([other] if other.is_file() else weight_files(other, *VAE_STEMS), vae_width)
     latents = (unet.sample_size, unet.sample_size)
-    activations = activation_bytes(unet, autoencoder, latents, rows=rows, pictures=pictures)
-    return Footprint(weights + vae_weights, MAX_TEXT_BYTES, activations)
+    sizes = {"itemsize": width, "vae_itemsize": vae_width}
+    activations = activation_bytes(unet, autoencoder, latents, rows=rows, pictures=pictures, **sizes)
+    least, of_3d = (least_bytes(unet, autoencoder, latents, in_3d=in_3d, **sizes) for in_3d in (False, True))
+    at_ease = max(of_3d, activation_bytes(unet, autoencoder, latents, rows=rows, pictures=1, **sizes))
+    return Footprint(network + sum(towers) + vae_weights, MAX_TEXT_BYTES, activations, towers, at_ease, least, of_3d)
 
 
 def activation_bytes(
@@ -92,45 +134,87 @@ def activation_bytes(
     rows: int,
     pictures: int,
     tiled: bool = False,
+    itemsize: int = 4,
+    vae_itemsize: int = 4,
 ) -> int:
     """Bytes that work holds at its widest, of pictures whose latents are (h, w).
 
     Args:
         autoencoder: widths of its levels. rows: of a forward. pictures: that are decoded at once. tiled: in strips.
+        itemsize, vae_itemsize: bytes of a number in the network and in the autoencoder.
     """
-    return max(4 * rows * _network_row(unet, latents), pictures * coding_bytes(autoencoder, latents, tiled=tiled))
+    forward = rows * network_bytes(unet, latents, itemsize=itemsize)
+    return max(forward, pictures * coding_bytes(autoencoder, latents, tiled=tiled, itemsize=vae_itemsize))
 
 
-def coding_bytes(autoencoder: Sequence[int], latents: tuple[int, int], *, tiled: bool = False) -> int:
-    """Bytes that the decoder of a picture holds at its widest, in float32; the encoder holds less.
+def least_bytes(
+    unet: UNetConfig | JointTransformerConfig,
+    autoencoder: Sequence[int],
+    latents: tuple[int, int],
+    *,
+    in_3d: bool,
+    itemsize: int = 4,
+    vae_itemsize: int = 4,
+) -> int:
+    """Bytes of one guided picture, decoded in strips, or where in_3d of a view that is encoded with a gradient, too."""
+    group = 1 if isinstance(unet, JointTransformerConfig) or unet.multi_view is None else unet.multi_view.num_views
+    sizes = {"itemsize": itemsize, "vae_itemsize": vae_itemsize}
+    picture = activation_bytes(unet, autoencoder, latents, rows=max(2, group), pictures=1, tiled=True, **sizes)
+    view = encoder_gradient_bytes(autoencoder, latents, checkpointed=True, itemsize=vae_itemsize)
+    return max(picture, view) if in_3d else picture
+
+
+def network_bytes(unet: UNetConfig | JointTransformerConfig, latents: tuple[int, int], *, itemsize: int = 4) -> int:
+    """Bytes that a row of the network's forward holds at its widest, the text that it reads included; latents: (h, w)."""
+    return itemsize * (_network_row(unet, latents) + _text_row(unet))
+
+
+def coding_bytes(autoencoder: Sequence[int], latents: tuple[int, int], *, tiled: bool = False, itemsize: int = 4) -> int:
+    """Bytes that the decoder of a picture holds at its widest; the encoder holds less.
 
     Args:
         autoencoder: widths of its levels. latents: (h, w). tiled: in strips, see `diffusion.networks.strips`.
+        itemsize: bytes of a number.
     """
     factor = 2 ** (len(autoencoder) - 1)
     height, width = (factor * side for side in latents)
     from_below = autoencoder[min(1, len(autoencoder) - 1)]
     if tiled:
         strip = MAPS_OF_A_STRIP * from_below * min(height, STRIP_ROWS) * width
-        return 4 * (MAPS_OF_STRIPS * autoencoder[0] * height * width + strip)
-    return 4 * MAPS_OF_DECODER * from_below * height * width
+        return itemsize * (MAPS_OF_STRIPS * autoencoder[0] * height * width + strip)
+    return itemsize * MAPS_OF_DECODER * from_below * height * width
 
 
-Measured = tuple[UNetConfig | JointTransformerConfig, tuple[int, ...], int, int]
-"""The network's configuration, the widths of the autoencoder's levels, and bytes: of network and towers, of the autoencoder."""
+def encoder_gradient_bytes(
+    autoencoder: Sequence[int], latents: tuple[int, int], *, checkpointed: bool = False, itemsize: int = 4
+) -> int:
+    """Bytes that the encoder of a picture holds at its widest when a gradient is pulled back through it.
+
+    Args:
+        autoencoder: widths of its levels, of two residual blocks each. latents: (h, w).
+        checkpointed: see `diffusion.networks.autoencoder_kl.AutoencoderKL.encode`. itemsize: bytes of a number.
+    """
+    pixels = prod(latents) * 4 ** (len(autoencoder) - 1)
+    one_of_each = sum(channels * pixels // 4**level for level, channels in enumerate(autoencoder))
+    if checkpointed:
+        return itemsize * (MAPS_OF_CHECKPOINTS * one_of_each + MAPS_OF_A_BLOCK * autoencoder[0] * pixels)
+    return itemsize * MAPS_OF_GRAPH * one_of_each
+
+
+Measured = tuple[UNetConfig | JointTransformerConfig, tuple[int, ...], int, tuple[int, ...], int]
+"""Configuration of the network, widths of the autoencoder's levels; bytes of the network, each text tower, the autoencoder."""
 
 
 def _folder(path: Path, width: int, vae_width: int) -> Measured:
     towers = [part for part in parts_of(path) if part.startswith("text_encoder")]
     network = "transformer" if (path / "transformer").is_dir() else "unet"
-    weights = _bytes(weight_files(path / network, *UNET_STEMS), width)
-    weights += sum(_bytes(weight_files(path / part, *TEXT_STEMS), width) for part in towers)
     vae = read_json(path / "vae/config.json")
     widths = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or AutoencoderKLConfig.block_out_channels
     return (
         _config(path / network / "config.json"),
         tuple(widths),
-        weights,
+        _bytes(weight_files(path / network, *UNET_STEMS), width),
+        tuple(_bytes(weight_files(path / part, *TEXT_STEMS), width) for part in towers),
         _bytes(weight_files(path / "vae", *VAE_STEMS), vae_width),
     )
 
@@ -146,20 +230,21 @@ def _single_file(path: Path, width: int, vae_width: int) -> Measured:
     def numbers(*prefixes: str) -> int:
         return sum(size for name, size in header.items() if name.startswith(prefixes))
 
-    weights = numbers(UNET, *(tower.prefix for tower in kind.towers)) * width
+    towers = tuple(width * numbers(tower.prefix) for tower in kind.towers)
     # SD 2 was published for two sizes of picture; the larger one is counted.
     side = max(kind.image_sizes.values()) // kind.autoencoder.spatial_factor
     unet = replace(kind.unet, sample_size=side)
-    return unet, kind.autoencoder.block_out_channels, weights, numbers(AUTOENCODER) * vae_width
+    return unet, kind.autoencoder.block_out_channels, width * numbers(UNET), towers, vae_width * numbers(AUTOENCODER)
 
 
 def _single_joint_file(path: Path, header: dict[str, int], width: int, vae_width: int) -> Measured:
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(UNET)]  # noqa: SIM118 - no dictionary
         shapes = {name.removeprefix(UNET): torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-    weights = sum(size for name, size in header.items() if name.startswith((UNET, CLIP_L, CLIP_G)))
-    vae = sum(size for name, size in header.items() if name.startswith(AUTOENCODER))
-    return config_of(shapes, path), AUTOENCODER_CONFIG.block_out_channels, weights * width, vae * vae_width
+    parts = (UNET, CLIP_L, CLIP_G, AUTOENCODER)
+    network, *towers, vae = (sum(size for name, size in header.items() if name.startswith(part)) for part in parts)
+    of_towers = tuple(tower * width for tower in towers)
+    return config_of(shapes, path), AUTOENCODER_CONFIG.block_out_channels, network * width, of_towers, vae * vae_width
 
 
 def _network_row(config: UNetConfig | JointTransformerConfig, latents: tuple[int, int]) -> int:
@@ -171,6 +256,18 @@ def _network_row(config: UNetConfig | JointTransformerConfig, latents: tuple[int
     skips = sum((count + 1) * numbers for count, numbers in zip(layers, maps, strict=True))
     attentive = [numbers for numbers, block in zip(maps, config.down_block_types, strict=True) if "Attn" in block]
     return skips + max(MAPS_OF_TRANSFORMER * max(attentive, default=0), MAPS_OF_RESNET * max(maps))
+
+
+def _text_row(config: UNetConfig | JointTransformerConfig) -> int:
+    """Numbers of the text that a row brings along: a UNet's keys and values of all its layers; a transformer's count above."""
+    if isinstance(config, JointTransformerConfig):
+        return 0
+    layers = per_level(config.layers_per_block, config.levels)
+    depths = per_level(config.transformer_layers_per_block, config.levels)
+    attentive = [level for level, block in enumerate(config.down_block_types) if "Attn" in block]
+    # A level has so many layers on the way down and one more on the way up; the middle has one.
+    width = sum((2 * layers[level] + 1) * depths[level] * config.block_out_channels[level] for level in attentive)
+    return 2 * CLIP_ROWS * (width + depths[-1] * config.block_out_channels[-1])
 
 
 def _config(path: Path) -> UNetConfig | JointTransformerConfig:

@@ -1,7 +1,8 @@
 """Encode, decode and encode-with-gradient requests of many tickets, in batches of their own small size.
 
 The autoencoder is bound by memory where the UNet is bound by arithmetic: larger batches bring it little and are the first
-to run out of memory (SynerDiff, 2605.08835).
+to run out of memory (SynerDiff, 2605.08835). So a call takes the pictures for which there is memory, counted from their size
+and precision, up to a small number; where there is none for one, it is coded in strips, or its gradient with checkpoints.
 """
 
 from collections.abc import Sequence
@@ -37,18 +38,24 @@ class KeepsEncoded(Protocol):
 class CountsMemory(Protocol):
     """See `diffusion.prior.Prior.num_coded_at_once`."""
 
-    def num_coded_at_once(self, request: EncodeRequest | DecodeRequest) -> int:
-        """Pictures of the request's size that the autoencoder has room for."""
+    def num_coded_at_once(self, request: EncodeRequest | DecodeRequest | EncodeGradientRequest, *, share: float = 1.0) -> int:
+        """Pictures of the request's size that the autoencoder has room for in a share of the free memory."""
         ...
+
+
+THRIFTY = {EncodeRequest: "tiled", DecodeRequest: "tiled", EncodeGradientRequest: "checkpointed"}
+"""How each is asked for with less memory."""
+GRAPHS_SHARE = 0.5
+"""Of the free memory, for an encoder pass that waits for the network's answer; forwards have the other half."""
 
 
 @dataclass(frozen=True)
 class _Way:
-    """rows: pictures of a call. tiled: in strips. may_tile: in strips once memory runs out for a single picture."""
+    """rows: pictures of a call. thrifty: see `THRIFTY`. may_be_thrifty: once memory runs out for a single picture."""
 
     rows: int
-    tiled: bool = False
-    may_tile: bool = False
+    thrifty: bool = False
+    may_be_thrifty: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +115,7 @@ class AutoencoderStage:
     def _encoded(self, requests: Sequence[CodingRequest]) -> dict[int, Tensor]:
         """Those that will be pulled back and fit into one call."""
         chosen: list[int] = []
-        size, limit = 0, self._rows_of(requests[0])
+        size, limit = 0, min(self._rows_of(requests[0]), self._num_graphs(requests[0]))
         for place, request in enumerate(requests):
             if isinstance(request, EncodeRequest) and request.is_pulled_back and size + len(request.images) <= limit:
                 chosen.append(place)
@@ -139,17 +146,26 @@ class AutoencoderStage:
         return {place: pulled[rows] for place, (_, _, rows) in found.items()}
 
     def _way(self, request: CodingRequest, alone: bool) -> "_Way":
-        """As many pictures a call as memory allows, and in strips where it does not allow one."""
+        """As many pictures a call as memory allows, and thriftily where it does not allow one."""
         way = _Way(rows=1 if alone else self._rows_of(request))
-        decoding = getattr(self._model, "decoding", "plain")
-        if decoding == "plain" or not isinstance(request, EncodeRequest | DecodeRequest):
+        decoding, kind = getattr(self._model, "decoding", None), type(request)
+        if decoding is None or kind not in THRIFTY:
             return way
-        if decoding == "tiled":
-            return _Way(rows=1, tiled=True)
-        if alone:
-            return way
-        room = cast(CountsMemory, self._model).num_coded_at_once(request)
-        return _Way(max(1, min(way.rows, room)), tiled=room < 1, may_tile=True)
+        if THRIFTY[kind] == "tiled":  # with other last bits, so that strict answers keep to the option
+            if decoding == "tiled":
+                return _Way(rows=1, thrifty=True)
+            if decoding == "plain" or alone:
+                return way
+        room = cast(CountsMemory, self._model).num_coded_at_once(request)  # type: ignore[arg-type]
+        return _Way(max(1, min(way.rows, room)), thrifty=room < 1, may_be_thrifty=True)
+
+    def _num_graphs(self, request: CodingRequest) -> int:
+        """Pictures of whose encoder pass all may wait that a gradient takes."""
+        assert isinstance(request, EncodeRequest)
+        if getattr(self._model, "decoding", None) is None:
+            return self._rows
+        asked = EncodeGradientRequest(request.images, request.images)
+        return cast(CountsMemory, self._model).num_coded_at_once(asked, share=GRAPHS_SHARE)
 
     def _rows_of(self, request: CodingRequest) -> int:
         """Pictures of a call: of larger ones than the prior's own as many fewer as they are larger."""
@@ -181,8 +197,8 @@ class AutoencoderStage:
         while start < sum(counts):
             size = min(way.rows, sum(counts) - start)
             parts: dict[str, Any] = {name: column[start : start + size] for name, column in zip(names, columns, strict=True)}
-            tiled: dict[str, Any] = {"tiled": True} if way.tiled else {}
-            chunk = replace(requests[0], **parts, **tiled)
+            thrifty: dict[str, Any] = {THRIFTY[type(requests[0])]: True} if way.thrifty else {}
+            chunk = replace(requests[0], **parts, **thrifty)
             try:
                 done.append(self._model.answer(chunk))
                 self._calm += 1
@@ -195,9 +211,9 @@ class AutoencoderStage:
                     self._rows = size // 2  # of the prior's own size it may be more, but memory is short
                     way = replace(way, rows=self._rows)
                     continue
-                if is_out_of_memory(error) and way.may_tile and not way.tiled:
+                if is_out_of_memory(error) and way.may_be_thrifty and not way.thrifty:
                     release_cached_memory(error)
-                    way = replace(way, tiled=True)
+                    way = replace(way, thrifty=True)
                     continue
                 raise
             start += size

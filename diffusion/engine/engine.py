@@ -55,7 +55,8 @@ class EngineConfig:
         row_cap: network rows of a forward that several requests share; see `profile_batches`. This and the next two count
             rows of the prior's own size; of larger pictures a forward takes as many fewer as they are larger.
         max_rows: network rows of a forward when one request is alone. It does not follow from a measurement, so that a
-            job that is alone is computed in the same batches, and to the same bits, each time.
+            job that is alone is computed in the same batches, and to the same bits, each time. This and `row_cap` are
+            upper bounds: a forward takes no more rows than the model counts memory for, a power of two of them.
         strict_rows: rows of every forward with strict rows in it. Strict results hold for one value of it.
         autoencoder_rows: pictures of one encode, decode or encode-with-gradient call.
         text_prompts: new prompts encoded in a step.
@@ -116,6 +117,7 @@ class Engine:
         self._autoencoder = AutoencoderStage(model, rows=self.config.autoencoder_rows)
         self._row_cap, self._max_rows = self.config.row_cap, self.config.max_rows
         self._wished_cap, self._calm = self._row_cap, 0
+        self._rooms: dict[tuple[int, ...], int] = {}
         self._numbers = 0
         self._queued: dict[Ticket, None] = {}
         self._denoising: dict[Ticket, None] = {}
@@ -313,6 +315,7 @@ class Engine:
             batch = pack_strictly(self._turns(members, size), size=size)
         else:
             limit = max(1, int((self._max_rows if self.live == 1 else self._row_cap) * scale))
+            limit = min(limit, self._room(_rows(members[0])))
             batch = pack(((ticket, _rows(ticket).todo) for ticket in self._turns(members, limit)), limit=limit)
         self._forward(batch)
         for ticket, rows in self._taken.items():
@@ -325,6 +328,16 @@ class Engine:
         """How much of the prior's own picture a row's fits into, at most 1: forwards of all sizes cost about the same."""
         own = getattr(self._model, "latent_shape", None)
         return 1.0 if own is None else min(1.0, prod(own[1:]) / prod(rows.request.x_t.shape[2:]))
+
+    def _room(self, rows: NetworkRows) -> int:
+        """Rows of this shape for which there is memory, rounded down so that a little more or less of it changes nothing.
+
+        Asked when the shape is new, and again after CALM forwards or when one did not fit.
+        """
+        count, shape = getattr(self._model, "num_rows_at_once", None), tuple(rows.request.x_t.shape[2:])
+        if count is not None and shape not in self._rooms:
+            self._rooms[shape] = 1 << (max(1, count(shape)).bit_length() - 1)
+        return self._rooms.get(shape, self.config.max_rows)
 
     def _turns(self, members: Sequence[Ticket], capacity: int) -> Iterator[Ticket]:
         """The fair order; notes what was taken, from which what is computed will be subtracted."""
@@ -360,9 +373,12 @@ class Engine:
     def _grow_again(self) -> None:
         """After many forwards that fitted, caps that were halved for want of memory are doubled, up to what they were."""
         self._calm += 1
-        if self._calm >= CALM and (self._max_rows < self.config.max_rows or self._row_cap < self._wished_cap):
-            self._max_rows = min(self.config.max_rows, 2 * self._max_rows)
-            self._row_cap, self._calm = min(self._wished_cap, 2 * self._row_cap, self._max_rows), 0
+        if self._calm >= CALM:
+            self._calm = 0
+            self._rooms.clear()
+            if self._max_rows < self.config.max_rows or self._row_cap < self._wished_cap:
+                self._max_rows = min(self.config.max_rows, 2 * self._max_rows)
+                self._row_cap = min(self._wished_cap, 2 * self._row_cap, self._max_rows)
 
     def _recover(self, batch: Batch, error: Exception) -> None:
         """After an exception in a forward: a smaller cap if memory was short, otherwise every ticket on its own."""
@@ -370,6 +386,7 @@ class Engine:
         if is_out_of_memory(error):
             release_cached_memory(error)
             self._calm = 0
+            self._rooms.clear()
             self._report.out_of_memory = True
             if batch.num_groups > 1 and not strict:
                 # The rows stay to be done; the next step takes fewer of them.

@@ -1,14 +1,20 @@
 """The KL autoencoder of latent diffusion / Stable Diffusion (2112.10752 section 3.1), under its published names."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from diffusion.networks.attention import attention
 from diffusion.networks.published import from_published
 from diffusion.networks.unet import Resampler, ResnetBlock
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+"""How a block is called: as it is, or keeping its input alone, from which it is computed again on the way back."""
 
 # Group norms of the autoencoder, in its residual blocks as in its attention.
 NORM_EPS = 1e-6
@@ -66,6 +72,11 @@ class AutoencoderKLConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
+def plainly(block: nn.Module, x: Tensor) -> Tensor:
+    """Calls the block."""
+    return block(x)
+
+
 class PixelAttention(nn.Module):
     """Single-head self-attention over all pixels of a feature map, normalised before and residual."""
 
@@ -103,12 +114,10 @@ class Level(nn.Module):
         inputs = [in_channels] + [out_channels] * (num_blocks - 1)
         self.resnets = nn.ModuleList(residual(c, out_channels, groups) for c in inputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, run: Run = plainly) -> Tensor:
         """(B, Cin, H, W) -> (B, Cout, H', W')."""
-        for resnet in self.resnets:
-            x = resnet(x)
-        for resample in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
-            x = resample(x)
+        for part in (*self.resnets, *getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
+            x = run(part, x)
         return x
 
 
@@ -151,12 +160,12 @@ class Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, run: Run = plainly) -> Tensor:
         """(B, 3, H, W) -> (B, 2 latent_channels, H/f, W/f)."""
         x = self.conv_in(x)
         for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+            x = block(x, run)
+        return self.conv_out(F.silu(self.conv_norm_out(run(self.mid_block, x))))
 
 
 class Decoder(nn.Module):
@@ -211,12 +220,17 @@ class AutoencoderKL(nn.Module):
         mean, log_variance = cast(tuple[Tensor, Tensor], hidden.chunk(2, dim=1))
         return mean, log_variance.clamp(-30.0, 20.0)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, *, checkpointed: bool = False) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the scaled mean latents (B, C, H/f, W/f); differentiable.
 
         The mean of q(z | images) and not a draw, so that a picture always has the same latents.
+
+        Args:
+            checkpointed: the graph keeps each block's input alone (1604.06174), 0.4 of the memory, and a gradient computes
+                every block a second time, with the same bits.
         """
-        return self.scaled(self.encoder(2 * images - 1))
+        run = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if checkpointed else plainly
+        return self.scaled(self.encoder(2 * images - 1, run))
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """What the encoder gives (B, 2 C, h, w) -> the scaled mean latents (B, C, h, w)."""

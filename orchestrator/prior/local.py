@@ -26,7 +26,7 @@ from diffusion.process import Schedule
 from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
 from jobs.errors import PriorFailed
 from jobs.prior_client import DistillationQuery, GenerateRequest, LossQuery, PicturePreview, PriorInfo
-from orchestrator.prior.room import check_fits
+from orchestrator.prior.room import check_fits, check_view_fits
 from orchestrator.prior.source import refusal
 
 __all__ = ["AnswersRequests", "LocalPrior", "Pending", "load_prior"]
@@ -221,7 +221,12 @@ class LocalPrior:
                 self.engine.cancel(ticket)
 
     def begin_distill(self, query: DistillationQuery, *, job: str = "") -> Pending:
-        """Hand the query to the engine; whoever owns it steps it until the answer is there."""
+        """Hand the query to the engine; whoever owns it steps it until the answer is there.
+
+        Raises:
+            PriorFailed: the device has no memory for one view, with both numbers.
+        """
+        check_view_fits(self._prior, query.form)
 
         def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
             guidance = query.guidance

@@ -138,3 +138,42 @@ def test_pictures_of_a_request_that_went_away_are_not_taken_for_anothers() -> No
     stage.answer_all([EncodeRequest(first, is_pulled_back=True)], strict=[False])
     (gradient,) = stage.answer_all([EncodeGradientRequest(second, torch.ones(1, 1, 1, 1))], strict=[False])
     assert gradient.flatten().tolist() == [81, 27] and encoder.passes == 2
+
+
+class CountedEncoder(Encoder):
+    """Has memory for the graphs of `room` pictures, and notes how gradients are asked for."""
+
+    decoding = "auto"
+
+    def __init__(self, room: float, limit: int = 10**6) -> None:
+        super().__init__(limit)
+        self.room, self.asked = room, []
+
+    def num_coded_at_once(self, request: Any, *, share: float = 1.0) -> int:
+        return int(share * self.room)
+
+    def answer(self, request: Any) -> Tensor:
+        if isinstance(request, EncodeGradientRequest):
+            self.asked.append((len(request.images), request.checkpointed))
+        return super().answer(request)
+
+
+@pytest.mark.parametrize(
+    ("room", "strict", "asked"),
+    [
+        (8, False, []),  # the graph of all four waits in half of it
+        (7, False, [(4, False)]),
+        (2, False, [(2, False), (2, False)]),
+        (0.9, False, [(1, True)] * 4),
+        (0.9, True, [(1, True)] * 4),
+        (9, True, [(1, False)] * 4),
+    ],
+)
+def test_memory_says_how_the_gradient_is_pulled_back(room: float, strict: bool, asked: Any) -> None:
+    """Checkpoints change no bit, so strict requests have them, too."""
+    pictures = torch.rand(4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    encoder = CountedEncoder(room)
+    _, (gradient,) = pulled(AutoencoderStage(encoder, rows=8), [pictures], strict)
+    x, y = pictures[:, :1], pictures[:, 1:]
+    torch.testing.assert_close(gradient, 2 * torch.cat([3 * x**2 * y, x**3], 1))
+    assert encoder.asked == asked

@@ -295,6 +295,29 @@ def test_halved_caps_grow_again_when_memory_is_free_again() -> None:
     assert engine.row_cap == 16
 
 
+@pytest.mark.parametrize(("room", "rows"), [(100, 16), (13, 8), (3, 2), (0, 1)])
+def test_a_forward_has_no_more_rows_than_there_is_memory_for(room: int, rows: int) -> None:
+    """A power of two, asked for once a shape and again when one did not fit."""
+    asked = []
+
+    class Counted(LimitedMemory):
+        def num_rows_at_once(self, latents: tuple[int, int]) -> int:
+            asked.append(latents)
+            return room
+
+    model = Counted()
+    model.limit = 1000
+    engine = Engine(model, config=EngineConfig(row_cap=16))
+    tickets = [submit_images(engine, [seed]) for seed in range(16)]
+    reports = until_idle(engine)
+    assert max(report.batch_rows for report in reports) == rows and len(asked) == 1
+    assert all(ticket.state == "done" for ticket in tickets)
+    model.limit = rows - 1
+    submit_images(engine, [0, 1, 2, 3, 4, 5, 6, 7])
+    until_idle(engine)
+    assert len(asked) >= 1 + (rows > 1)
+
+
 def test_a_strict_forward_that_does_not_fit_says_so() -> None:
     engine = Engine(LimitedMemory(), config=EngineConfig(strict_rows=8))
     ticket = submit_images(engine, [1], strict=True)

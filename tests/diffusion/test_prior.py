@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusion.checkpoints.folder import read_folder
+from diffusion.offload import lent
 from diffusion.prior import Prior, PriorError
 from diffusion.prior_folder import save_sharded
 from diffusion.requests import (
@@ -228,3 +229,25 @@ def test_predicted_noise_is_refused_where_the_schedule_ends_without_signal(folde
 def test_a_name_that_is_no_folder_is_refused() -> None:
     with pytest.raises(PriorError, match="'no-such-prior' is neither 'toybox' nor a folder"):
         Prior.load("no-such-prior")
+
+
+def test_checkpoints_change_no_bit_of_the_encoders_gradient(folder: Path) -> None:
+    prior = Prior.load(folder)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    pull = torch.rand(prior.encode(images).shape, generator=torch.Generator().manual_seed(4))
+    whole, thrifty = (
+        prior.answer(EncodeGradientRequest(images, pull, checkpointed=checkpointed)) for checkpointed in (False, True)
+    )
+    assert torch.equal(whole, thrifty) and whole.abs().max() > 0
+
+
+def test_a_lent_tower_reads_there_and_is_here_again(folder: Path) -> None:
+    """The meta device stands for a GPU: what is read on it has no numbers, and the tower's own never left."""
+    tower = Prior.load(folder).text_encoder
+    before, ids = {name: value.clone() for name, value in tower.state_dict().items()}, torch.zeros(1, 8, dtype=torch.long)
+    expected = tower(ids)
+    with pytest.raises(KeyError), lent(tower, torch.device("meta")):
+        assert tower(ids.to("meta")).device.type == "meta"
+        raise KeyError
+    assert torch.equal(tower(ids), expected)
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())

@@ -56,8 +56,8 @@ class Counted:
         self.room, self.decoding, self.whole = room, decoding, whole
         self.asked: list[tuple[int, bool]] = []
 
-    def num_coded_at_once(self, request: Any) -> int:
-        return self.room
+    def num_coded_at_once(self, request: Any, *, share: float = 1.0) -> int:
+        return int(share * self.room)
 
     def answer(self, request: Any) -> Tensor:
         given = request.latents if isinstance(request, DecodeRequest) else request.images

@@ -18,6 +18,7 @@ QUICK = (
     "sds_hash_grid",
     "groups_of_views",
     "without_kernels",
+    "short_of_memory",
     "samplers",
     "editing",
     "engine",
@@ -73,6 +74,12 @@ def test_nothing_mixes_devices_in_long_work(name: str) -> None:
 def test_a_step_of_a_fit_waits_for_the_device_a_few_times(name: str, most: int) -> None:
     waits = records(QUICK)[name]["waits_a_step"]
     assert len(waits) >= 2 and max(waits) <= most, waits
+
+
+def test_short_memory_lends_the_towers_and_changes_nothing_but_rounding() -> None:
+    record = records(QUICK)["short_of_memory"]
+    assert record["lends_towers"] == [False, True] and record["tower_is_on"] == "cpu"
+    assert record["gradient"] < 1e-4 and record["pictures"] <= 1
 
 
 def test_a_step_of_a_sampler_waits_once() -> None:

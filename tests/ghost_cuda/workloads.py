@@ -167,6 +167,42 @@ def without_kernels() -> dict[str, Any]:
 
 
 @workload
+def short_of_memory() -> dict[str, Any]:
+    """The same pictures and gradient on a device with room for nothing but the least: text towers lent."""
+    import numpy as np
+    import torch
+
+    from diffusion.checkpoints.footprint import MAX_TEXT_BYTES, least_bytes
+    from diffusion.requests import Guidance
+    from jobs.prior_client import DistillationQuery, GenerateRequest
+
+    def answers() -> tuple[Any, Any, Any]:
+        local = tiny()
+        rgb, keys = torch.full((2, 3, 16, 16), 0.4).to("cuda"), ((0, "n"), (1, "n"))
+        prompts, guidance = ("a red table",) * 2, Guidance(scale=3.0)
+        t = torch.tensor([500, 20])
+        query = DistillationQuery(images=rgb, prompts=prompts, t=t, noise_keys=keys, guidance=guidance, form="sds")
+        request = GenerateRequest(prompts=prompts, seeds=(1, 2), num_steps=2, guidance=guidance)
+        return local._prior, local.distill(query).gradient.cpu().numpy(), local.generate(request)
+
+    prior, gradient, pictures = answers()
+    widths, latents = prior.autoencoder.config.decoder_widths, prior.latent_shape[1:]
+    least = least_bytes(prior.unet.config, widths, latents, in_3d=True)
+    free, memory = int(1.1 * least), torch.cuda.mem_get_info
+    torch.cuda.mem_get_info = lambda *_: (free, 2 * MAX_TEXT_BYTES)
+    try:
+        thrifty, *others = answers()
+    finally:
+        torch.cuda.mem_get_info = memory
+    return {
+        "lends_towers": [prior.lends_towers, thrifty.lends_towers],
+        "tower_is_on": str(next(thrifty.text_encoder.parameters()).device),
+        "gradient": float(np.abs(gradient - others[0]).max() / np.abs(gradient).max()),
+        "pictures": int(np.abs(pictures.astype(int) - others[1]).max()),
+    }
+
+
+@workload
 def renderers() -> dict[str, Any]:
     """The fit's default settings through nerfacc's traversal and, on the CPU, through torch: the same samples and pictures."""
     import torch

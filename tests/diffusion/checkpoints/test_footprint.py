@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.memory import Allocations, hollow_file, measured, row
 from diffusion.checkpoints import footprint as module
 from diffusion.checkpoints.architectures import SD1, SDXL, Architecture
 from diffusion.checkpoints.errors import PriorError
@@ -26,28 +22,6 @@ from diffusion.networks.strips import decode_in_strips, encode_in_strips
 from diffusion.networks.unet import NUM_SIZES, UNet2DCondition
 from diffusion.prior import MAX_CACHED_BYTES, Prior
 from tests.diffusion.checkpoints.published import SD3, SD35_MEDIUM
-
-
-class Allocations(TorchDispatchMode):
-    """The most bytes of tensors that are alive at once inside the block, parameters left out."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-        self._alive: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self._alive and key not in self._parameters:
-                    self._alive[key] = storage.nbytes()
-                    weakref.finalize(storage, self._alive.pop, key, None)
-        self.peak = max(self.peak, sum(self._alive.values()))
-        return result
 
 
 @pytest.mark.parametrize("architecture", [SD1, pytest.param(SDXL, marks=pytest.mark.slow)], ids=["SD 1", "SDXL"])
@@ -115,29 +89,8 @@ def test_weights_count_as_they_are_loaded():
     assert whole.total == PROCESS_BYTES + whole.weights + whole.text + whole.activations < 1.2e9
 
 
-def published(path: Path) -> Path:
-    """SDXL's single file as published, in half precision: 6.9 GB by its header, with no numbers behind it on the disk."""
-    header, offset = {}, 0
-    parts = [("model.diffusion_model.", skeleton(lambda: UNet2DCondition(SDXL.unet)))]
-    parts += [("first_stage_model.", skeleton(lambda: AutoencoderKL(SDXL.autoencoder)))]
-    for prefix, part in parts:
-        for name, value in part.state_dict().items():
-            end = offset + 2 * value.numel()
-            header[prefix + name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [offset, end]}
-            offset = end
-    for tower, millions in zip(SDXL.towers, (123, 695), strict=True):
-        end = offset + 2 * millions * 10**6
-        header[f"{tower.prefix}weight"] = {"dtype": "F16", "shape": [millions, 10**6], "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + offset)  # a hole in the file
-    return path
-
-
 def test_sdxl_as_published(tmp_path):
-    path = published(tmp_path / "sd_xl_base_1.0.safetensors")
+    path = hollow_file(SDXL, tmp_path / "sd_xl_base_1.0.safetensors")
     whole, half = footprint(str(path)), footprint(f"{path}?dtype=float16")
     # 2,567 million parameters in the network, 818 in the towers, 84 in the autoencoder, which stays in float32.
     assert whole.weights / 4e6 == pytest.approx(2567 + 818 + 84, rel=0.01)
@@ -152,3 +105,29 @@ def test_a_damaged_header_names_its_file(content, message, tmp_path):
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(PriorError, match=rf"m\.safetensors is {message}"):
         footprint(str(tmp_path / "m.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        (SD1, "bfloat16"),
+        *(pytest.param(SD1, dtype, marks=pytest.mark.slow) for dtype in ("float32", "float16")),
+        *(pytest.param(SDXL, dtype, marks=pytest.mark.slow) for dtype in ("float32", "float16", "bfloat16")),
+    ],
+)
+def test_cards_hold_what_the_documentation_says(architecture: Architecture, dtype: str, tmp_path: Path):
+    """Formulas are those of meta tensors, the cards are large enough, and the numbers stand in the page."""
+    found = row(architecture, dtype, tmp_path)
+    for stage in found["stages"].values():
+        assert stage["counted"] == pytest.approx(stage["on_meta_tensors"], rel=0.06), found["stages"]
+    told = [f"{found[name] / 1e9:.1f}" for name in ("weights", "images", "steps_of_3d", "at_ease")]
+    line = " | ".join([found["model"], str(found["pixels"]), dtype, *told])
+    assert f"| {line} |\n" in (Path(__file__).parents[3] / "docs/performance.md").read_text(encoding="utf-8")
+    assert found["images"] < found["card_gb"] * 1e9
+    assert (found["steps_of_3d"] < found["card_gb"] * 1e9) == (architecture is SD1 or dtype != "float32")
+
+
+def test_the_allocator_agrees_in_reduced_form():
+    """A narrow network on the CPU: within 0.7 and 1.3 of what is counted; the backends' own buffers are in what is measured."""
+    for name, stage in measured().items():
+        assert 0.7 < stage["measured"] / stage["counted"] < 1.3, (name, stage)

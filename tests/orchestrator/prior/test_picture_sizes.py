@@ -11,8 +11,8 @@ import torch
 from diffusion.checkpoints.footprint import activation_bytes
 from diffusion.prior import Prior
 from diffusion.requests import Guidance
-from jobs.errors import InputError
-from jobs.prior_client import GenerateRequest
+from jobs.errors import InputError, PriorFailed
+from jobs.prior_client import DistillationQuery, GenerateRequest
 from orchestrator.prior.local import LocalPrior
 from tests.diffusion.checkpoints.published import random_pipeline
 
@@ -115,3 +115,13 @@ def test_a_picture_that_cannot_fit_is_refused_with_both_numbers(folders):
         InputError, match=r"80000x80000 pixels needs about [\d.]+ GB beside the prior, and [\d.]+ GB are free on cpu"
     ):
         prior.begin_generate(request((80_000, 80_000)))
+
+
+def test_a_view_of_a_3d_step_that_cannot_fit_is_refused_with_both_numbers(folders, monkeypatch):
+    prior = LocalPrior(Prior.load(folders / "sd15"))
+    query = DistillationQuery(
+        images=torch.full((1, 3, 64, 64), 0.5), prompts=("a cup",), t=torch.tensor([500]), noise_keys=((0, "n"),), form="sds"
+    )
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1000))
+    with pytest.raises(PriorFailed, match=r"3D step needs about [\d.]+ GB beside the prior, and 0.0 GB are free on cpu; free"):
+        prior.distill(query)
