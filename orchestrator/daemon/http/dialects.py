@@ -159,7 +159,7 @@ class Dialects:
                         data = await file.read()
                         if ours == "mask":
                             data = await asyncio.to_thread(_white_where_transparent, data)
-                        pictures[ours] = await self._kept(who, data)
+                        pictures[ours] = await self._kept(who, f"{name.removesuffix('[]')}.png", data)
         if "init_image" not in pictures:
             raise InputError("There is no picture to edit; send one as the part 'image'.")
         try:
@@ -168,11 +168,11 @@ class Dialects:
             raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
         return await self._draw(request, asked, who, pictures)
 
-    async def _kept(self, who: Principal, data: bytes) -> str:
+    async def _kept(self, who: Principal, name: str, data: bytes) -> str:
         async def parts() -> Any:
             yield data
 
-        return (await self._uploads.take(who, "picture.png", parts())).id
+        return (await self._uploads.take(who, name, parts())).id
 
     async def _draw(self, request: Request, asked: OpenAIForm, who: Principal, pictures: dict[str, str]) -> JSONResponse:
         prior = None if asked.model in (None, "", *_FOREIGN) else asked.model

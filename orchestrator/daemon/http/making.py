@@ -108,7 +108,8 @@ class Maker:
                 raise InputError("mask and strength say how to change a picture, but there is none; give init_image too.")
             return self._submission(settings.image_job(form.prompt, seed=form.seed), job, form, who, key)
         mask = None if form.mask is None else self._uploads.find(who, form.mask)
-        pictures = EditPictures.read(self._uploads.find(who, form.init_image), mask)
+        with self._uploads.called_by_name(who):
+            pictures = EditPictures.read(self._uploads.find(who, form.init_image), mask)
         spec = settings.image_job(form.prompt, seed=form.seed, **pictures.hashes)
         return self._submission(spec, dataclasses.replace(job, pictures=self._kept(pictures)), form, who, key)
 
@@ -117,9 +118,10 @@ class Maker:
         path = self._uploads.find(who, form.table)
         settings = self._composed(form, _image_options(form), who)
         source = TableSource.find(str(path), prompt_column=form.prompt_column)
-        table = source.scan()
-        if not who.is_owner and (places := {"init_image", "mask"} & set(table.columns)):
-            self._check_places(source, places)
+        with self._uploads.called_by_name(who):
+            table = source.scan()
+            if not who.is_owner and (places := {"init_image", "mask"} & set(table.columns)):
+                self._check_places(source, places)
         known = {field.name for field in dataclasses.fields(BatchImagesSpec)}
         shaping = {"shard_size": form.shard_size, "output_format": form.output_format}
         plain = {

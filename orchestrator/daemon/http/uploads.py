@@ -1,4 +1,4 @@
-"""Files that clients send: kept under their own sha256, each user's apart."""
+"""Files that clients send: kept under their own sha256, each user's apart, and called by the name they were sent with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +32,7 @@ UPLOAD_NAME = "^[^/{safe}]*[^/.{safe}][.]({suffixes})$".format(
 RESERVE_BYTES = 2 * 1024**3
 """Of the disk are left to the ledger and the running jobs."""
 PART_BYTES = 1024**2
+NAME_SUFFIX = ".name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +95,35 @@ class Uploads:
 
     def delete(self, who: Principal, id: str) -> None:
         """Raises NotFound."""
-        self.find(who, id).unlink()
+        path = self.find(who, id)
+        path.unlink()
+        path.with_suffix(NAME_SUFFIX).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def called_by_name(self, who: Principal) -> Iterator[None]:
+        """Errors inside name an upload of theirs as its user does, not by where it lies here."""
+        try:
+            yield
+        except InputError as error:
+            place = rf"(?:{re.escape(str(self._folder(who.user)))}/)?\b([0-9a-f]{{64}})\.\w+"
+            sentence = re.sub(place, lambda found: self._name(self._folder(who.user) / found[0]), str(error))
+            raise type(error)(sentence) from error
 
     def all(self, who: Principal) -> list[Upload]:
         """Theirs, by id."""
         found = []
         with contextlib.suppress(FileNotFoundError):
             for path in sorted(self._folder(who.user).iterdir()):
-                if not path.name.startswith(TEMPORARY_PREFIX):
-                    found.append(Upload(id=path.stem, name=path.name, num_bytes=path.stat().st_size, is_new=False))
+                if not path.name.startswith(TEMPORARY_PREFIX) and path.suffix != NAME_SUFFIX:
+                    found.append(Upload(id=path.stem, name=self._name(path), num_bytes=path.stat().st_size, is_new=False))
         return found
+
+    def _name(self, path: Path) -> str:
+        """What it was called when it was sent last."""
+        try:
+            return path.with_suffix(NAME_SUFFIX).read_text("utf-8")
+        except OSError:
+            return path.name
 
     def _folder(self, user: str) -> Path:
         """Two users whose names look alike must not share one."""
@@ -119,6 +139,7 @@ class Uploads:
 
     def _keep(self, temporary: Path, target: Path, name: str, num: int) -> Upload:
         is_new = not target.exists()
+        target.with_suffix(NAME_SUFFIX).write_text(name, "utf-8")
         if is_new:
             os.replace(temporary, target)
         return Upload(id=target.stem, name=Path(name).name[:200], num_bytes=num, is_new=is_new)

@@ -379,10 +379,20 @@ def test_uploads_become_tables_and_pictures(api: Api, tmp_path: Path):
     broken = api.ok("submit", "POST", "/v1/uploads?name=b.png", b"no picture", Content_Type="image/png")
     status, answer, _ = api("submit", "POST", "/v1/images", {"prompt": "a house", "init_image": broken["id"]})
     assert status == 422 and "could not be read as a picture" in answer["error"]
-    names = [upload["id"] for upload in api.ok("submit", "GET", "/v1/uploads")["uploads"]]
-    assert len(names) == 4
-    for name in names:
-        api.ok("submit", "DELETE", f"/v1/uploads/{name}")
+    assert answer["error"].startswith("b.png could not be read")  # as its user calls it, not where it lies here
+    black = tmp_path / "black.png"
+    write_png(np.zeros((16, 16, 3), np.uint8), black)
+    mask = api.ok("submit", "POST", "/v1/uploads?name=nothing.png", black.read_bytes(), Content_Type="image/png")
+    form = {"prompt": "a house", "init_image": picture["id"], "mask": mask["id"]}
+    assert api("submit", "POST", "/v1/images", form)[1]["error"].startswith("The mask nothing.png is black everywhere")
+    other = api.ok("submit", "POST", "/v1/uploads?name=other.csv", b"sentence\na house\n", Content_Type="text/csv")
+    status, answer, _ = api("submit", "POST", "/v1/tables", {"table": other["id"]})
+    assert status == 422 and "other.csv" in answer["error"] and other["id"] not in answer["error"]
+    uploads = api.ok("submit", "GET", "/v1/uploads")["uploads"]
+    assert {one["name"] for one in uploads} == {"prompts.csv", "a.png", "t.csv", "b.png", "nothing.png", "other.csv"}
+    for one in uploads:
+        api.ok("submit", "DELETE", f"/v1/uploads/{one['id']}")
+    assert not any((api.rig.folder.path / "uploads").glob("submit*/*"))
 
 
 @pytest.mark.parametrize(
