@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from jobs.errors import DreamKilnError, InputError
+from jobs.ledger.counting import StateCounts
 from jobs.ledger.tables import Owner
 
 __all__ = ["Clock", "Database", "LedgerError", "OwnershipError", "open_database"]
@@ -49,6 +50,7 @@ class Database:
         self.engine = engine
         self.clock = clock
         self.epoch: int | None = None
+        self.counts = StateCounts()
 
     @property
     def is_sqlite(self) -> bool:
@@ -80,7 +82,7 @@ class Database:
             LedgerError: the database does not answer, or is full.
             OwnershipError: this process does not own the ledger, or another has taken it over.
         """
-        with self.explained(), Session(self.engine) as session, session.begin():
+        with self.explained(), Session(self.engine) as session, self.counts.writing(session), session.begin():
             if self.is_sqlite:
                 session.connection(execution_options={"begin": "IMMEDIATE"})
             epoch = session.scalar(select(Owner.epoch).where(Owner.id == 1).with_for_update(read=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy import ColumnElement, case, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
+from jobs.ledger.counting import note_move
 from jobs.ledger.database import Database
 from jobs.ledger.records import MAX_PRIORITY, EventRecord, JobRecord, NewGroup, Submission, check_name
 from jobs.ledger.rows import find_job, job_record, move_job
@@ -50,6 +52,8 @@ def _forgettable(before: float) -> tuple[ColumnElement[bool], ...]:
     )
 
 
+NUM_SEARCHED = 4000
+"""Jobs whose names one page of a search looks at."""
 _MOVING_COLUMNS = (Job.id, Job.stage, Job.step, Job.total, Job.seconds_left, Job.metrics)
 _WAITING_COLUMNS = tuple(getattr(Job, field.name) for field in dataclasses.fields(WaitingJob))
 
@@ -95,9 +99,10 @@ class JobTable:
         words: str = "",
         limit: int = 100,
         before_id: int | None = None,
+        from_id: int = 0,
     ) -> list[JobRecord]:
-        """Newest first; `before_id` goes on from the last one of an earlier page. words: each stands in the job's name."""
-        query = select(Job).order_by(Job.id.desc()).limit(limit)
+        """Newest first, down to `from_id`; `before_id` goes on from an earlier page. words: each stands in the job's name."""
+        query = select(Job).where(Job.id >= from_id).order_by(Job.id.desc()).limit(limit)
         if kind is not None:
             query = query.where(Job.kind == kind)
         for word in slug(words).split("-") if words.strip() else ():
@@ -114,6 +119,24 @@ class JobTable:
             query = query.where(Job.id < before_id)
         with self._database.read() as session:
             return [job_record(row) for row in session.scalars(query)]
+
+    def page(
+        self, *, words: str = "", limit: int = 100, before_id: int | None = None, **filters: Any
+    ) -> tuple[list[JobRecord], int | None]:
+        """What `recent` finds, and where the next page goes on; None after the last one.
+
+        A search looks at `NUM_SEARCHED` jobs a page, because no index knows the middle of a name in both databases: its page
+        may be short, or empty, before the last one.
+        """
+        from_id = 0
+        if words.strip():
+            with self._database.read() as session:
+                newest = session.scalar(select(func.max(Job.id))) or 0
+            from_id = min(newest + 1, newest + 1 if before_id is None else before_id) - NUM_SEARCHED
+        jobs = self.recent(words=words, limit=limit, before_id=before_id, from_id=from_id, **filters)
+        if len(jobs) == limit:
+            return jobs, jobs[-1].id
+        return jobs, from_id if from_id > 1 else None
 
     def waiting(self) -> list[WaitingJob]:
         """All that are queued, in the order they were submitted."""
@@ -171,10 +194,14 @@ class JobTable:
 
     def counts(self) -> dict[State, int]:
         """State -> number of jobs, every state named."""
+        is_owner = self._database.epoch is not None
+        found = self._database.counts.get(self._counted) if is_owner else self._counted()
+        return {state: found[state] for state in State}
+
+    def _counted(self) -> Counter[str | None]:
         with self._database.read() as session:
             rows = session.execute(select(Job.state, func.count()).group_by(Job.state))
-            found = {State(state): num for state, num in rows}
-        return {state: found.get(state, 0) for state in State}
+            return Counter(dict(rows.all()))
 
     def events(self, job_id: int | None = None, *, after_id: int = 0, limit: int = 1000) -> list[EventRecord]:
         """In order, of one job or of all, from the one after `after_id` on."""
@@ -290,7 +317,10 @@ class JobTable:
         while some := rest[:VALUES_PER_QUERY]:
             del rest[:VALUES_PER_QUERY]
             with self._submitting, self._database.write() as session:
-                gone = set(session.scalars(select(Job.id).where(Job.id.in_(some), *_forgettable(before))))
+                rows = session.execute(select(Job.id, Job.state).where(Job.id.in_(some), *_forgettable(before)))
+                gone = dict(rows.all())
+                for state in gone.values():
+                    note_move(session, state, None)
                 groups = set(session.scalars(select(Job.group_id).where(Job.id.in_(gone)))) - {None}
                 for table in (Event, Artefact, Shard, Attempt, JobKey):
                     session.execute(delete(table).where(table.job_id.in_(gone)))

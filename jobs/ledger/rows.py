@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import NotFound
+from jobs.ledger.counting import note_move
 from jobs.ledger.records import JobRecord, Lease, StaleLease
 from jobs.ledger.tables import Attempt, Event, Job
 from jobs.states import TERMINAL, DesiredState, FailureKind, State, check_transition
@@ -37,6 +38,7 @@ def held_job(session: Session, lease: Lease) -> Job:
 def move_job(session: Session, row: Job, state: State, reason: str, now: float) -> None:
     """Change the state and write it down. Raises IllegalTransition."""
     check_transition(State(row.state), state, what=f"Job {row.id}")
+    note_move(session, row.state, state)
     reason = storable(reason)
     row.state = state
     row.reason = reason

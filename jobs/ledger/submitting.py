@@ -15,6 +15,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from jobs.errors import Conflict
+from jobs.ledger.counting import note_move
 from jobs.ledger.records import NewGroup, Submission
 from jobs.ledger.tables import Event, Group, Job, JobKey
 from jobs.states import TERMINAL, DesiredState, State
@@ -49,6 +50,8 @@ def take_in(session: Session, submissions: Sequence[Submission], *, group: NewGr
     if group is not None and rows:
         _bring_together(session, group, rows, new, now)
     session.add_all(new)
+    for row in new:
+        note_move(session, None, row.state)
     session.flush()
     session.add_all(known.further_keys(submissions, rows))
     if new:

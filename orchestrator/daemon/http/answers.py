@@ -112,7 +112,7 @@ class MadeTogether(BaseModel):
 
 
 class JobList(BaseModel):
-    """cursor: the next page's; null on the last one. now: on the clock of all times here."""
+    """cursor: the next page's; null on the last one, which alone ends a search. now: on the clock of all times here."""
 
     now: float
     jobs: list[JobInfo]

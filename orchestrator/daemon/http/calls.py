@@ -302,10 +302,13 @@ class Calls:
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
         before: Annotated[int | None, Query(ge=0, le=MAX_NUMBER, description="The cursor of the page before.")] = None,
     ) -> dict[str, Any]:
-        """A page of jobs, the newest first. Raises InputError for a state that there is not."""
+        """A page of jobs, the newest first; one of a search may be short, or empty, and its cursor still lead on.
+
+        Raises InputError for a state that there is not.
+        """
         for what, text in (("user", user), ("fingerprint", fingerprint), ("kind", kind), ("search", q)):
             check_stored(what, text or "")
-        jobs = self._ledger.jobs.recent(
+        jobs, cursor = self._ledger.jobs.page(
             states=[_state(name) for name in state or ()],
             user=user,
             group_id=group,
@@ -315,7 +318,6 @@ class Calls:
             limit=limit,
             before_id=before,
         )
-        cursor = jobs[-1].id if len(jobs) == limit else None
         return {"now": self._ledger.now(), "jobs": [self._shown(job) for job in jobs], "cursor": cursor}
 
     def show(self, job_id: int) -> dict[str, Any]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 
 import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
 from jobs.events import Progress
-from jobs.ledger import Ledger, NewGroup, OwnershipError, ShardRecord, StaleLease, Submission
+from jobs.ledger import Ledger, NewGroup, OwnershipError, ShardRecord, StaleLease, Submission, job_table
+from jobs.ledger.rows import find_job, move_job
+from jobs.ledger.tables import Job
 from jobs.specs import ImagesSpec
 from jobs.states import DesiredState, FailureKind, IllegalTransition, State
 from tests.jobs.ledger.conftest import Clock, submission
@@ -280,6 +284,65 @@ def test_yielding_goes_back_to_the_queue_without_a_failure(ledger: Ledger):
     assert "makes room for job 9" in texts(ledger, job)
     with pytest.raises(IllegalTransition, match="not running"):
         ledger.attempts.set_desired_state(job, DesiredState.YIELD, "again")
+
+
+def test_a_search_looks_at_so_many_jobs_a_page_and_says_where_to_go_on(ledger: Ledger, monkeypatch):
+    monkeypatch.setattr(job_table, "NUM_SEARCHED", 10)
+    names = ["elephant" if number == 3 else f"table-{number}" for number in range(35)]
+    made = ledger.jobs.submit([submission(number, name=name) for number, name in enumerate(names)])
+    ids = [submitted.id for submitted in made]
+    found, sizes, before = [], [], None
+    while True:
+        jobs, before = ledger.jobs.page(words="elephant", before_id=before)
+        found += [job.id for job in jobs]
+        sizes.append(len(jobs))
+        if before is None:
+            break
+    assert found == [ids[3]] and sizes == [0, 0, 0, 1]
+    assert ledger.jobs.page(words="nothing", before_id=10**15)[1] == ids[25]
+    jobs, before = ledger.jobs.page(words="table", limit=4)  # as in a list, where there is enough
+    assert ([job.id for job in jobs], before) == (ids[:30:-1], ids[31])
+    assert ledger.jobs.page(limit=100) == (ledger.jobs.recent(limit=100), None)
+
+
+def test_what_is_kept_of_the_counts_is_what_would_be_counted(ledger: Ledger):
+    """Through every kind of change, by several threads at once, and after errors."""
+
+    def counted() -> dict[str, int]:
+        with Session(ledger._database.engine) as session:
+            found = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+        return {state: found.get(state, 0) for state in State}
+
+    assert ledger.jobs.counts() == counted()
+    ids = [submitted.id for submitted in ledger.jobs.submit([submission(number) for number in range(40)])]
+
+    def work(mine: list[int]) -> None:
+        for number, job in enumerate(mine):
+            if number % 4 == 0:
+                ledger.jobs.cancel(job)
+            elif number % 4 == 1:
+                lease = ledger.attempts.start(job, "w", seconds=10)
+                ledger.attempts.fail(lease, FailureKind.UNEXPECTED, "boom", retry_at=None if number % 8 == 1 else 5.0)
+            elif number % 4 == 2:
+                ledger.attempts.succeed(ledger.attempts.start(job, "w", seconds=10))
+            with pytest.raises(IllegalTransition):
+                ledger.jobs.resume(job)
+            ledger.jobs.counts()
+
+    threads = [threading.Thread(target=work, args=(ids[part::4],)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ledger.jobs.counts() == counted() and ledger.jobs.counts()[State.SUCCEEDED] == 8
+    with pytest.raises(RuntimeError), ledger._database.write() as session:
+        move_job(session, find_job(session, ids[12]), State.PAUSED, "never", 0.0)
+        raise RuntimeError
+    assert ledger.jobs.counts() == counted()
+    ended = ledger.jobs.ended_before(10**12)
+    assert ledger.jobs.forget(ended, before=10**12) == len(ended) > 0
+    ledger.jobs.submit([submission(100, is_paused=True)])
+    assert ledger.jobs.counts() == counted() and ledger.jobs.counts()[State.PAUSED] == 1
 
 
 def test_lists_counts_and_pages(ledger: Ledger):
