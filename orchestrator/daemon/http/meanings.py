@@ -46,6 +46,8 @@ _WORDS = {
     "distillation.rescale_over": ("row", "group"),
     "images.sampler": tuple(SAMPLERS),
 }
+_MARKS = (0, 1, 2, 8, 10, 16, 100, 512, 1000, 1024, 4096, 100_000)
+"""Where bounds mostly are, so that most need no bisection."""
 _PLAIN: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 _NAME = r"[a-z_][a-z_0-9]*(?: \([a-z ]+\))?"
@@ -88,13 +90,14 @@ def _meanings(doc: str) -> dict[str, str]:
 @cache
 def settings_schema(*groups: str) -> dict[str, Any]:
     """The JSON schema of settings by their dotted names, of these groups or of all with what is chosen by name."""
-    found: dict[str, Any] = {}
-    if not groups:
-        found |= {name: {"enum": list(values)} for name, values in choices().items()}
-    for group, (owner, values) in compose([]).tables().items():
-        if not groups or group in groups:
+    if groups:
+        every = settings_schema()["properties"].items()
+        found = {name: schema for name, schema in every if "." in name and name.partition(".")[0] in groups}
+    else:
+        found = {name: {"enum": list(values)} for name, values in choices().items()}
+        for group, (owner, values) in compose([]).tables().items():
             found |= {f"{group}.{name}": _setting(owner, group, name, value) for name, value in values.items()}
-    found.pop("prior.source", None)  # said as `prior`
+        del found["prior.source"]  # said as `prior`
     return {"type": "object", "properties": found, "additionalProperties": False}
 
 
@@ -153,12 +156,29 @@ def _bounds(accepts: Callable[[Any], bool], inside: Any, *, is_whole: bool) -> d
         number: Callable[[int], Any] = (lambda rank: rank) if is_whole else _number
         if accepts(number(bad)):
             continue
-        while abs(bad - good) > 1:
-            middle = (good + bad) // 2
-            good, bad = (middle, bad) if accepts(number(middle)) else (good, middle)
+        marks = [int(mark) if is_whole else _rank(mark) for mark in _MARKS]
+        good, bad = _edge(lambda place: accepts(number(place)), good, bad, marks)  # noqa: B023 - called at once
         is_reached = is_whole or len(repr(number(good))) <= len(repr(number(bad)))
         found[name if is_reached else exclusive] = number(good if is_reached else bad)
     return found
+
+
+def _edge(accepts: Callable[[int], bool], good: int, bad: int, marks: list[int]) -> tuple[int, int]:
+    """The last place that is accepted on the way from `good` to `bad`, and the one after it: marks are tried before halves."""
+    step = 1 if bad > good else -1
+
+    def narrow(place: int) -> None:
+        nonlocal good, bad
+        if (place - good) * step > 0 and (bad - place) * step > 0:
+            good, bad = (place, bad) if accepts(place) else (good, place)
+
+    for mark in marks:
+        narrow(mark)
+    narrow(good + step)
+    narrow(bad - step)
+    while abs(bad - good) > 1:
+        narrow((good + bad) // 2)
+    return good, bad
 
 
 def _rank(number: float) -> int:
