@@ -9,12 +9,13 @@ from jobs import codec
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.specs import ExportSpec, ImagesSpec, TextTo3DSpec
+from jobs.texture.spec import TextureSpec
 
 __all__ = ["KINDS", "AnySpec", "spec_from_json"]
 
-AnySpec = TextTo3DSpec | ImagesSpec | BatchImagesSpec | ExportSpec
-KINDS: dict[str, type[TextTo3DSpec] | type[ImagesSpec] | type[BatchImagesSpec] | type[ExportSpec]] = {
-    spec.kind: spec for spec in (TextTo3DSpec, ImagesSpec, BatchImagesSpec, ExportSpec)
+AnySpec = TextTo3DSpec | ImagesSpec | BatchImagesSpec | ExportSpec | TextureSpec
+KINDS: dict[str, type[AnySpec]] = {
+    spec.kind: spec for spec in (TextTo3DSpec, ImagesSpec, BatchImagesSpec, ExportSpec, TextureSpec)
 }
 
 

@@ -12,6 +12,7 @@ from jobs.batch_images import BatchImagesSpec
 from jobs.errors import InputError
 from jobs.extensions import absolute_name, is_extension, load_extension
 from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.texture.spec import TextureSpec
 from jobs.words.prompts import check_prompt
 from orchestrator.batch.job_folder import JobFolder, Mode
 from orchestrator.batch.perform import BatchOutcome, perform_batch
@@ -22,13 +23,15 @@ from orchestrator.host.atomic import clear_output_errors
 from orchestrator.host.progress_display import Display
 from orchestrator.prior.source import absolute_source, check_clip, check_prior
 from orchestrator.run.edit_pictures import EditPictures
+from orchestrator.run.given_mesh import GivenMesh
 from orchestrator.run.perform import Outcome, perform
+from orchestrator.run.texturing import texture_mesh
 from orchestrator.settings.batch import BatchSettings
 from orchestrator.settings.compose import Settings, compose
 from orchestrator.settings.groups import RuntimeKind
 from orchestrator.settings.job import JobSettings
 
-__all__ = ["PreparedJob", "compose_here", "prepare_images", "prepare_table", "prepare_text_to_3d"]
+__all__ = ["PreparedJob", "compose_here", "prepare_images", "prepare_table", "prepare_text_to_3d", "prepare_texture"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +40,15 @@ class PreparedJob:
 
     Args:
         out: run folder as the user named it; of a table also a URL.
-        pictures: what an editing job starts from.
+        pictures: what an editing job starts from. mesh: what a texture job paints.
         source, mode: of a table of prompts: where it lies, and what to do with what is in `out` already.
     """
 
-    spec: TextTo3DSpec | ImagesSpec | BatchImagesSpec
+    spec: TextTo3DSpec | ImagesSpec | BatchImagesSpec | TextureSpec
     settings: JobSettings
     out: str
     pictures: EditPictures | None = None
+    mesh: GivenMesh | None = None
     source: TableSource | None = None
     mode: Mode = "resume"
 
@@ -76,6 +80,9 @@ class PreparedJob:
                 display=display,
             )
         export = self.settings.export
+        if isinstance(self.spec, TextureSpec):
+            assert self.mesh is not None
+            return texture_mesh(self.spec, self.mesh, out=Path(self.out), export=export, runtime=runtime, display=display)
         return perform(self.spec, out=self.out, export=export, runtime=runtime, display=display, pictures=self.pictures)
 
     def request(self, *, state: Path, **others: Any) -> dict[str, Any]:
@@ -145,6 +152,12 @@ def prepare_images(
     pictures = EditPictures.read(init_image, mask)
     spec = settings.image_job(check_prompt(prompt), seed=seed, **pictures.hashes)
     return replace(_prepared(spec, settings, out), pictures=pictures)
+
+
+def prepare_texture(mesh: GivenMesh, prompt: str, settings: Settings, *, seed: int, out: Path | None) -> PreparedJob:
+    """A mesh to be painted, whose file stays where it is until the job has ended. Raises InputError."""
+    job = _prepared(settings.texture_job(prompt, seed=seed, mesh_sha256=mesh.digest, up=mesh.up), settings, out)
+    return replace(job, mesh=mesh, settings=replace(job.settings, mesh=str(mesh.path.resolve())))
 
 
 def prepare_table(

@@ -15,11 +15,13 @@ from jobs import codec
 from jobs.batch_images import BatchImagesSpec
 from jobs.errors import DreamKilnError, InputError
 from jobs.specs import TextTo3DSpec
+from jobs.texture.spec import TextureSpec
 from orchestrator.client.client import Client, NotRunningError, answer_of
 from orchestrator.client.prepared_job import PreparedJob
 from orchestrator.host.atomic import TEMPORARY_PREFIX, clear_output_errors
 from orchestrator.host.state_folder import Endpoint
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK
+from orchestrator.run.given_mesh import WHOLE, GivenMesh
 from orchestrator.settings.overrides import parse
 
 __all__ = ["RemoteClient"]
@@ -67,7 +69,12 @@ class RemoteClient(Client):
         if spec.prior != TextTo3DSpec.prior:
             form["prior"] = spec.prior
         plain = spec.to_json()
-        if isinstance(spec, TextTo3DSpec):
+        if isinstance(spec, TextureSpec):
+            form |= {"mesh": self.upload(_alone(job.mesh)), "up": spec.up}
+            tables = {group: plain[group] for group in ("texture", "distillation")}
+            settings |= {f"{group}.{name}": value for group, table in tables.items() for name, value in table.items()}
+            path = "/v1/textures"
+        elif isinstance(spec, TextTo3DSpec):
             if spec.clip:
                 raise InputError("--clip names a folder of this machine, which the orchestrator at --url does not see.")
             field = plain["fit"].pop("field")
@@ -177,6 +184,14 @@ class RemoteClient(Client):
         finally:
             connection.close()
             temporary.unlink(missing_ok=True)
+
+
+def _alone(mesh: GivenMesh | None) -> Path:
+    """The mesh's file, if it is whole without others. Raises InputError."""
+    assert mesh is not None
+    if mesh.path.suffix.lower() not in WHOLE:
+        raise InputError(f"{mesh.path} may need files beside it, and one file is sent; give a {' or '.join(WHOLE)} file.")
+    return mesh.path
 
 
 def _sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from jobs.kinds import spec_from_json
 from jobs.ledger import ShardRecord
 from jobs.prior_client import PriorClient
 from jobs.specs import ExportSpec, JobSpec
+from jobs.texture.spec import TextureSpec
 from orchestrator.batch.shard import Committed
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.host.gpus import use_gpu
@@ -116,6 +117,8 @@ class JobProcess:
             spec, settings = spec_from_json(dict(self._spec)), JobSettings.read(self._settings)
             if isinstance(spec, ExportSpec):
                 self.report(self._export(spec))
+            elif isinstance(spec, TextureSpec):
+                self.report(self._paint(spec, settings))
             elif isinstance(spec, BatchImagesSpec):
                 self.report(self._draw_table(spec, settings))
             else:
@@ -133,6 +136,23 @@ class JobProcess:
 
         display = _ReportDisplay(self, self._stop, lambda progress: True)
         outcome = export_run(Path(spec.run), spec.settings, out=Path(self._out), display=display)
+        return _succeeded(outcome)
+
+    def _paint(self, spec: TextureSpec, settings: JobSettings) -> Succeeded:
+        """It leaves no checkpoints: told to stop at one it goes on to its end, or anew from the beginning."""
+        from orchestrator.run.given_mesh import GivenMesh
+        from orchestrator.run.texturing import texture_mesh
+
+        assert self._prior is not None and settings.mesh is not None
+        outcome = texture_mesh(
+            spec,
+            GivenMesh.read(Path(settings.mesh), up=spec.up),
+            out=Path(self._out),
+            export=settings.export,
+            runtime=replace(settings.runtime, kind="inline"),
+            display=_ReportDisplay(self, self._stop, lambda progress: progress.stage in ("start", "prepare")),
+            load_prior=_always(self._prior),
+        )
         return _succeeded(outcome)
 
     def _make(self, spec: JobSpec, settings: JobSettings) -> Succeeded:

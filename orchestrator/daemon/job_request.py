@@ -13,6 +13,7 @@ from jobs.errors import InputError
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import Submission
 from jobs.specs import ExportSpec, ImagesSpec, TextTo3DSpec
+from jobs.texture.spec import TextureSpec
 from jobs.words.safe_text import check_stored
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.runtimes.base import resolve_device, with_settled_prior
@@ -66,7 +67,9 @@ class JobRequest:
     def _check_places(self, spec: AnySpec) -> None:
         """The orchestrator runs in another folder, so relative paths would mean something else there."""
         is_batch, batch = isinstance(spec, BatchImagesSpec), self.settings.batch
-        for what, text in (("table", batch.prompts if batch else ""), ("folder of pictures", self.settings.pictures or "")):
+        mesh = self.settings.mesh or ""
+        places = {"table": batch.prompts if batch else "", "folder of pictures": self.settings.pictures or "", "mesh": mesh}
+        for what, text in places.items():
             check_stored(what, text)
         if not (Path(self.out).is_absolute() or (is_batch and is_url(self.out))):
             raise InputError(f"The run folder {self.out!r} is not a full path, and the orchestrator runs in another folder.")
@@ -76,11 +79,13 @@ class JobRequest:
             raise InputError(f"The table {batch.prompts!r} is not a full path, and the orchestrator runs in another folder.")
         if isinstance(spec, ExportSpec):
             check_stored("run folder", spec.run)
+        if isinstance(spec, TextureSpec) and not Path(mesh).is_absolute():
+            raise InputError(f"A texture job's settings must say at which full path its mesh lies: mesh, which is {mesh!r}.")
         if isinstance(spec, ImagesSpec) and spec.init_image is not None and self.settings.pictures is None:
             raise InputError("The job starts from a picture, so its settings must say in which folder that lies: pictures.")
 
     def _estimate(self, spec: AnySpec) -> int:
-        if isinstance(spec, (TextTo3DSpec, ExportSpec)):
+        if isinstance(spec, (TextTo3DSpec, ExportSpec, TextureSpec)):
             return TEXT_TO_3D_BYTES
         if self.settings.batch is None or self.settings.batch.num_workers == 1:
             return IMAGES_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from nerf3d.mesh import Mesh, Note
 from nerf3d.mesh.mesh import signed_volumes, vertex_normals
 from nerf3d.mesh.texture import Texture, UvMap
 
-__all__ = ["SUFFIXES", "GivenMesh"]
+__all__ = ["SUFFIXES", "WHOLE", "GivenMesh"]
 
+WHOLE = (".glb", ".ply")
+"""Read from the one file alone, whatever other files it may name."""
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 MOST_FACES = 2_000_000
 _MOST_OVERLAP = 0.02
@@ -51,8 +54,8 @@ class GivenMesh:
         if up not in (None, "y", "z"):
             raise InputError(f"--up is {up!r}, but y or z was expected.")
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            parts = list(_parts(path))
+            data = path.read_bytes()
+            parts = list(_parts(path, data))
         except FileNotFoundError:
             raise InputError(f"There is no mesh {path}.") from None
         except Exception as error:  # readers pass on whatever a damaged file provokes
@@ -64,7 +67,7 @@ class GivenMesh:
         if num_faces > MOST_FACES:
             raise InputError(f"{path} has {num_faces:,} faces, but at most {MOST_FACES:,} can be painted; decimate it first.")
         up = up or ("z" if path.suffix.lower() == ".ply" else "y")
-        return cls(path, digest, _joined(parts, path, up), up)
+        return cls(path, hashlib.sha256(data).hexdigest(), _joined(parts, path, up), up)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +80,13 @@ class _Part:
     colours: np.ndarray | None
 
 
-def _parts(path: Path):
-    """Each geometry of the scene where its node puts it."""
+def _parts(path: Path, data: bytes):
+    """Each geometry of the scene where its node puts it. data: the file's bytes."""
     import trimesh
 
-    scene: Any = trimesh.load_scene(path, process=False)
+    suffix = path.suffix.lower()
+    source: Any = io.BytesIO(data) if suffix in WHOLE else path
+    scene: Any = trimesh.load_scene(source, file_type=suffix[1:], process=False)
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
         found = scene.geometry[name]

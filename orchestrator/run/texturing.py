@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jobs.errors import InputError
 from jobs.events import Message, Progress
 from jobs.texture import TextureResult, TextureSpec, texture
 from orchestrator.exports import MESH_WRITERS, Placement, write_contact_sheet, write_turntable
@@ -43,7 +44,7 @@ def texture_mesh(
         spec: of this mesh. out: the run folder; `runs/<slug>-<hash>` by default.
 
     Raises:
-        InputError: the folder belongs to another job, or the prior cannot be loaded.
+        InputError: the mesh is not the spec's, the folder belongs to another job, or the prior cannot be loaded.
         OutputError: a file cannot be written.
         JobFailed: the job could not be finished.
         Interrupted: Ctrl-C or SIGTERM; the same call begins anew.
@@ -52,6 +53,8 @@ def texture_mesh(
 
     export, runtime, display = export or ExportSettings(), runtime or RuntimeSettings(), display or SilentDisplay()
     check_prior(spec.prior)
+    if given.digest != spec.mesh_sha256:
+        raise InputError(f"The mesh {given.path} has changed since the job was made; make another one of it.")
     turntable = ("turntable.mp4|turntable.webp",) if export.turntable_frames else ()
     expected = (*(f"mesh.{name}" for name in spec.formats), "preview.png", *turntable)
     path = default_folder(spec) if out is None else out

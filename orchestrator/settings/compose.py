@@ -25,6 +25,7 @@ from diffusion.distillation import DistillationConfig
 from jobs import codec
 from jobs.errors import InputError
 from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.texture.spec import TextureSpec
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import PRESETS, FitConfig
 from nerf3d.mesh import MeshConfig
@@ -81,6 +82,20 @@ class Settings:
         prior = {"prior": self.prior.source, "strict": self.prior.strict}
         fields = {"prompt": prompt, "seed": seed, **prior, **self.images, **pictures}
         return codec.from_plain(ImagesSpec, fields, path="images")
+
+    def texture_job(self, prompt: str, *, seed: int, mesh_sha256: str, up: str) -> TextureSpec:
+        """The spec of one texture job. mesh_sha256, up: of the mesh's file."""
+        return TextureSpec(
+            prompt=prompt,
+            mesh_sha256=mesh_sha256,
+            up=up,
+            seed=seed,
+            prior=self.prior.source,
+            strict=self.prior.strict,
+            formats=self.export.formats,
+            texture=self.texture,
+            distillation=self.distillation,
+        )
 
     def tables(self) -> dict[str, tuple[type, dict[str, Any]]]:
         """Group -> the class whose docstring explains its settings, and their plain values."""

@@ -20,12 +20,14 @@ class JobSettings:
     Args:
         batch: of a table of prompts, which has to have one.
         pictures: of an editing job, the folder with init.png and perhaps mask.png.
+        mesh: of a texture job, the full path of the mesh's file.
     """
 
     export: ExportSettings = field(default_factory=ExportSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     batch: BatchSettings | None = None
     pictures: str | None = None
+    mesh: str | None = None
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> JobSettings:

@@ -4,7 +4,7 @@ export type State = "queued" | "running" | "paused" | "succeeded" | "failed" | "
 
 export interface Job {
   id: number;
-  kind: "text-to-3d" | "images" | "batch-images" | "export";
+  kind: "text-to-3d" | "images" | "batch-images" | "export" | "texture";
   name: string;
   user: string;
   // eslint-disable-next-line @typescript-eslint/no-explicit-any

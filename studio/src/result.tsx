@@ -81,6 +81,7 @@ export function Result({ id }: { id: number }) {
           <Facts3D job={job} />
           <Files job={job} files={files} />
           {job.kind === "text-to-3d" && job.state === "succeeded" && may("submit") && <Export job={job} />}
+          {mesh && job.state === "succeeded" && job.spec.prompt && may("submit") && <Paint job={job} />}
           {job.kind !== "export" && <Parameters job={job} />}
           <Card title="What happened">
             <ol class="events">
@@ -240,6 +241,31 @@ function Files({ job, files }: { job: Job; files: JobFile[] }) {
 
 const FORMATS = ["glb", "gltf", "obj", "ply", "stl", "3mf", "usdz"];
 
+function Paint({ job }: { job: Job }) {
+  const [prompt, setPrompt] = useState("");
+  const submit = async (event: Event) => {
+    event.preventDefault();
+    const made = await attempt(() => post<{ id: number; job: Job }>("/v1/textures", { mesh: job.id, prompt, prior: job.spec.prior }));
+    if (made) {
+      put(made.job);
+      location.hash = `#/job/${made.id}`;
+    }
+  };
+  return (
+    <Card title="Paint it anew">
+      <form onSubmit={submit}>
+        <div class="field">
+          <label for="paint">As what</label>
+          <input id="paint" required maxLength={2000} placeholder={job.spec.prompt} value={prompt} onInput={(event) => setPrompt(event.currentTarget.value)} />
+        </div>
+        <button type="submit" disabled={!prompt.trim()}>
+          Paint
+        </button>
+      </form>
+    </Card>
+  );
+}
+
 function Export({ job }: { job: Job }) {
   const [formats, setFormats] = useState<string[]>(["glb"]);
   const [faces, setFaces] = useState("");
@@ -299,7 +325,9 @@ function Parameters({ job }: { job: Job }) {
     }
   };
   const rows: [string, unknown][] =
-    job.kind === "text-to-3d"
+    job.kind === "texture"
+      ? [["Steps", spec.texture.num_steps], ["Guidance", spec.distillation.guidance_scale]]
+      : job.kind === "text-to-3d"
       ? [["Steps", spec.fit.num_steps], ["Guidance", spec.distillation.guidance_scale], ["Field", spec.fit.field.kind]]
       : [["Steps", spec.num_steps], ["Guidance", spec.guidance_scale], ["Sampler", spec.sampler]];
   return (

@@ -8,6 +8,7 @@ export const NAMES: Record<Job["kind"], string> = {
   images: "Pictures",
   "batch-images": "Table",
   export: "Export",
+  texture: "Painted mesh",
 };
 
 export const titleOf = (job: Job): string =>

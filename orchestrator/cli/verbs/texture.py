@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli import common
+
+if TYPE_CHECKING:
+    from orchestrator.client.prepared_job import PreparedJob
 
 NAME = "texture"
 HELP = "Paint a mesh (GLB, OBJ, PLY) as a sentence says; it keeps its shape, its size and, if usable, its UV map."
@@ -21,7 +24,7 @@ Up = Annotated[str | None, typer.Option(help="The file's upward axis, y or z; z 
 Steps = Annotated[int | None, typer.Option("--steps", help="Steps of the fit of the colours.")]
 
 
-def command(
+def prepare(
     mesh: MeshFile,
     prompt: common.Prompt,
     overrides: common.Overrides = None,
@@ -34,18 +37,13 @@ def command(
     negative_prompt: common.FitNegativePrompt = None,
     prior: common.PriorName = None,
     strict: common.Strict = False,
-    json: common.Json = False,
-) -> int:
-    """Check everything, then paint in this process."""
+) -> PreparedJob:
+    """The job with its mesh, everything checked. Raises InputError."""
     from jobs.words.prompts import check_prompt
 
     check_prompt(prompt)  # before anything slow is imported
-    from jobs.texture import TextureSpec
-    from orchestrator.client.prepared_job import compose_here
-    from orchestrator.host.progress_display import make_display
-    from orchestrator.host.signals import stop_signals_interrupt
+    from orchestrator.client.prepared_job import compose_here, prepare_texture
     from orchestrator.run.given_mesh import GivenMesh
-    from orchestrator.run.texturing import texture_mesh
 
     options: dict[str, Any] = {
         "prior.source": prior,
@@ -56,20 +54,12 @@ def command(
         "distillation.negative_prompt": negative_prompt,
     }
     settings = compose_here(overrides or (), options)
-    given = GivenMesh.read(mesh, up=up)
-    spec = TextureSpec(
-        prompt=prompt,
-        mesh_sha256=given.digest,
-        up=given.up,
-        seed=seed,
-        prior=settings.prior.source,
-        strict=settings.prior.strict,
-        formats=settings.export.formats,
-        texture=settings.texture,
-        distillation=settings.distillation,
-    )
-    common.set_run_folder(out)
-    with stop_signals_interrupt(), make_display(stream=sys.stderr) as display:
-        outcome = texture_mesh(spec, given, out=out, export=settings.export, runtime=settings.runtime, display=display)
-    common.say_outcome(outcome, as_json=json)
-    return 0
+    return prepare_texture(GivenMesh.read(mesh, up=up), prompt, settings, seed=seed, out=out)
+
+
+@common.with_options_of(prepare)
+def command(
+    prepare: Callable[[], PreparedJob], local: common.Local = False, state: common.State = None, json: common.Json = False
+) -> int:
+    """Check everything, then paint: on a running orchestrator, or in this process."""
+    return common.run_job(prepare(), runtime=None, is_local=local, state=state, as_json=json)

@@ -39,6 +39,7 @@ from orchestrator.daemon.http.forms import (
     LoginForm,
     TableForm,
     TextTo3DForm,
+    TextureForm,
 )
 from orchestrator.daemon.http.guard import COOKIE
 from orchestrator.daemon.http.making import Maker, composed
@@ -220,6 +221,10 @@ class Calls:
         ]
         return JSONResponse({"group": made[0].group_id, "jobs": jobs}, 201 if made[0].is_new else 200)
 
+    def textures(self, form: TextureForm, who: Who, key: Key = None) -> JSONResponse:
+        """Queue a mesh that was uploaded to be painted as a sentence says."""
+        return self._made(self._maker.texture(form, who, key))
+
     def images(self, form: ImagesForm, who: Who, key: Key = None) -> JSONResponse:
         """Queue pictures from a sentence, or from a picture that was uploaded."""
         return self._made(self._maker.images(form, who, key))
@@ -256,7 +261,7 @@ class Calls:
         return Dialects(self._ledger, self._maker, self._uploads, lambda submission: self._queued(submission)[0], priors)
 
     async def upload(self, request: Request, who: Who, name: UploadName) -> JSONResponse:
-        """Keep a table or a picture: the body is its bytes."""
+        """Keep a table, a picture or a mesh: the body is its bytes."""
         upload = await self._uploads.take(who, name, request.stream())
         return JSONResponse(dataclasses.asdict(upload), 201 if upload.is_new else 200)
 

@@ -137,6 +137,18 @@ class TextTo3DForm(PromptForm):
     formats: Formats | None = None
 
 
+class TextureForm(PromptForm):
+    """A mesh to the same mesh painted as a sentence says."""
+
+    prompt: Prompt = Field(examples=["a red mushroom with a white stem"])
+    mesh: Upload | Annotated[int, Field(ge=1, le=MAX_NUMBER)] = Field(
+        description="The id of an upload (GLB or PLY), or the number of a finished job with a GLB."
+    )
+    up: Literal["y", "z"] | None = Field(None, description="The file's upward axis; null: z for PLY, y for GLB.")
+    num_steps: Annotated[int, Field(ge=1, le=100_000)] | None = Field(None, description="Steps of the fit of the colours.")
+    formats: Formats | None = None
+
+
 class BestOfForm(TextTo3DForm):
     """A sentence to several meshes, of which the one with the best figure is kept as the winner."""
 

@@ -39,7 +39,7 @@ LINGER_SECONDS, LINGER_BYTES = 1.0, MEGABYTE
 JSON = ("application/json",)
 TABLES = ("text/csv", "text/plain", "application/x-ndjson", "application/jsonl", "application/vnd.apache.parquet")
 PICTURES = ("image/png", "image/jpeg", "image/webp")
-UPLOADS = (*TABLES, *PICTURES, "application/octet-stream")
+UPLOADS = (*TABLES, *PICTURES, "model/gltf-binary", "application/octet-stream")
 LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain"})
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),

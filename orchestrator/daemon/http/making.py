@@ -18,6 +18,8 @@ from jobs.extensions import is_extension
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import JobRecord, Ledger, Submission
 from jobs.specs import ExportSpec
+from jobs.states import State
+from jobs.texture.spec import TextureSpec
 from jobs.words.prompts import slug
 from orchestrator.batch.storage.urls import is_url
 from orchestrator.batch.tables.source import TableSource
@@ -30,6 +32,7 @@ from orchestrator.daemon.http.forms import (
     PromptForm,
     TableForm,
     TextTo3DForm,
+    TextureForm,
 )
 from orchestrator.daemon.http.meanings import settings_schema
 from orchestrator.daemon.http.tokens import Principal
@@ -39,6 +42,7 @@ from orchestrator.host.atomic import clear_output_errors
 from orchestrator.prior.source import absolute_source
 from orchestrator.run.edit_pictures import EditPictures
 from orchestrator.run.export import FinishedRun
+from orchestrator.run.given_mesh import GivenMesh
 from orchestrator.settings.batch import BatchSettings
 from orchestrator.settings.compose import Settings, compose, setting_names
 from orchestrator.settings.job import JobSettings
@@ -87,6 +91,29 @@ class Maker:
         settings = self._composed(form, options, who)
         spec = settings.text_to_3d(form.prompt, seed=form.seed)
         return self._submission(spec, JobSettings(export=settings.export, runtime=settings.runtime), form, who, key)
+
+    def texture(self, form: TextureForm, who: Principal, key: str | None) -> Submission:
+        """An uploaded mesh or that of a finished job, painted. Raises InputError."""
+        options = {
+            "texture.num_steps": form.num_steps,
+            "distillation.guidance_scale": form.guidance_scale,
+            "distillation.negative_prompt": form.negative_prompt,
+            "export.formats": form.formats,
+        }
+        settings = self._composed(form, options, who)
+        given = GivenMesh.read(self._mesh(form.mesh, who), up=form.up)
+        spec = settings.texture_job(form.prompt, seed=form.seed, mesh_sha256=given.digest, up=given.up)
+        job = JobSettings(export=settings.export, runtime=settings.runtime, mesh=str(given.path))
+        return self._submission(spec, job, form, who, key)
+
+    def _mesh(self, mesh: str | int, who: Principal) -> Path:
+        if isinstance(mesh, str):
+            return self._uploads.find(who, mesh)
+        job = self._ledger.jobs.get(mesh)
+        path = Path(job.out) / "mesh.glb"
+        if job.state != State.SUCCEEDED or not path.is_file():
+            raise Conflict(f"Job {mesh} is {job.state} and has no mesh.glb; name a finished job that has one.")
+        return path
 
     def best_of(self, form: BestOfForm, who: Principal, key: str | None) -> list[Submission]:
         """One mesh a seed, each in a folder of its own. Raises InputError."""
@@ -176,7 +203,8 @@ class Maker:
         """A job like another one but for what the form names. Raises InputError."""
         if job.kind == ExportSpec.kind:
             raise Conflict(f"Job {job.id} is an export; make another one with POST /v1/exports.")
-        if not who.is_owner and ((job.kind == BatchImagesSpec.kind and job.user != who.user) or _has_code(job.spec)):
+        reads_files = job.kind in (BatchImagesSpec.kind, TextureSpec.kind)
+        if not who.is_owner and ((reads_files and job.user != who.user) or _has_code(job.spec)):
             raise HTTPException(403, f"Job {job.id} reads files or code of {job.user}'s, so only {job.user} may repeat it.")
         self._check_settings(form.settings, who)
         for name in form.settings:

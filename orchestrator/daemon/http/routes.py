@@ -69,6 +69,7 @@ def make_app(
         ("GET", "/settings", calls.settings, None),
         ("POST", "/text-to-3d", calls.text_to_3d, answers.Made),
         ("POST", "/best-of", calls.best_of, answers.MadeTogether),
+        ("POST", "/textures", calls.textures, answers.Made),
         ("POST", "/images", calls.images, answers.Made),
         ("POST", "/tables", calls.tables, answers.Made),
         ("POST", "/exports", calls.exports, answers.Made),

@@ -21,10 +21,11 @@ from jobs.words.prompts import slug
 from orchestrator.daemon.http.forms import SAFE
 from orchestrator.daemon.http.tokens import Principal
 from orchestrator.host.atomic import TEMPORARY_PREFIX, clear_output_errors
+from orchestrator.run.given_mesh import WHOLE
 
 __all__ = ["SUFFIXES", "UPLOAD_NAME", "Upload", "Uploads"]
 
-SUFFIXES = (".csv", ".txt", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".csv", ".txt", ".jsonl", ".parquet", ".png", ".jpg", ".jpeg", ".webp", *WHOLE)
 UPLOAD_NAME = "^[^/{safe}]*[^/.{safe}][.]({suffixes})$".format(
     safe=SAFE[3 : SAFE.rindex("]")],
     suffixes="|".join("".join(f"[{one}{one.upper()}]" if one.isalpha() else one for one in suffix[1:]) for suffix in SUFFIXES),

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 from safetensors.numpy import save
 
 from diffusion.prior import TOYBOX
 from orchestrator.cli.main import main
+from orchestrator.client.prepared_job import compose_here, prepare_texture
 from orchestrator.exports import write_png
 from orchestrator.run.folder import CHECKPOINT
+from orchestrator.run.given_mesh import GivenMesh
 from tests.orchestrator.daemon.test_api_guard import Api
 from tests.orchestrator.daemon.test_dialects import api, picture  # noqa: F401 - a fixture
 
@@ -123,6 +126,34 @@ def test_an_export_is_made_there_of_a_job_there_and_its_files_come_here(api: Api
     assert newest["spec"]["settings"] == {"mesh.max_faces": "500", "export.formats": '["glb","stl"]'}
     assert main(["submit", "export", str(made["id"]), "--paused", "--url", url, "--json"]) == 0
     api.ok("submit", "POST", f"/v1/jobs/{json.loads(capsys.readouterr().out)['jobs'][0]['id']}/cancel")
+
+
+def test_a_mesh_is_sent_to_be_painted_there(api: Api, url: str, tmp_path: Path, capsys):  # noqa: F811
+    for name in ("ball.glb", "ball.obj"):
+        trimesh.creation.icosphere(subdivisions=2).export(tmp_path / name)
+    command = ["submit", "texture", str(tmp_path / "ball.glb"), "a red ball", "--seed", "3", "--steps", "9", "--url", url]
+    settings = ["texture.keep_texture=true", "distillation.t_max_start=0.5"]
+    assert main([*command, *settings, "--paused", "--json"]) == 0
+    (made,) = json.loads(capsys.readouterr().out)["jobs"]
+    job = api.ok("read", "GET", f"/v1/jobs/{made['id']}")["job"]
+    given = GivenMesh.read(tmp_path / "ball.glb")
+    here = prepare_texture(
+        given, "a red ball", compose_here([*settings, "texture.num_steps=9"], {}), seed=3, out=tmp_path / "out"
+    )
+    assert job["spec"] == json.loads(json.dumps(here.spec.to_json())) and job["kind"] == "texture"
+    kept = Path(job["settings"]["mesh"])
+    assert kept.read_bytes() == (tmp_path / "ball.glb").read_bytes() and kept.name == f"{given.digest}.glb"
+    again = {"settings": {"texture.num_steps": 5}, "paused": True}
+    status, answer, _ = api("submit", "POST", f"/v1/jobs/{made['id']}/again", again)
+    assert status == 201 and answer["job"]["spec"]["texture"]["num_steps"] == 5
+    for number in (made["id"], answer["id"]):
+        api.ok("submit", "POST", f"/v1/jobs/{number}/cancel")
+    assert main(["submit", "texture", str(tmp_path / "ball.obj"), "a red ball", "--url", url]) == 2
+    assert "may need files beside it" in capsys.readouterr().err
+    status, answer, _ = api("submit", "POST", "/v1/textures", {"prompt": "a red ball", "mesh": made["id"]})
+    assert status == 409 and "has no mesh.glb" in answer["error"]
+    status, answer, _ = api("submit", "POST", "/v1/textures", {"prompt": "a red ball", "mesh": "0" * 64})
+    assert status == 404 and "has no upload" in answer["error"]
 
 
 def test_a_program_submits_there_and_waits(api: Api, url: str, tmp_path: Path):  # noqa: F811

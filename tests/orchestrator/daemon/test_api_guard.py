@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 import psutil
 import pytest
+import trimesh
 
 from jobs.errors import InputError, NotFound
 from orchestrator.daemon.http import connections
@@ -574,6 +575,7 @@ def test_the_examples_of_the_page_run(api: Api, tmp_path: Path):
     mine = Api(rig, int(server.url.rpartition(":")[2]))
     job = finished(mine, tmp_path)
     mine.ok("submit", "POST", f"/v1/jobs/{job}/cancel")
+    trimesh.creation.box().export(tmp_path / "chair.glb")
     page = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
     script = "\n".join(re.findall(r"^```sh api\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
     environment = {**os.environ, "URL": server.url, "TOKEN": mine.tokens["submit"]}

@@ -10,19 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 
+from jobs import codec
 from jobs.errors import InputError
 from jobs.events import Progress
 from jobs.kinds import spec_from_json
 from jobs.ledger import ShardRecord
 from jobs.specs import ExportSpec, ImagesSpec, TextTo3DSpec
 from jobs.states import FailureKind
+from jobs.texture import TextureSpec
+from nerf3d.surface import PaintConfig
 from orchestrator.daemon.job_process import JobProcess
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.prior.local import LocalPrior
 from orchestrator.run.edit_pictures import EditPictures
+from orchestrator.run.given_mesh import GivenMesh
 from orchestrator.run.perform import perform
+from orchestrator.run.texturing import texture_mesh
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
+from orchestrator.settings.job import JobSettings
 from tests.fakes import FAST_FIT, FAST_MESH, FakePrior, load_fake_prior
 from tests.orchestrator.batch.batch_fakes import contents, load_slow_prior, run, spec_of, write_table
 
@@ -165,3 +172,22 @@ def test_an_export_needs_no_prior(tmp_path):
 def test_an_export_names_its_run_by_a_full_path():
     with pytest.raises(InputError, match="'runs/house' is not a full path"):
         ExportSpec(run="runs/house")
+
+
+def test_a_mesh_is_painted_through_the_shared_prior_as_it_is_alone(tmp_path):
+    trimesh.creation.icosphere(subdivisions=2).export(tmp_path / "ball.glb")
+    given = GivenMesh.read(tmp_path / "ball.glb")
+    paint = PaintConfig(num_steps=6, num_views=4, resolutions=(4, 8), texture_size=64, rate=0.3)
+    spec = TextureSpec(prompt="a red ball", mesh_sha256=given.digest, texture=paint)
+    export, runtime = ExportSettings(preview_size=16, turntable_frames=0), RuntimeSettings(kind="inline", device="cpu")
+    texture_mesh(spec, given, out=tmp_path / "alone", export=export, runtime=runtime, load_prior=load_fake_prior)
+    row = json.loads(json.dumps(codec.to_plain(JobSettings(export=export, runtime=runtime, mesh=str(given.path)))))
+    job = (spec.to_json(), row, str(tmp_path / "queued"), LocalPrior(FakePrior()))
+    reports = reports_of(JobProcess(*job), has_ended)
+    assert isinstance(done := reports[-1], Succeeded) and {"mesh.glb", "preview.png"} <= set(done.artefacts)
+    assert max(report.step for report in reports if isinstance(report, Progress) and report.stage == "paint") == 6
+    assert (tmp_path / "queued/mesh.glb").read_bytes() == (tmp_path / "alone/mesh.glb").read_bytes()
+
+    trimesh.creation.box().export(tmp_path / "ball.glb")
+    changed = last_of(JobProcess(*job[:2], str(tmp_path / "late"), job[3]))
+    assert isinstance(changed, Failed) and changed.kind == FailureKind.BAD_INPUT and "has changed since" in changed.reason

@@ -14,6 +14,7 @@ from jobs.errors import DreamKilnError, InputError
 from jobs.words.safe_text import shown
 from orchestrator.cli import common, image_options
 from orchestrator.cli.verbs import export as export_verb
+from orchestrator.cli.verbs import texture as texture_verb
 
 if TYPE_CHECKING:
     from orchestrator.client.prepared_job import PreparedJob
@@ -102,6 +103,23 @@ def images(
         raise InputError("--overwrite and --key exclude each other: the files would go, and the same key makes no new job.")
     fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
     _send(client, [client.request_of(job, **fields)], None, as_json=json)
+
+
+@app.command(name="texture", help="Queue a mesh to be painted as a sentence says; see 'dreamkiln texture'.")
+@common.with_options_of(texture_verb.prepare)
+def texture(
+    prepare: Callable[[], PreparedJob],
+    user: User = None,
+    priority: Priority = 0,
+    key: Key = None,
+    paused: Paused = False,
+    state: common.State = None,
+    json: common.Json = False,
+) -> None:
+    """The mesh is read here, where its faults can be shown."""
+    client = _client(state)
+    fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
+    _send(client, [client.request_of(prepare(), **fields)], None, as_json=json)
 
 
 @app.command(name="export", help="Queue finished 3D runs to be cut and written again; see 'dreamkiln export'.")
