@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.errors import OutputError
 from jobs.events import Message, Progress
 from jobs.ledger import JobRecord, Ledger, LedgerError, NewGroup, ShardRecord, Submission
+from jobs.specs import ImagesSpec
 from jobs.states import FailureKind, State
 from orchestrator.daemon.controller import Controller
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded
 from orchestrator.host.state_folder import StateFolder
+from orchestrator.run.folder import RunFolder
 from orchestrator.scheduling import Capacity, PriorView
+from orchestrator.scheduling.failures import failure_kind, sentence
 from tests.jobs.ledger.conftest import Clock, submission
 
 GB = 10**9
@@ -288,6 +293,37 @@ def test_silence_is_loss_and_a_late_word_is_refused(rig: Rig, one: int):
     assert rig.state(one) == State.RUNNING and rig.worker(one) is not silent
     assert [attempt.outcome for attempt in rig.ledger.attempts.of(one)] == [State.LOST, State.RUNNING]
     assert "given up" in rig.folder.job_log(one).read_text()
+
+
+def test_a_worker_that_lives_on_far_away_makes_no_dead_letter_of_its_job(rig: Rig, one: int, tmp_path: Path):
+    """Cut off and given up, it goes on writing for a quarter of an hour; whoever follows meets its hold on the run folder."""
+
+    def attempt() -> Report:
+        try:
+            with RunFolder(tmp_path / "run", spec, ()):
+                return Succeeded()
+        except OutputError as error:
+            return Failed(failure_kind(error), sentence(error))
+
+    spec, tries = ImagesSpec(prompt="a chair"), []
+    with RunFolder(tmp_path / "run", spec, ()):
+        rig.worker(one).is_silent = True
+        rig.tick(40)
+        while rig.clock.now - 1_800_000_000 < 900:
+            rig.tick(1)
+            if (worker := rig.worker(one)) not in tries and rig.state(one) == State.RUNNING:
+                tries.append(worker)
+                worker.reports = [attempt()]
+    job, gaps = rig.ledger.jobs.get(one), [attempt.started_at for attempt in rig.ledger.attempts.of(one)]
+    assert job.state == State.QUEUED and not job.is_dead_letter and "in use" in job.reason
+    assert len(tries) > 2 * job.max_failures and job.num_failures < job.max_failures
+    assert max(b - a for a, b in pairwise(gaps[1:])) <= 75
+    while rig.state(one) != State.SUCCEEDED:
+        rig.tick(1)
+        if rig.state(one) == State.RUNNING and rig.worker(one) not in tries:
+            tries.append(rig.worker(one))
+            rig.worker(one).reports = [attempt()]
+        assert rig.clock.now - 1_800_000_000 < 1000
 
 
 def test_what_the_ledger_could_not_take_is_offered_again(rig: Rig, one: int, monkeypatch: pytest.MonkeyPatch):
