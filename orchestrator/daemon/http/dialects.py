@@ -21,9 +21,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from jobs.batch_images.cells import read_size
 from jobs.errors import InputError, JobFailed, NotFound
 from jobs.ledger import JobRecord, Ledger, Submission
-from jobs.states import State
+from jobs.states import FailureKind, State
 from orchestrator.daemon.http import answers
 from orchestrator.daemon.http.files import media_type
 from orchestrator.daemon.http.forms import SAFE, Body, Guidance, ImagesForm, NegativePrompt, Prompt, Seed, TextTo3DForm
@@ -50,7 +51,7 @@ class OpenAIForm(Body):
     prompt: Prompt = Field(examples=["a blue chair"])
     model: Annotated[str, Field(max_length=2000, pattern=SAFE)] | None = None
     n: int = Field(1, ge=1, le=MAX_PICTURES)
-    size: Annotated[str, Field(max_length=20)] | None = Field(None, description="auto, or what the prior draws: 64x64.")
+    size: Annotated[str, Field(max_length=20)] | None = Field(None, description="auto, or what the prior draws: 512x768.")
     response_format: Literal["url", "b64_json"] | None = None
     seed: Seed = 0
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -176,7 +177,6 @@ class Dialects:
 
     async def _draw(self, request: Request, asked: OpenAIForm, who: Principal, pictures: dict[str, str]) -> JSONResponse:
         prior = None if asked.model in (None, "", *_FOREIGN) else asked.model
-        self._check_size(asked.size, prior or "toybox")
         form = ImagesForm.model_validate(
             {
                 "prompt": asked.prompt,
@@ -187,6 +187,7 @@ class Dialects:
                 "guidance_scale": asked.guidance_scale,
                 "negative_prompt": asked.negative_prompt,
                 "strength": asked.strength if pictures else None,
+                "settings": _size_settings(asked.size, prior or "toybox"),
                 **pictures,
             }
         )
@@ -200,11 +201,6 @@ class Dialects:
             read = await asyncio.to_thread(lambda: [_bytes_of(job, name) for name in names])
             data = [{"b64_json": base64.b64encode(one).decode()} for one in read]
         return JSONResponse({"created": int(time.time()), "data": data, "output_format": "png", "job": job.id})
-
-    def _check_size(self, size: str | None, prior: str) -> None:
-        side = prior_card(prior)["image_size"]
-        if size not in (None, "auto") and side and size != f"{side}x{side}":
-            raise InputError(f"The size is {size!r}, but the prior {prior!r} draws {side}x{side}; leave it out, or say so.")
 
     # Hunyuan3D's server
 
@@ -252,7 +248,8 @@ class Dialects:
             if job.state == State.SUCCEEDED:
                 return job
             if job.is_terminal:
-                raise JobFailed(f"Job {job_id} {job.state}: {job.reason}")
+                kind = InputError if job.failure_kind == FailureKind.BAD_INPUT else JobFailed
+                raise kind(f"Job {job_id} {job.state}: {job.reason}")
             if time.monotonic() > until or await request.is_disconnected():
                 raise HTTPException(503, f"Job {job_id} is not finished yet; it goes on, see /v1/jobs/{job_id}.")
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
@@ -260,6 +257,18 @@ class Dialects:
 
 _FOREIGN = ("dall-e-2", "dall-e-3", "gpt-image-1", "dreamkiln")
 """Names that programs send unless told otherwise; they mean the prior that is there."""
+
+
+def _size_settings(size: str | None, prior: str) -> dict[str, int]:
+    """None is the prior's own; one of few words draws no other, as it was taught. Raises InputError."""
+    card = prior_card(prior)
+    side = card["image_size"]
+    if size in (None, "auto") or (side and size == f"{side}x{side}"):
+        return {}
+    if card["vocabulary"]:
+        raise InputError(f"The size is {size!r}, but the prior {prior!r} draws {side}x{side}; leave it out, or say so.")
+    width, height = read_size(size)
+    return {"images.width": width, "images.height": height}
 
 
 def _bytes_of(job: JobRecord, name: str) -> bytes:

@@ -16,7 +16,9 @@ import openai
 import pytest
 from PIL import Image
 
+from jobs.errors import InputError
 from jobs.states import State
+from orchestrator.daemon.http.dialects import _size_settings
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
 from orchestrator.daemon.reports import Failed, FailureKind, Succeeded
@@ -45,6 +47,8 @@ def do(rig: Rig, stop: threading.Event) -> None:
                 rig.worker(job.id).reports = [Succeeded(artefacts=artefacts)]
             elif job.spec["prompt"] == "a failure":
                 rig.worker(job.id).reports = [Failed(FailureKind.BAD_INPUT, "It cannot be drawn.")]
+            elif job.spec["prompt"] == "a collapse":
+                rig.worker(job.id).reports = [Failed(FailureKind.COLLAPSED, "It has collapsed.")]
             elif job.kind == "images":
                 for index in range(job.spec["num_images"]):
                     write_png(picture(job.spec["seed"] + index), out / f"{index:09d}.png")
@@ -130,9 +134,29 @@ def test_openai_edits_with_a_mask_that_is_transparent_where_it_changes(api: Api,
     assert white[:32].all() and not white[32:].any()
 
 
-def test_a_job_that_fails_is_an_error_of_the_server(client: openai.OpenAI):
-    with pytest.raises(openai.InternalServerError, match=r"failed: It cannot be drawn\."):
+def test_a_job_that_fails_is_an_error_of_who_is_to_blame(client: openai.OpenAI):
+    with pytest.raises(openai.BadRequestError, match=r"failed: It cannot be drawn\."):
         client.images.generate(prompt="a failure")
+    with pytest.raises(openai.InternalServerError, match=r"failed: It has collapsed\."):
+        client.images.generate(prompt="a collapse")
+
+
+def test_a_size_reaches_the_job_of_a_prior_of_free_text_and_is_refused_where_it_is_none():
+    assert _size_settings("512x768", "sd15.safetensors") == {"images.width": 512, "images.height": 768}
+    assert _size_settings("auto", "sd15.safetensors") == _size_settings("64x64", "toybox") == _size_settings(None, "x") == {}
+    with pytest.raises(InputError, match="the prior 'toybox' draws 64x64"):
+        _size_settings("512x768", "toybox")
+    with pytest.raises(InputError, match="size is 'large', but width and height such as 512x768"):
+        _size_settings("large", "sd15.safetensors")
+
+
+def test_pictures_of_another_size_and_spacing_by_their_settings(api: Api):
+    settings = {"images.width": 96, "images.height": 48, "images.timestep_spacing": "trailing"}
+    job = api.ok("submit", "POST", "/v1/images", {"prompt": "a chair", "settings": settings, "paused": True})["job"]
+    assert {name: job["spec"][name.partition(".")[2]] for name in settings} == settings
+    for value, words in (({"images.width": 7}, "width is 7, but 8 to 16,384"), ({"images.timestep_spacing": "x"}, "spacing")):
+        status, answer, _ = api("submit", "POST", "/v1/images", {"prompt": "a chair", "settings": value})
+        assert status == 422 and words in answer["error"], answer
 
 
 def test_hunyuan_makes_meshes_of_text_at_once_and_later(api: Api):
