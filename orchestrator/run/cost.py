@@ -1,6 +1,6 @@
 """What a job costs, said before it begins: steps, rows of the network, memory, and time where this machine has measured it.
 
-Measurements are kept as seconds a row in STATE/pace.json, one for each prior, device and kind of work, as jobs end.
+Measurements are kept in STATE/pace.json as [seconds a row, seconds of all else], one for each prior, device and kind of work.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def _halves(guidance_scale: float) -> int:
 def sentence(spec: JobSpec | BatchImagesSpec, info: PriorInfo) -> str:
     """What the whole job costs."""
     cost = Cost.of(spec)
-    pace = _paces().get(_key(cost, info))
+    pace, rest = _paces().get(_key(cost, info), (0.0, 0.0))
     time = (
-        f"about {duration(pace * cost.rows)}, at the pace of the last such job on {info.device}"
+        f"about {duration(pace * cost.rows + rest)}, at the pace of the last such job on {info.device}"
         if pace
         else f"unknown, because nothing like it has been measured on {info.device} yet"
     )
@@ -73,14 +73,14 @@ def sentence(spec: JobSpec | BatchImagesSpec, info: PriorInfo) -> str:
     return f"This job takes {cost.steps:,} steps and {cost.rows:,} rows of the prior's network; memory: unknown; time: {time}."
 
 
-def remember(spec: JobSpec | BatchImagesSpec, info: PriorInfo, seconds: float, *, share: float) -> None:
+def remember(spec: JobSpec | BatchImagesSpec, info: PriorInfo, seconds: float, *, share: float, rest: float = 0.0) -> None:
     """Keep the pace of work that is done, for the next job of its kind; where it cannot be written, nothing is kept.
 
     Args:
-        seconds: that this share of the job, over 0 to 1, took.
+        seconds: that this share of the job's steps, over 0 to 1, took. rest: that took what comes once, as the mesh of a fit.
     """
     cost = Cost.of(spec)
-    paces = {**_paces(), _key(cost, info): seconds / max(1.0, cost.rows * share)}
+    paces = {**_paces(), _key(cost, info): (seconds / max(1.0, cost.rows * share), rest)}
     kept = dict(list(paces.items())[-MOST_REMEMBERED:])
     with contextlib.suppress(Exception):
         folder = StateFolder.find().path
@@ -88,10 +88,12 @@ def remember(spec: JobSpec | BatchImagesSpec, info: PriorInfo, seconds: float, *
         write_text(folder / PACE, json.dumps(kept, indent=0))
 
 
-def _paces() -> dict[str, float]:
+def _paces() -> dict[str, tuple[float, float]]:
+    """Earlier versions kept the seconds a row alone."""
     with contextlib.suppress(Exception):
         found = json.loads((StateFolder.find().path / PACE).read_text(encoding="utf-8"))
-        return {str(name): float(pace) for name, pace in found.items()}
+        both = {name: pace if isinstance(pace, list) else (pace, 0.0) for name, pace in found.items()}
+        return {name: (float(pace), float(rest)) for name, (pace, rest) in both.items()}
     return {}
 
 

@@ -332,9 +332,9 @@ class _Attempt:
                 folder.path, self._images, prior_hash=self._prior_hash, seconds=drawing, num_drawn=num_drawn
             )
             folder.record(paths)
-        if self._spec.prior != "toybox":
-            self._remember_pace(event.seconds, event.result)
         seconds["export"] = self._clock() - begin
+        if self._spec.prior != "toybox":
+            self._remember_pace({**event.seconds, "export": seconds["export"]}, event.result)
         self._display.event(Progress(stage="export", step=1, total=1))
         folder.finish(seconds=seconds, metrics=event.metrics)
         return Outcome(folder.path, _artefacts(folder), self._did, seconds, event.metrics, tuple(self._messages))
@@ -342,11 +342,12 @@ class _Attempt:
     def _remember_pace(self, seconds: Mapping[str, float], result: Any) -> None:
         """What the whole of this attempt's work took, for the next job of its kind."""
         if isinstance(self._spec, ImagesSpec):
-            working, share = seconds["draw"], result.num_drawn / self._spec.num_images
+            working, rest, share = seconds["draw"], 0.0, result.num_drawn / self._spec.num_images
         else:
             working, share = seconds["fit"], 1 - self._begun_at / self._spec.fit.num_steps
+            rest = sum(seconds.values()) - working
         if share > 0:
-            cost.remember(self._spec, self._info, working, share=share)
+            cost.remember(self._spec, self._info, working, share=share, rest=rest)
 
     @property
     def _images(self) -> ImagesSpec:

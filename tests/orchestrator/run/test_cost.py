@@ -1,6 +1,7 @@
 """What a job says of its cost before it starts, and how its pace is remembered."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -41,4 +42,20 @@ def test_time_is_unknown_until_it_was_measured_here():
 def test_an_attempt_that_did_half_of_it_counts_half():
     spec = ImagesSpec(prompt="a cat", num_images=50, num_steps=10, prior="/nowhere")
     cost.remember(spec, INFO, 100.0, share=0.5)
+    assert "about 3:20, at the pace" in cost.sentence(spec, INFO)
+
+
+def test_what_comes_once_is_told_once_however_long_the_fit():
+    """A short fit's mesh and files took as long as its steps; twenty times the steps are not twenty times those."""
+    short = TextTo3DSpec(prompt="a cat", prior="/nowhere", fit=FitConfig(num_steps=50))
+    cost.remember(short, INFO, 30.0, share=1, rest=30.0)
+    assert "about 1:00, at the pace" in cost.sentence(short, INFO)
+    assert "about 10:30, at the pace" in cost.sentence(dataclasses.replace(short, fit=FitConfig(num_steps=1000)), INFO)
+
+
+def test_paces_of_an_earlier_version_are_still_read(tmp_path):
+    spec = ImagesSpec(prompt="a cat", num_images=50, num_steps=10, prior="/nowhere")
+    cost.remember(spec, INFO, 8.0, share=0.04)
+    place = tmp_path / "state" / "pace.json"
+    place.write_text(json.dumps({name: pace for name, (pace, _) in json.loads(place.read_text()).items()}))
     assert "about 3:20, at the pace" in cost.sentence(spec, INFO)
