@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nerf3d.fields import FieldConfig, make_field
 from nerf3d.fields.dense_pyramid import DensePyramid, grid_vertices, read, volume_gradient
-from nerf3d.fields.hash_grid import HashGrid, level_resolutions
+from nerf3d.fields.hash_grid import HashGrid, Read, level_resolutions
 from nerf3d.streams import fit_stream, uniform
 
 SMALL = FieldConfig(resolutions=(4, 7, 12))
@@ -182,7 +183,27 @@ def test_hash_grid_equals_a_slow_twin():
                 total = total + weight * table[row]
             features.append(total)
         slow.append(torch.cat(features))
-    torch.testing.assert_close(field.encode(points), torch.stack(slow), atol=1e-5, rtol=1e-5)
+    together = [Read(slice(0, len(field.tables)), torch.cat(list(field.tables)))]  # as on a GPU
+    for reads in (field.reads(), together):
+        torch.testing.assert_close(field.encode(points, reads), torch.stack(slow), atol=1e-5, rtol=1e-5)
+
+
+def test_on_a_gpu_levels_cost_no_launches():
+    class Calls(TorchDispatchMode):
+        num = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            self.num += 1
+            return function(*arguments, **(named or {}))
+
+    found = []
+    for num_levels in (2, 12):
+        field = HashGrid(dataclasses.replace(HASHED, num_levels=num_levels))
+        together = [Read(slice(0, num_levels), torch.cat(list(field.tables)))]
+        with Calls() as calls:
+            field.encode(points_in_box(12), together)
+        found.append(calls.num)
+    assert found[0] == found[1] < 50
 
 
 def test_levels_grow_geometrically_to_the_finest():
