@@ -293,7 +293,7 @@ def test_a_try_is_hopeless_behind_enough_better_ones_at_the_same_step_alone():
     run, done = State.RUNNING, State.SUCCEEDED
     tries = [member(1, done, prior_score_25=0.30, prior_score_50=0.40), member(2, run, prior_score_25=0.25)]
     assert hopeless(tries, num_wanted=1) == {}, "less than the margin behind"
-    tries += [member(3, run, prior_score_25=0.28, prior_score_50=0.30), member(4, State.QUEUED)]
+    tries += [member(3, run, prior_score_25=0.28, prior_score_50=0.29), member(4, State.QUEUED)]
     assert set(hopeless(tries, num_wanted=1)) == {3}
     assert hopeless(tries, num_wanted=2) == {}, "two are wanted, and only one is better"
     assert hopeless([member(1, State.FAILED, prior_score_50=0.9), member(2, run, prior_score_50=0.1)], num_wanted=1) == {}
