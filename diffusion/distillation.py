@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffusion.errors import DiffusionError
 from diffusion.parameterisation import Prediction, per_row
@@ -31,6 +32,7 @@ from diffusion.requests import (
     Guidance,
     Request,
 )
+from diffusion.resizing import pulled_back, resized
 from diffusion.seeding import uniform
 
 Weighting = Literal["uniform", "sigma2", "alpha_sigma2"]
@@ -174,10 +176,16 @@ class Distilled:
         gradient: (V, 3, H, W) of a loss that is summed, not averaged, over pixels.
         target: (V, 3, H, W) in [0, 1], the pictures that the images should become; None where the form has none. A fit moves
             towards it where it is given, and along the gradient otherwise.
+        num_values: of a view of another size than the prior's, whose gradient was pulled back from there: how many values of
+            the prior's picture the loss sums over. None where they are those of the images.
+        loss: (V,) the sum of squared differences to the target at the prior's size, whose gradient `gradient` then is; the
+            target is scaled to the images by area. None without a target, and where the images have the prior's size.
     """
 
     gradient: Tensor
     target: Tensor | None = None
+    num_values: int | None = None
+    loss: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,6 +311,25 @@ def score_distillation(
             fix="pull a residual of the latents back with EncodeGradientRequest",
         )
     return answer
+
+
+def at_own_size(
+    images: Tensor, size: tuple[int, int], distilled: Callable[[Tensor], Generator[Request, Any, Distilled]]
+) -> Generator[Request, Any, Distilled]:
+    """Distillation of images (V, 3, H, W) by a prior of pictures of this (height, width): resized, and its answer pulled back.
+
+    So they travel as small as they were rendered. distilled: of images of the prior's size, see `score_distillation`.
+    """
+    if images.shape[-2:] == size:
+        return (yield from distilled(images))
+    shown = resized(images, size)
+    answer = yield from distilled(shown)
+    gradient, target, loss = answer.gradient, answer.target, None
+    if target is not None:
+        difference = shown - target
+        gradient, loss = 2 * difference, difference.square().flatten(1).sum(1)
+        target = F.interpolate(target, size=images.shape[-2:], mode="area")
+    return Distilled(pulled_back(gradient, images.shape[-2:]), target, shown[0].numel(), loss)
 
 
 def encode_beside(

@@ -1,7 +1,7 @@
 """What a job may ask of a diffusion prior, wherever it lives: in this process, in a Ray actor, behind a server.
 
 Requests name their prompts and their noise instead of carrying embeddings and random tensors, so a query is little more
-than its pictures (48 KB for one of 64x64) and the same query always has the same answer.
+than its pictures as they were rendered (48 KB for one of 64x64) and the same query always has the same answer.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class DistillationQuery(_ViewsQuery):
     """Asks how V rendered pictures should change to look more like their prompts at noise level t.
 
     Args:
-        images: (V, 3, H, W) float32 in [0, 1]; nothing flows back through it.
+        images: (V, 3, H, W) float32 in [0, 1]; nothing flows back through it. The prior brings them to its own size, and its
+            gradient back to theirs (`diffusion.distillation.at_own_size`).
         prompts: V prompts, view words included where the prior takes them.
         t: (V,) timesteps of the prior's schedule, long or float64.
         noise_keys: V random streams (seed, *keys), one a view, that the noise is drawn from.

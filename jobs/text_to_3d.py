@@ -69,6 +69,11 @@ class PriorGuide:
     asking: ThreadPoolExecutor | None = None
     gradients: GuideGradients | None = None
 
+    @property
+    def own_size(self) -> int:
+        """Pixels per side at which the prior judges; renders travel to it as they are."""
+        return self.info.image_size
+
     def __call__(self, rgb: Tensor, views: Cameras, *, background: Tensor, step: int, num_steps: int) -> GuideReply:
         """The prior's opinion on all views of a step."""
         del background  # the prior sees it in the pictures
@@ -118,10 +123,15 @@ class PriorGuide:
 
     def _reply(self, query: DistillationQuery) -> GuideReply:
         answer = self.prior.distill(query)
+        gradient, target, loss = (
+            None if part is None else part.to(query.images) for part in (answer.gradient, answer.target, answer.loss)
+        )
+        assert gradient is not None
         if self.gradients is not None:
-            self.gradients.add(query.t, answer.gradient)
-        target = None if answer.target is None else answer.target.to(query.images)
-        return GuideReply(answer.gradient.to(query.images), target)
+            # As it was at the prior's size, where a target's is that of half the squared difference.
+            share = gradient[0].numel() / (answer.num_values or gradient[0].numel()) / (1 if loss is None else 2)
+            self.gradients.add(query.t, share * gradient)
+        return GuideReply(gradient, target, answer.num_values, loss)
 
 
 def view_prompts(prompt: str, views: Cameras, config: DistillationConfig) -> tuple[str, ...]:

@@ -20,10 +20,14 @@ class GuideReply:
             divides by the number of values, so that its weights do not depend on V, H and W.
         target: (V, 3, H, W) in [0, 1], the pictures that the guide would rather see, or None if it has none. Where it is
             given, the fit descends the squared difference to it (the x0 form, whose gradient is 2 * (rgb - target)).
+        num_values: of a view: how many values the loss sums over, where the guide judges another size than H and W.
+        loss: (V,) the loss's value there, whose gradient `gradient` is, of a guide with a target; the fit then descends that.
     """
 
     gradient: Tensor
     target: Tensor | None = None
+    num_values: int | None = None
+    loss: Tensor | None = None
 
 
 class Guide(Protocol):
@@ -37,6 +41,19 @@ class Guide(Protocol):
             background: (V, 3) in [0, 1], the colour behind each view; of a learned background its mean colour.
             step, num_steps: where the fit is; noise is drawn from (seed, step).
         """
+        ...
+
+
+@runtime_checkable
+class ResizingGuide(Guide, Protocol):
+    """A guide that takes pictures as they were rendered, judges them at its own size and pulls its gradient back from there.
+
+    Others are shown pictures of the fit's guide_size.
+    """
+
+    @property
+    def own_size(self) -> int:
+        """Pixels per side."""
         ...
 
 

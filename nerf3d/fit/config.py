@@ -24,7 +24,7 @@ class FitConfig:
     the guide in so many equal parts, each judged while the next is rendered: worth it where the guide computes on another
     device. render_sizes: (progress, pixels) pairs; from that
     progress on, pictures are rendered at this size. guide_size: pixels per side that the guide is shown (smaller renders
-    are enlarged bilinearly, larger ones shrunk with antialiasing). num_samples: per ray.
+    are enlarged bilinearly, larger ones shrunk with antialiasing), unless it resizes them itself. num_samples: per ray.
     elevations (degrees), low_view_share, radius, fov_degrees: of the cameras, as in the toybox's training pictures: that
     share of the views lies between the first two elevations, the others between the last two.
     radius_range (metres), fov_range (degrees): from which each view's distance and field of view are drawn; previews keep

@@ -28,7 +28,7 @@ from nerf3d.fit.collapse import check_collapse, check_finite
 from nerf3d.fit.config import FitConfig, Reduction
 from nerf3d.fit.scene import Scene, draw_scene, object_colours
 from nerf3d.fit.state import FitState
-from nerf3d.guide import Guide, GuideReply, PromptGuide
+from nerf3d.guide import Guide, GuideReply, PromptGuide, ResizingGuide
 from nerf3d.rendering import Occupancy, RenderOutput, build_cuda_kernels, render
 from nerf3d.streams import fit_stream
 
@@ -103,7 +103,7 @@ class Shown:
 
     Args:
         background: (V, 3), or (V, 3, H, W) where it is learned. picture: as it was rendered.
-        rgb: (v, 3, h, w) in [0, 1], as large as the guide wants it.
+        rgb: (v, 3, h, w) in [0, 1], as the guide takes it: as rendered, or of guide_size.
         reply: waits for the guide's opinion.
     """
 
@@ -184,7 +184,7 @@ def _show(
         radius=config.field.radius,
         generator=samples,
     )
-    rgb = resized(picture.rgb, config.guide_size)
+    rgb = picture.rgb if isinstance(guide, ResizingGuide) else resized(picture.rgb, config.guide_size)
     question = (rgb.detach().clamp(0, 1), drawn.cameras)
     behind = background.detach() if background.ndim == 2 else background.detach().mean((2, 3))
     when: dict[str, Any] = {"background": behind, "step": step, "num_steps": config.num_steps}
@@ -209,6 +209,11 @@ def resized(rgb: Tensor, size: int) -> Tensor:
 
 def _guide_loss(shown: Tensor, reply: GuideReply, reduction: Reduction) -> Tensor:
     """Mean over all values, so that weights do not depend on the number of views or pixels; or the sum over a view's."""
+    if reply.num_values is not None:  # of the pictures that the guide made of these
+        sums = (shown * reply.gradient.detach()).flatten(1).sum(1)
+        if reply.loss is not None:
+            sums = sums - sums.detach() + reply.loss.detach()
+        return sums.mean() / (reply.num_values if reduction == "mean" else 1)
     if reply.target is not None:
         values = (shown - reply.target.detach()).square()
     else:

@@ -6,6 +6,7 @@ Both runtimes use it: inline directly, Ray on a thread inside the prior actor (`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from diffusion import requests, seeding
 from diffusion.checkpoints.errors import PriorError, not_read
 from diffusion.denoising_loss import denoising_losses
-from diffusion.distillation import Distilled, score_distillation
+from diffusion.distillation import Distilled, at_own_size, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
 from diffusion.engine.memory import StrictOutOfMemory
 from diffusion.engine.ticket import Begin
@@ -234,8 +235,8 @@ class LocalPrior:
                 condition, guidance = told_scale(condition, guidance)
             if getattr(self._prior, "sees_mask", False):
                 condition = yield from self._unmasked(condition)
-            answer = yield from score_distillation(
-                seeding.sent(query.images, self._prior.device),
+            distilled = functools.partial(
+                score_distillation,
                 condition=condition.seen_from(query.cameras, query.group_views),
                 guidance=guidance,
                 schedule=self._prior.schedule,
@@ -244,6 +245,8 @@ class LocalPrior:
                 form=query.form,
                 weighting=query.weighting,
             )
+            own_size = (self._prior.image_size, self._prior.image_size)
+            answer = yield from at_own_size(seeding.sent(query.images, self._prior.device), own_size, distilled)
             _check_finite(answer.gradient, "the gradient", query.prompts)
             return answer
 

@@ -22,6 +22,8 @@ from jobs.text_to_3d import PriorGuide, reaches_edge, text_to_3d, view_prompts
 from nerf3d.cameras import Cameras
 from nerf3d.errors import BackendUnavailable
 from nerf3d.fields import FieldConfig
+from nerf3d.fit.loop import _guide_loss, resized
+from nerf3d.guide import ResizingGuide
 from nerf3d.mesh import MeshConfig, extract_mesh
 from orchestrator.prior.local import LocalPrior
 from tests.fakes import FAST_FIT, FAST_MESH, FakePrior
@@ -228,6 +230,29 @@ def test_the_guide_is_a_pure_function_of_the_step(prior):
     replies = [guide(rgb, views, background=background, step=step, num_steps=12) for step in (4, 4, 5)]
     torch.testing.assert_close(replies[0].gradient, replies[1].gradient, rtol=0, atol=0)
     assert replies[0].gradient.shape == rgb.shape and replies[0].target.shape == rgb.shape
+
+
+@pytest.mark.parametrize("form", ["x0", "sds", "x0_latents"])
+@pytest.mark.parametrize(("side", "reduction"), [(8, "mean"), (24, "mean"), (8, "sum")])
+def test_renders_that_the_prior_resizes_have_the_gradient_of_those_resized_before(prior, form, side, reduction):
+    """Within a part in a hundred thousand, the loss's value too."""
+    guide = PriorGuide(prior, prior.info(), "a red ball", 3, DistillationConfig(form=form), form)
+    assert isinstance(guide, ResizingGuide) and guide.own_size == 16
+    rgb = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    views, when = Cameras.orbit([0.0, 90.0], [10.0, 50.0]), {"background": torch.zeros(2, 3), "step": 4, "num_steps": 12}
+    found = []
+    for resizes in (False, True):
+        leaf = rgb.clone().requires_grad_()
+        shown = leaf if resizes else resized(leaf, 16)
+        reply = guide(shown.detach(), views, **when)
+        loss = _guide_loss(shown, reply, reduction)
+        found.append((loss.item(), torch.autograd.grad(loss, leaf)[0], reply))
+    (value, gradient, before), (ours, pulled, reply) = found
+    assert ours == pytest.approx(value, rel=1e-5)
+    assert float((pulled - gradient).norm() / gradient.norm()) < 1e-5
+    assert (reply.target is None) == (form != "x0")
+    if reply.target is not None:
+        torch.testing.assert_close(reply.target, torch.nn.functional.interpolate(before.target, size=(side, side), mode="area"))
 
 
 def test_prompts_say_where_the_camera_stands():

@@ -11,7 +11,7 @@ import dreamkiln
 from diffusion.prior import Prior
 from jobs.text_to_3d import PriorGuide
 from nerf3d.cameras import Cameras
-from nerf3d.fit.loop import _guide_loss, resized
+from nerf3d.fit.loop import _guide_loss
 from orchestrator.cli.main import main
 from orchestrator.prior.local import LocalPrior
 from orchestrator.settings.compose import compose
@@ -54,10 +54,9 @@ def test_the_gradient_is_that_of_rfds(sd3):
     views = Cameras.orbit([10.0, 190.0], [20.0, 40.0], radius=1.75, fov_degrees=55.0)
     rendered = torch.rand(2, 3, 16, 16, generator=torch.manual_seed(1))
     ours = rendered.clone().requires_grad_()
-    shown = resized(ours, 64)
-    reply = guide(shown.detach(), views, background=torch.zeros(2, 3), step=7, num_steps=settings.fit.num_steps)
-    _guide_loss(shown, reply, settings.fit.guide_reduction).backward()
-    query = guide._query(shown.detach(), views, step=7, num_steps=15_000, first_view=0, num_views=2)
+    reply = guide(rendered, views, background=torch.zeros(2, 3), step=7, num_steps=settings.fit.num_steps)
+    _guide_loss(ours, reply, settings.fit.guide_reduction).backward()
+    query = guide._query(rendered, views, step=7, num_steps=15_000, first_view=0, num_views=2)
     assert query.t.dtype == torch.float64 and bool(((query.t > 57) & (query.t < 876)).all())
     assert query.prompts == ("a red cup, front view", "a red cup, back view")
     noise = prior._noise(query.noise_keys)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.memory import hollow_file
+from diffusion.checkpoints.architectures import SDXL
 from diffusion.checkpoints.footprint import footprint
 from jobs.ledger import JobRecord
 from jobs.states import State
 from orchestrator.daemon.prior_sizes import PriorSizes
 from orchestrator.daemon.reports import Succeeded
 from orchestrator.scheduling import Capacity, PriorView
-from tests.diffusion.checkpoints.test_footprint import published
 from tests.jobs.ledger.conftest import submission
 from tests.orchestrator.daemon.test_controller import GB, Rig, ScriptedWorker, ScriptedWorkers
 
@@ -38,7 +39,7 @@ class Cluster(ScriptedWorkers):
 
 @pytest.fixture
 def two_priors(tmp_path: Path) -> list[str]:
-    return [str(published(tmp_path / f"sdxl-{name}.safetensors")) for name in "ab"]
+    return [str(hollow_file(SDXL, tmp_path / f"sdxl-{name}.safetensors")) for name in "ab"]
 
 
 @pytest.fixture
