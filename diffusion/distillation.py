@@ -325,11 +325,12 @@ def at_own_size(
     shown = resized(images, size)
     answer = yield from distilled(shown)
     gradient, target, loss = answer.gradient, answer.target, None
+    height, width = images.shape[-2:]
     if target is not None:
         difference = shown - target
         gradient, loss = 2 * difference, difference.square().flatten(1).sum(1)
-        target = F.interpolate(target, size=images.shape[-2:], mode="area")
-    return Distilled(pulled_back(gradient, images.shape[-2:]), target, shown[0].numel(), loss)
+        target = F.interpolate(target, size=(height, width), mode="area")
+    return Distilled(pulled_back(gradient, (height, width)), target, shown[0].numel(), loss)
 
 
 def encode_beside(

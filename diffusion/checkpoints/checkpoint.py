@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.source import STRICT_ROWS
 from diffusion.checkpoints.weights import read_json
 from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
@@ -73,6 +74,7 @@ class Checkpoint:
         text_encoder_3: Stable Diffusion 3's T5, which may be absent.
         plain_prompts: whether prompts are words alone, without weights and BREAK, cut at the towers' length.
         decoding: "plain", "tiled" (in strips, see `diffusion.networks.strips`), or "auto" for tiled where memory is short.
+        strict_rows: of every forward of a strict request.
         clip_skip: 1 for the layer of the text towers that the model was trained with, 2 for the one before, and so on.
         notes: sentences about what was passed over or assumed while it was read.
         distilled: how it was distilled to few steps, a name of `diffusion.checkpoints.defaults.DISTILLED`; "" if it was not.
@@ -95,6 +97,7 @@ class Checkpoint:
     plain_prompts: bool = False
     clip_skip: int = 1
     decoding: str = "auto"
+    strict_rows: int = STRICT_ROWS
     distilled: str = ""
 
     @property

@@ -22,6 +22,7 @@ from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
 from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.stable_diffusion_3 import AUTOENCODER_CONFIG, CLIP_G, CLIP_L, MARK, config_of
 from diffusion.checkpoints.weights import PICKLES, read_json, weight_files
+from diffusion.engine.memory import SURELY_FREE
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
 from diffusion.networks.joint_transformer import JointTransformerConfig
 from diffusion.networks.strips import STRIP_ROWS
@@ -73,6 +74,7 @@ class Footprint:
         weights: in the precision they are loaded in; towers: of each of those among them that read text.
         text: encoded prompts, at most. activations: at work.
         at_ease: activations of so many rows, one picture decoded as a whole, or one view whose gradient is asked for.
+        row: activations of a row of the network's forward.
         least: activations of one guided picture, as thrifty as can be; least_of_3d: of such a view as well.
     """
 
@@ -81,6 +83,7 @@ class Footprint:
     activations: int
     towers: tuple[int, ...] = ()
     at_ease: int = 0
+    row: int = 0
     least: int = 0
     least_of_3d: int = 0
 
@@ -88,6 +91,11 @@ class Footprint:
     def total(self) -> int:
         """All of it, and the process around it."""
         return PROCESS_BYTES + self.weights + self.text + self.activations
+
+    @property
+    def beside_gpu(self) -> int:
+        """Of the machine's memory where it computes on a GPU: weights are read there, and text towers may stay."""
+        return PROCESS_BYTES + self.weights
 
     @property
     def on_gpu(self) -> int:
@@ -98,6 +106,11 @@ class Footprint:
         """What a GPU must have: text towers are there one by one while they read, and so are pictures."""
         work = self.least_of_3d if in_3d else self.least
         return CONTEXT_BYTES + self.weights - sum(self.towers) + self.text + max(*self.towers, work)
+
+    def rows_within(self, gpu_bytes: int) -> int:
+        """Rows of a forward, a power of two, for which a GPU of so many bytes has room without the text towers; 0 for none."""
+        room = int(SURELY_FREE * gpu_bytes) - CONTEXT_BYTES - self.weights + sum(self.towers) - self.text
+        return 1 << (max(0, room) // self.row).bit_length() >> 1
 
 
 def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
@@ -122,8 +135,9 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
     sizes = {"itemsize": width, "vae_itemsize": vae_width}
     activations = activation_bytes(unet, autoencoder, latents, rows=rows, pictures=pictures, **sizes)
     least, of_3d = (least_bytes(unet, autoencoder, latents, in_3d=in_3d, **sizes) for in_3d in (False, True))
+    row = network_bytes(unet, latents, itemsize=width)
     at_ease = max(of_3d, activation_bytes(unet, autoencoder, latents, rows=rows, pictures=1, **sizes))
-    return Footprint(network + sum(towers) + vae_weights, MAX_TEXT_BYTES, activations, towers, at_ease, least, of_3d)
+    return Footprint(network + sum(towers) + vae_weights, MAX_TEXT_BYTES, activations, towers, at_ease, row, least, of_3d)
 
 
 def activation_bytes(

@@ -51,7 +51,7 @@ def read(source: Source) -> Checkpoint:
     if source.dtype != "float32":
         _changed(checkpoint, source.dtype, [])
     checkpoint.plain_prompts, checkpoint.clip_skip = source.plain_prompts, source.clip_skip
-    checkpoint.decoding = source.decoding
+    checkpoint.decoding, checkpoint.strict_rows = source.decoding, source.strict_rows
     checkpoint.distilled = defaults.distilled
     if defaults.note:
         checkpoint.notes.append(defaults.note)

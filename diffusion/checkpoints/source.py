@@ -32,6 +32,8 @@ NOT_HERE = {
 """What other programs offer beside a model, and what to do instead."""
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 DECODINGS = ("auto", "plain", "tiled")
+STRICT_ROWS = 16
+"""Rows of a strict forward, unless the source says another number."""
 TOYBOX = Path(__file__).parents[1] / "toybox_prior"
 
 _NAME = re.compile(
@@ -75,6 +77,7 @@ class Source:
         clip_skip: 1 for the text towers' own layer, 2 for the one before.
         decoding: "tiled" decodes pictures in strips, with a third of the memory; "auto" where memory is short, but for
             strict requests.
+        strict_rows: of every forward of a strict request; strict results hold for one value of it.
         distilled: a kind of DISTILLED, "none" for a model whose name only looks like one; None follows the name.
         offline: use no network.
     """
@@ -90,6 +93,7 @@ class Source:
     clip_skip: int = 1
     distilled: str | None = None
     decoding: str = "auto"
+    strict_rows: int = STRICT_ROWS
     offline: bool = False
 
     @classmethod
@@ -123,6 +127,8 @@ class Source:
                     options["plain_prompts"] = _one_of(name, value, ("plain", "weighted")) == "plain"
                 case "decode":
                     options["decoding"] = _one_of(name, value, DECODINGS)
+                case "strict_rows":
+                    options[name] = int(_one_of(name, value, ("2", "4", "8", "16", "32", "64")))
                 case "distilled":
                     options[name] = _one_of(name, value, DISTILLED)
                 case "clip_skip":
@@ -132,7 +138,8 @@ class Source:
                     if (there := next((word for word in NOT_HERE if wanted.startswith(word)), None)) is not None:
                         raise PriorError(f"the prior {text!r} has the option {name!r}: {NOT_HERE[there]}")
                     known = (
-                        "prediction_type, dtype, averaged, lora, embedding, vae, decode, prompt, clip_skip, distilled, offline"
+                        "prediction_type, dtype, averaged, lora, embedding, vae, decode, prompt, clip_skip, distilled, "
+                        "strict_rows, offline"
                     )
                     raise PriorError(f"the prior {text!r} has the option {name!r}; expected one of {known}")
         return cls(location, **options)

@@ -57,7 +57,8 @@ class EngineConfig:
         max_rows: network rows of a forward when one request is alone. It does not follow from a measurement, so that a
             job that is alone is computed in the same batches, and to the same bits, each time. This and `row_cap` are
             upper bounds: a forward takes no more rows than the model counts memory for, a power of two of them.
-        strict_rows: rows of every forward with strict rows in it. Strict results hold for one value of it.
+        strict_rows: rows of every forward with strict rows in it. Strict results hold for one value of it, so that it is no
+            matter of the moment's memory: `LocalPrior` takes the prior's.
         autoencoder_rows: pictures of one encode, decode or encode-with-gradient call.
         text_prompts: new prompts encoded in a step.
         max_jobs: jobs whose trajectories are under way at once. admitted_row_caps: how many row caps' worth of samples they

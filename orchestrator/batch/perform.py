@@ -30,7 +30,7 @@ from orchestrator.run import cost
 from orchestrator.run.artefacts import PREVIEW
 from orchestrator.run.manifest import noting_the_end
 from orchestrator.run.perform import entered, make_runtime
-from orchestrator.runtimes.base import resolve_device, with_settled_prior
+from orchestrator.runtimes.base import leaves_to_device, resolve_device, with_settled_prior
 from orchestrator.settings.batch import FAILURES, SHARD_WORKER_BYTES
 from orchestrator.settings.groups import RuntimeSettings
 
@@ -96,7 +96,7 @@ def perform_batch(
         Interrupted: Ctrl-C, SIGTERM or `is_stopping`; the same call continues.
     """
     runtime, display = runtime or RuntimeSettings(), display or SilentDisplay()
-    if shared_prior is None and "dtype=auto" in spec.prior:
+    if shared_prior is None and leaves_to_device(spec):
         device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
         spec = with_settled_prior(spec, device, is_elsewhere=bool(runtime.address))
     store = open_store(out)

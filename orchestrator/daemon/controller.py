@@ -66,7 +66,7 @@ class Controller:
         self._ledger, self._workers, self._folder = ledger, workers, folder
         self._max_running = max_running
         self._policy, self._timing = policy or Policy(), timing or Timing()
-        self._prior_sizes = PriorSizes(ledger, replicas=prior_replicas)
+        self._prior_sizes = PriorSizes(ledger, replicas=prior_replicas, are_on_gpus=bool(capacity.gpus))
         self._running: dict[int, Running] = {}
         self._last_starts: dict[tuple[str, int], float] = {}
         self._retention, self._keep_seconds = Retention(ledger, folder), keep_seconds
@@ -275,6 +275,7 @@ class Controller:
             capacity=self.capacity,
             priors=priors,
             prior_bytes=self._prior_sizes.of(needed),
+            gpu_needs=self._prior_sizes.on_gpu(needed),
             usage_window=self._timing.usage_window,
             last_starts=self._last_starts,
             max_running=self._max_running() if queued else {},

@@ -16,7 +16,7 @@ from jobs.specs import ExportSpec, ImagesSpec, TextTo3DSpec
 from jobs.texture.spec import TextureSpec
 from jobs.words.safe_text import check_stored
 from orchestrator.batch.storage.urls import is_url
-from orchestrator.runtimes.base import resolve_device, with_settled_prior
+from orchestrator.runtimes.base import leaves_to_device, resolve_device, with_settled_prior
 from orchestrator.settings.batch import SHARD_WORKER_BYTES
 from orchestrator.settings.job import JobSettings
 
@@ -49,7 +49,7 @@ class JobRequest:
     def to_submission(self) -> Submission:
         """The same, with everything checked. Raises InputError."""
         spec = spec_from_json(self.spec)
-        if "dtype=auto" in getattr(spec, "prior", ""):
+        if leaves_to_device(spec):
             spec = with_settled_prior(spec, resolve_device("auto"))
         self._check_places(spec)
         return Submission.of(

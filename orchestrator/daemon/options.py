@@ -78,6 +78,11 @@ class DaemonOptions:
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return self.capacity_within(num_workers=max(2, available_cores() // 2), memory_bytes=int(0.8 * here))
 
-    def capacity_within(self, *, num_workers: int, memory_bytes: int) -> Capacity:
-        """What was asked for, and these where nothing was."""
-        return Capacity(num_workers=self.num_workers or num_workers, memory_bytes=int(self.memory_gb * 1e9) or memory_bytes)
+    def capacity_within(self, *, num_workers: int, memory_bytes: int, gpus: tuple[int, ...] = ()) -> Capacity:
+        """What was asked for, and these where nothing was; see `Capacity`."""
+        return Capacity(
+            num_workers=self.num_workers or num_workers,
+            memory_bytes=int(self.memory_gb * 1e9) or memory_bytes,
+            gpus=gpus,
+            are_gpus_shared_out=not self.address,
+        )

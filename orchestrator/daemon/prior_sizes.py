@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import footprint
 from jobs.ledger import Ledger
+from orchestrator.scheduling import GpuNeed
 
 __all__ = ["PriorSizes"]
 
@@ -18,11 +19,13 @@ class PriorSizes:
 
     Args:
         ledger: keeps what was found, for when the files cannot be seen. replicas: copies of each prior that are loaded.
+        are_on_gpus: they compute there, and the machine's memory holds their weights alone.
     """
 
-    def __init__(self, ledger: Ledger, *, replicas: int = 1) -> None:
-        self._ledger, self._replicas = ledger, replicas
+    def __init__(self, ledger: Ledger, *, replicas: int = 1, are_on_gpus: bool = False) -> None:
+        self._ledger, self._replicas, self._are_on_gpus = ledger, replicas, are_on_gpus
         self._known: dict[str, int] | None = None
+        self._needs: dict[str, GpuNeed] = {}
         self._looked_at: dict[str, float] = {}
 
     def of(self, sources: Iterable[str]) -> dict[str, int]:
@@ -35,14 +38,20 @@ class PriorSizes:
                 self._look(source, now)
         return {source: self._known[source] * self._replicas for source in sources if source in self._known}
 
+    def on_gpu(self, sources: Iterable[str]) -> dict[str, GpuNeed]:
+        """Source -> what each copy needs of a GPU, of those whose files `of` has seen."""
+        return {source: self._needs[source] for source in sources if source in self._needs}
+
     def _look(self, source: str, now: float) -> None:
         assert self._known is not None
         try:
-            num_bytes = footprint(source).total
+            found = footprint(source)
         except PriorError:  # its loading will say why
             self._looked_at[source] = now + SECONDS_BETWEEN_LOOKS
             return
         self._looked_at[source] = float("inf")
+        num_bytes = found.beside_gpu if self._are_on_gpus else found.total
+        self._needs[source] = GpuNeed(least=found.least_on_gpu(), at_ease=found.on_gpu, replicas=self._replicas)
         if self._known.get(source) != num_bytes:
             self._ledger.priors.note(source, num_bytes)
             self._known[source] = num_bytes

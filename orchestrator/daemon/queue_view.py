@@ -9,7 +9,7 @@ from jobs.ledger import Ledger
 from jobs.ledger.job_table import WaitingJob
 from jobs.states import DesiredState
 from orchestrator.daemon.running import Running
-from orchestrator.scheduling import Capacity, PriorView, QueuedJob, RunningJob, View
+from orchestrator.scheduling import Capacity, GpuNeed, PriorView, QueuedJob, RunningJob, View
 
 __all__ = ["ready_at", "view_of"]
 
@@ -22,6 +22,7 @@ def view_of(
     capacity: Capacity,
     priors: Sequence[PriorView],
     prior_bytes: Mapping[str, int],
+    gpu_needs: Mapping[str, GpuNeed],
     usage_window: float,
     last_starts: Mapping[tuple[str, int], float],
     max_running: Mapping[str, int],
@@ -29,7 +30,7 @@ def view_of(
     """What `orchestrator.scheduling.schedule` decides on.
 
     Args:
-        queued: see `Jobs.waiting`. prior_bytes: source -> bytes, where they are known.
+        queued: see `Jobs.waiting`. prior_bytes, gpu_needs: source -> bytes, where they are known.
         usage_window: seconds back from now in which a user's share is counted.
         last_starts: (user, priority) -> when a job of theirs was started last.
         max_running: user -> jobs of theirs at once.
@@ -43,6 +44,7 @@ def view_of(
         running=[_running(one) for one in running],
         priors=[replace(prior, memory_bytes=prior_bytes.get(prior.source, prior.memory_bytes)) for prior in priors],
         prior_bytes=prior_bytes,
+        gpu_needs=gpu_needs,
         usage=ledger.jobs.usage(since) if queued else {},
         mean_run=ledger.jobs.mean_run(since) if queued else None,
         weights=ledger.jobs.weights() if queued else {},

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.footprint import footprint
 from jobs.events import Message
 from jobs.ledger import JobRecord
 from jobs.states import FailureKind
@@ -24,7 +23,7 @@ from orchestrator.prior.actor import MAX_CONCURRENCY, PriorActor
 from orchestrator.prior.client import RayPrior
 from orchestrator.prior.deaths import last_words
 from orchestrator.prior.source import PriorLoader
-from orchestrator.runtimes.base import resolve_device
+from orchestrator.runtimes.base import bytes_of_gpus, bytes_on_gpu, resolve_device
 from orchestrator.runtimes.placement import on_cluster, on_this_machine
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
 from orchestrator.scheduling import PriorView
@@ -77,11 +76,15 @@ class RayWorkers:
                 num_threads=options.num_threads,
                 num_priors=options.prior_replicas,
             )
-            self.capacity = options.capacity_within(num_workers=place.num_jobs, memory_bytes=place.memory_bytes)
+            self.capacity = options.capacity_within(
+                num_workers=place.num_jobs, memory_bytes=place.memory_bytes, gpus=place.gpu_bytes
+            )
         else:
             num_cpus = sum(node.get("CPU", 1.0) for node in nodes)
             num_workers, num_threads = self.capacity.num_workers, options.num_threads
-            self._gpus = Gpus.of(sum(node.get("GPU", 0.0) for node in nodes), device)
+            sizes = bytes_of_gpus() if device.startswith("cuda") else ()
+            self._gpus = Gpus.of(sum(node.get("GPU", 0.0) for node in nodes), device, sizes=sizes)
+            self.capacity = replace(self.capacity, gpus=tuple(self._gpus.sizes))
             place = on_this_machine(num_cpus=num_cpus, num_workers=num_workers, device=device, num_threads=num_threads)
         self._placement = place
         return self
@@ -121,9 +124,19 @@ class RayWorkers:
     def priors(self) -> Sequence[PriorView]:
         """Those that have actors."""
         return [
-            PriorView(source=source, memory_bytes=self._prior_bytes * len(replicas), last_used_at=self._last_used[source])
+            PriorView(
+                source=source,
+                memory_bytes=self._prior_bytes * len(replicas),
+                last_used_at=self._last_used[source],
+                gpus=self._places(source, len(replicas)),
+            )
             for source, replicas in self._replicas.items()
         ]
+
+    def _places(self, source: str, num: int) -> tuple[tuple[int, int], ...]:
+        """Of replicas where GPUs are shared out here and their sizes known."""
+        held = (self._gpus.held((source, number)) for number in range(num)) if self._gpus.sizes else ()
+        return tuple(place for place in held if place is not None)
 
     def evict(self, source: str) -> None:
         """End the prior's actors."""
@@ -138,26 +151,19 @@ class RayWorkers:
         import ray
 
         if source not in self._replicas:
-            num_bytes = _num_bytes(source)
+            at_ease, least = bytes_on_gpu(source)
             options = {
-                **self._placement.prior_options(num_bytes),
+                **self._placement.prior_options(at_ease),
                 "max_concurrency": MAX_CONCURRENCY,
                 "max_restarts": -1,  # it has no state but its weights
             }
             arguments = (self._load_prior, source, self._placement.device, self._placement.prior_threads)
             make = ray.remote(PriorActor).options(**options)
             names = [(source, number) for number in range(self._options.prior_replicas)]
-            places = [self._gpus.for_prior(name, num_bytes=num_bytes, apart_from=names) for name in names]
+            sizes = {"num_bytes": at_ease, "least_bytes": least}
+            places = [self._gpus.for_prior(name, **sizes, apart_from=names) for name in names]
             self._replicas[source] = [make.remote(*arguments, measure=True, gpu=gpu) for gpu in places]
         return self._replicas[source]
-
-
-def _num_bytes(source: str) -> int:
-    """Of a prior, from its files; 0 where they cannot be seen yet."""
-    try:
-        return footprint(source).total
-    except PriorError:
-        return 0
 
 
 class RayWorker:

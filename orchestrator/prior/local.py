@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from diffusion import requests, seeding
 from diffusion.checkpoints.errors import PriorError, not_read
+from diffusion.checkpoints.source import STRICT_ROWS
 from diffusion.denoising_loss import denoising_losses
 from diffusion.distillation import Distilled, at_own_size, score_distillation
 from diffusion.engine import BatchProfile, Cancelled, Engine, EngineConfig, NotFinite, Preview, Ticket, profile_batches
-from diffusion.engine.memory import StrictOutOfMemory
+from diffusion.engine.memory import StrictOutOfMemory, is_out_of_memory
 from diffusion.engine.ticket import Begin
 from diffusion.process import Schedule
 from diffusion.samplers import SAMPLERS, SECOND_ORDER_FROM_NOISE, image_to_image, timesteps_for, with_mask
@@ -119,28 +120,31 @@ class Pending:
             raise PriorFailed(f"The prior failed: {error}.") from error
         except StrictOutOfMemory as error:
             raise PriorFailed(
-                f"The device that holds the prior is out of memory: {error}. Free some of it, take a smaller prior, or ask "
-                "without --strict, in batches that fit."
+                f"The device that holds the prior is out of memory: {error}. Free some of it, take a smaller prior, add "
+                "'?strict_rows=2' to this one, whose strict results are then those of two rows, or ask without --strict."
             ) from error
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except Cancelled as error:
+            raise PriorFailed(f"The prior stopped: {error}.") from error
+        except Exception as error:
+            if not is_out_of_memory(error):  # for which CUDA and its libraries have errors of their own
+                raise
             raise PriorFailed(
                 "The device that holds the prior is out of memory even for the smallest batch; free some of it, or take a "
                 "smaller prior."
             ) from error
-        except Cancelled as error:
-            raise PriorFailed(f"The prior stopped: {error}.") from error
 
 
 class LocalPrior:
     """`jobs.prior_client.PriorClient` over a loaded prior. Not thread-safe: one thread owns it and its engine.
 
     Args:
-        config: batch sizes; see `diffusion.engine.EngineConfig`.
+        config: batch sizes; see `diffusion.engine.EngineConfig`. By default strict forwards have the prior's strict_rows.
     """
 
     def __init__(self, prior: AnswersRequests, *, config: EngineConfig | None = None) -> None:
         self._prior = prior
-        self.engine = Engine(prior, config=config)
+        default = EngineConfig(strict_rows=getattr(prior, "strict_rows", STRICT_ROWS))
+        self.engine = Engine(prior, config=config or default)
 
     @property
     def num_bytes(self) -> int:

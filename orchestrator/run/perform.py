@@ -29,7 +29,7 @@ from orchestrator.run.curves import PICTURE, TensorBoard, fit_curves, write_prog
 from orchestrator.run.edit_pictures import INIT_IMAGE, MASK, EditPictures, expected_of_edit
 from orchestrator.run.folder import PROGRESS, RunFolder, default_folder
 from orchestrator.run.manifest import first_difference, noting_the_end
-from orchestrator.runtimes.base import Attempt, Runtime, resolve_device, with_settled_prior
+from orchestrator.runtimes.base import Attempt, Runtime, leaves_to_device, resolve_device, with_settled_prior
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def perform(
 
 
 def _settled(spec: JobSpec, runtime: RuntimeSettings) -> JobSpec:
-    if "dtype=auto" not in spec.prior:  # to ask for devices imports torch
+    if not leaves_to_device(spec):
         return spec
     device = resolve_device(runtime.device, is_elsewhere=bool(runtime.address))
     return with_settled_prior(spec, device, is_elsewhere=bool(runtime.address))

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from diffusion.checkpoints.source import Source
+from diffusion.checkpoints.source import STRICT_ROWS, Source
 from jobs.errors import InputError
 from jobs.events import Checkpoint, Event, Finished
 from jobs.images import EditSource
 from jobs.prior_client import PriorClient, PriorInfo
 from jobs.specs import ImagesSpec, JobSpec, TextTo3DSpec
 
-__all__ = ["Asked", "Attempt", "Runtime", "resolve_device", "run_recipe", "with_settled_prior"]
+__all__ = [
+    "Asked",
+    "Attempt",
+    "Runtime",
+    "bytes_of_gpus",
+    "bytes_on_gpu",
+    "leaves_to_device",
+    "resolve_device",
+    "run_recipe",
+    "with_settled_prior",
+]
 
 
 @dataclass(frozen=True)
@@ -105,27 +116,76 @@ def run_recipe(
             yield Finished(result=drawn, seconds=drawn.seconds)
 
 
+def bytes_of_gpus() -> tuple[int, ...]:
+    """Memory of each GPU that torch sees here, in its order; none without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+
+
+def bytes_on_gpu(source: str) -> tuple[int, int]:
+    """What a prior takes of a GPU at ease and at least, from its files; zeros where they cannot be seen yet."""
+    from diffusion.checkpoints.errors import PriorError
+    from diffusion.checkpoints.footprint import footprint
+
+    try:
+        found = footprint(source)
+    except PriorError:
+        return 0, 0
+    return found.on_gpu, found.least_on_gpu()
+
+
 Spec = TypeVar("Spec")
 
 
+def leaves_to_device(spec: Any) -> bool:
+    """Whether `with_settled_prior` may have something to decide; to ask for devices imports torch."""
+    prior = getattr(spec, "prior", "")
+    is_open = getattr(spec, "strict", False) and not prior.startswith("toybox") and "strict_rows=" not in prior
+    return is_open or "dtype=auto" in prior
+
+
 def with_settled_prior(spec: Spec, device: str, *, is_elsewhere: bool = False) -> Spec:
-    """The spec with what its prior leaves to the device (dtype=auto) decided and written out, once and for all replicas.
+    """The spec with what its prior leaves to the device decided and written out, once and for all replicas.
+
+    That is dtype=auto, and of a strict job fewer rows a forward where the smallest GPU that it may get has no memory for the
+    usual ones.
 
     Raises:
-        InputError: it is computed elsewhere, on devices that are not seen from here.
+        InputError: its precision is to be that of a cluster's devices, which are not seen from here.
     """
-    source = getattr(spec, "prior", "")
-    if "dtype=auto" not in source or Source.parse(source).dtype != "auto":
+    if not leaves_to_device(spec):
         return spec
-    if is_elsewhere:
-        raise InputError(
-            f"The prior {source!r} leaves its precision to the device, but a cluster's devices are not seen from here; name "
-            "it: dtype=bfloat16 where its GPUs have compute capability 8.0 or later, else dtype=float16 or dtype=float32."
-        )
-    settled = Source.parse(source).settled(device.partition(":")[0], strict=getattr(spec, "strict", False))
-    location, mark, query = source.rpartition("?")
-    options = [f"dtype={settled.dtype}" if option == "dtype=auto" else option for option in query.split("&")]
-    return replace(spec, prior=f"{location}{mark}{'&'.join(options)}")  # type: ignore[type-var]
+    source, is_strict = getattr(spec, "prior", ""), getattr(spec, "strict", False)
+    if Source.parse(source).dtype == "auto":
+        if is_elsewhere:
+            raise InputError(
+                f"The prior {source!r} leaves its precision to the device, but a cluster's devices are not seen from here; "
+                "name it: dtype=bfloat16 where its GPUs have compute capability 8.0 or later, else dtype=float16 or "
+                "dtype=float32."
+            )
+        settled = Source.parse(source).settled(device.partition(":")[0], strict=is_strict)
+        location, mark, query = source.rpartition("?")
+        options = [f"dtype={settled.dtype}" if option == "dtype=auto" else option for option in query.split("&")]
+        source = f"{location}{mark}{'&'.join(options)}"
+    if is_strict and not is_elsewhere and device.startswith("cuda"):
+        source = _with_strict_rows(source, device)
+    return spec if source == getattr(spec, "prior", "") else replace(spec, prior=source)  # type: ignore[type-var]
+
+
+def _with_strict_rows(source: str, device: str) -> str:
+    """The source with as many rows of a strict forward as the device holds, if those are fewer than usual."""
+    from diffusion.checkpoints.errors import PriorError
+    from diffusion.checkpoints.footprint import footprint
+
+    sizes, (_, _, number) = bytes_of_gpus(), device.partition(":")
+    with suppress(PriorError):  # its loading will say why
+        rows = footprint(source).rows_within(sizes[int(number)] if number else min(sizes)) if sizes else STRICT_ROWS
+        if 2 <= rows < STRICT_ROWS and "strict_rows=" not in source:
+            return f"{source}{'?' if Source.parse(source).location == source else '&'}strict_rows={rows}"
+    return source
 
 
 def resolve_device(device: str, *, is_elsewhere: bool = False) -> str:

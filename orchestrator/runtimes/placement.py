@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import InputError
-from orchestrator.host.gpus import LARGE_PRIOR_BYTES, device_in_actor
+from orchestrator.host.gpus import device_in_actor, gpu_share
 
 __all__ = ["ClusterSizes", "Placement", "cluster_device", "on_cluster", "on_this_machine"]
 
+GPU_MEMORY = "gpu_memory_gb"
+"""The resource by which a node of a cluster says how many gigabytes its GPUs have together, which Ray does not find out."""
 PRIOR_SHARE = 0.25
 """Of one machine's cores, for priors; jobs share the rest."""
 MAX_PRIORS = 4
@@ -51,6 +53,7 @@ class Placement:
         is_prior_sized: a large prior takes a whole GPU, whatever `prior` says.
         job_threads, prior_threads: of torch in an actor that was not told how many; 0: every core of its node.
         num_jobs: jobs that find a place beside the priors. memory_bytes: of all nodes, as Ray counts it.
+        gpu_bytes: of each GPU of the cluster, where every node with GPUs declares them as GPU_MEMORY; of these priors ask Ray.
         is_memory_asked: jobs and shard workers say how much memory they need, so that Ray places them where it is.
     """
 
@@ -62,6 +65,7 @@ class Placement:
     prior_threads: int = 0
     num_jobs: int = 1
     memory_bytes: int = 0
+    gpu_bytes: tuple[int, ...] = ()
     is_memory_asked: bool = False
 
     def job_options(self, memory_bytes: int = 0) -> dict[str, Any]:
@@ -76,9 +80,14 @@ class Placement:
         return {**settings, "runtime": runtime | {"num_threads": runtime.get("num_threads") or self.job_threads}}
 
     def prior_options(self, num_bytes: int = 0) -> dict[str, Any]:
-        """Options of a replica's actor. num_bytes: of the prior."""
-        is_large = self.is_prior_sized and num_bytes >= LARGE_PRIOR_BYTES
-        return {**self.prior, **({"num_gpus": 1.0} if is_large else {})}
+        """Options of a replica's actor. num_bytes: that the prior takes of a GPU at ease; 0: not known."""
+        options: dict[str, Any] = dict(self.prior)
+        if self.is_prior_sized and num_bytes:
+            share = gpu_share(num_bytes, min(self.gpu_bytes, default=0))
+            options["num_gpus"] = max(share, self.prior["num_gpus"])
+        if self.gpu_bytes and num_bytes and options["num_gpus"]:
+            options["resources"] = {GPU_MEMORY: min(num_bytes, *self.gpu_bytes) / 1e9}
+        return options
 
 
 def on_this_machine(*, num_cpus: float, num_workers: int, device: str, num_threads: int = 0) -> Placement:
@@ -126,6 +135,7 @@ def on_cluster(
         prior_threads=num_threads or max(1, int(sizes.prior_cpus)),
         num_jobs=_room(nodes, job, prior, num_priors),
         memory_bytes=int(sum(node.get("memory", 0) for node in nodes)),
+        gpu_bytes=_gpu_bytes(nodes) if on_gpu else (),
         is_memory_asked=True,
     )
 
@@ -133,6 +143,14 @@ def on_cluster(
 def cluster_device(nodes: Sequence[Mapping[str, float]]) -> str:
     """ "cuda" where any node has a GPU, else "cpu"."""
     return "cuda" if any(node.get("GPU", 0) > 0 for node in nodes) else "cpu"
+
+
+def _gpu_bytes(nodes: Sequence[Mapping[str, float]]) -> tuple[int, ...]:
+    """Of each GPU, if every node that has some says how much memory they have."""
+    with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if not all(node.get(GPU_MEMORY) for node in with_gpus):
+        return ()
+    return tuple(int(1e9 * node[GPU_MEMORY] / node["GPU"]) for node in with_gpus for _ in range(int(node["GPU"])))
 
 
 def _room(nodes: Sequence[Mapping[str, float]], job: Mapping[str, float], prior: Mapping[str, float], num_priors: int) -> int:

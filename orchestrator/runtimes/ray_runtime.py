@@ -28,7 +28,7 @@ from orchestrator.prior.client import RayPrior
 from orchestrator.prior.deaths import last_words
 from orchestrator.prior.source import PriorLoader
 from orchestrator.prior.wire import Raised
-from orchestrator.runtimes.base import Asked, Attempt, run_recipe
+from orchestrator.runtimes.base import Asked, Attempt, bytes_of_gpus, bytes_on_gpu, run_recipe
 from orchestrator.runtimes.placement import Placement, on_cluster
 from orchestrator.runtimes.ray_start import living_nodes, start_ray, stop_ray
 
@@ -163,18 +163,21 @@ class RayRuntime:
         """Of this machine; on a cluster Ray chooses."""
         if self._address:
             return Gpus(())
-        return Gpus.of(sum(node.get("GPU", 0.0) for node in living_nodes()), self._device)
+        sizes = bytes_of_gpus() if self._device.startswith("cuda") else ()
+        return Gpus.of(sum(node.get("GPU", 0.0) for node in living_nodes()), self._device, sizes=sizes)
 
     def _make_actors(self, placement: Placement) -> None:
         import ray
 
         gpus = self._gpus()
+        at_ease, least = bytes_on_gpu(self._source) if placement.device.startswith("cuda") else (0, 0)
         is_retried = self._num_replicas > 1 or bool(self._address)
         make: Any = ray.remote(PriorActor).options(
-            **placement.prior_options(), max_concurrency=MAX_CONCURRENCY, max_restarts=-1 if is_retried else 0
+            **placement.prior_options(at_ease), max_concurrency=MAX_CONCURRENCY, max_restarts=-1 if is_retried else 0
         )
         arguments = (self._load_prior, self._source, placement.device, placement.prior_threads)
-        places = [gpus.for_prior(number, num_bytes=0, apart_from=range(number)) for number in range(self._num_replicas)]
+        sizes = {"num_bytes": at_ease, "least_bytes": least}
+        places = [gpus.for_prior(number, **sizes, apart_from=range(number)) for number in range(self._num_replicas)]
         self._replicas = [make.remote(*arguments, gpu=gpu) for gpu in places]
         self._prior = RayPrior(self._replicas, attempts=2 * self._num_replicas + 4 if is_retried else 1)
         for replica in self._replicas:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Capacity", "Policy", "PriorView", "QueuedJob", "RunningJob", "View"]
+__all__ = ["Capacity", "GpuNeed", "Policy", "PriorView", "QueuedJob", "RunningJob", "View"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,19 +40,41 @@ class RunningJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriorView:
-    """A prior that is resident. last_used_at: decides which idle one is evicted first."""
+    """A prior that is resident.
+
+    Args:
+        last_used_at: decides which idle one is evicted first.
+        gpus: for each replica its GPU's place in the capacity's, and how many of its bytes are counted for it.
+    """
 
     source: str
     memory_bytes: int
     last_used_at: float
+    gpus: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuNeed:
+    """Bytes of a GPU that each of a prior's replicas must have, and takes where there are more."""
+
+    least: int
+    at_ease: int
+    replicas: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What there is in all: places for workers, and memory for workers and priors together."""
+    """What there is in all: places for workers, and memory for workers and priors together.
+
+    Args:
+        gpus: bytes of each GPU that priors may have; none where they have none, or where its memory is not known.
+        are_gpus_shared_out: whether which prior has which GPU is decided here, as on one machine, and not by Ray.
+    """
 
     num_workers: int
     memory_bytes: int
+    gpus: tuple[int, ...] = ()
+    are_gpus_shared_out: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +110,7 @@ class View:
         last_starts: (user, priority) -> when a job of that queue was last started.
         mean_run: seconds that jobs ran lately, which is what is expected of the next; None where none has ended.
         prior_bytes: source -> bytes of a prior that may have to be loaded; `default_prior_bytes` where unknown.
+        gpu_needs: source -> of a GPU, likewise; a prior that is absent is not counted there.
     """
 
     now: float
@@ -102,3 +125,4 @@ class View:
     mean_run: float | None = None
     prior_bytes: Mapping[str, int] = field(default_factory=dict)
     default_prior_bytes: int = 10**9
+    gpu_needs: Mapping[str, GpuNeed] = field(default_factory=dict)

@@ -43,6 +43,32 @@ def test_all_gpus_are_used_and_a_large_prior_has_one_for_itself():
     assert gpus.load("4") == 1 and gpus.load("GPU-b7") == gpus.load("6") == 0.5
 
 
+def test_where_sizes_are_known_a_prior_goes_where_its_bytes_are_free():
+    gpus = Gpus.of(2.0, "cuda", {}, sizes=[8 * 10**9, 24 * 10**9])
+    sd, xl = {"num_bytes": 5 * 10**9, "least_bytes": 4 * 10**9}, {"num_bytes": 13 * 10**9, "least_bytes": 8 * 10**9}
+    assert gpus.for_prior("sd", **sd) == "1" and gpus.load("1") == 0.5 and gpus.free_bytes("1") == 19 * 10**9
+    assert gpus.for_prior("xl", **xl) == "1" and gpus.load("1") == 1.5, "more than half of it is a whole one"
+    assert gpus.for_prior("other", **sd) == "0" and gpus.load("0") == 1
+    assert [gpus.held(name) for name in ("xl", "nobody")] == [(1, 13 * 10**9), None]
+    assert gpus.for_job("job") == "0", "which has less to do"
+    gpus.release("xl")
+    assert gpus.free_bytes("1") == 19 * 10**9
+    with pytest.raises(InputError, match=r"needs 25.0 GB of a GPU at least, and the largest GPU here has 24.0 GB; take"):
+        gpus.for_prior("flux", num_bytes=30 * 10**9, least_bytes=25 * 10**9)
+    assert Gpus.of(2.0, "cuda:1", {}, sizes=[8, 24]).sizes == (24,)
+
+
+def test_nodes_that_declare_their_gpus_memory_are_asked_for_it():
+    small, large = ({"CPU": 8, "GPU": num, "gpu_memory_gb": gb, "memory": 9e9} for num, gb in ((2, 48), (1, 80)))
+    place = on_cluster([HEAD, small, large])
+    assert place.gpu_bytes == (24 * 10**9, 24 * 10**9, 80 * 10**9)
+    half, whole = place.prior_options(5 * 10**9), place.prior_options(13 * 10**9)
+    assert (half["num_gpus"], half["resources"]) == (0.5, {"gpu_memory_gb": 5})
+    assert (whole["num_gpus"], whole["resources"]) == (1, {"gpu_memory_gb": 13})
+    assert on_cluster([small, WITH_GPU]).gpu_bytes == () and on_cluster([small], device="cpu").gpu_bytes == ()
+    assert "resources" not in on_cluster([small, WITH_GPU]).prior_options(13 * 10**9)
+
+
 def test_a_numbered_gpu_is_that_one_and_must_be_there():
     assert {Gpus.of(2.0, "cuda:1", {}).for_job(n) for n in range(3)} == {"1"}
     assert Gpus.of(2.0, "cuda:1", {"CUDA_VISIBLE_DEVICES": "6,7"}).for_job(0) == "7"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -12,6 +13,8 @@ from orchestrator.daemon.options import DaemonOptions
 from orchestrator.runtimes.ray_runtime import RayRuntime
 from tests.fakes import load_fake_prior
 
+GB = 10**9
+
 
 @pytest.fixture
 def two_gpus(monkeypatch):
@@ -20,6 +23,8 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda **options: start(**options, num_gpus=2))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    sizes = (8 * GB, 24 * GB)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(total_memory=sizes[number]))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -32,7 +37,7 @@ def device(actor) -> str:
     return ray.get(actor.__ray_call__.remote(lambda self: self._device))
 
 
-def test_a_command_and_an_orchestrator_use_both(two_gpus, tmp_path):
+def test_a_command_and_an_orchestrator_use_both(two_gpus, tmp_path, monkeypatch):
     with RayRuntime(load_fake_prior, "fake", device="cuda", num_threads=1) as runtime:
         actors = [*runtime._replicas, runtime._job]
         assert seen(*actors) == ["0", "1"] and {device(actor) for actor in actors} == {"cuda"}
@@ -42,3 +47,11 @@ def test_a_command_and_an_orchestrator_use_both(two_gpus, tmp_path):
         assert seen(*workers._prior("another")) == ["0", "1"]
         workers.evict("fake")
         assert [workers._gpus.load(name) for name in "01"] == [0.5, 0.5]
+        assert workers.capacity.gpus == (8 * GB, 24 * GB)
+        workers.evict("another")
+        # Two replicas of 13 GB at ease and 9 at least fit on the larger GPU alone, and leave room on the smaller one.
+        takes = {"large": (13 * GB, 9 * GB)}
+        monkeypatch.setattr(ray_workers, "bytes_on_gpu", lambda source: takes.get(source, (2 * GB, GB)))
+        assert seen(*workers._prior("large")) == ["1", "1"] and seen(*workers._prior("small")) == ["0", "0"]
+        workers._last_used |= {"large": 0.0, "small": 0.0}
+        assert [view.gpus for view in workers.priors()] == [((1, 13 * GB), (1, 11 * GB)), ((0, 2 * GB), (0, 2 * GB))]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.scheduling import Capacity, Plan, Policy, PriorView, QueuedJob, RunningJob, View, schedule
+from orchestrator.scheduling import Capacity, GpuNeed, Plan, Policy, PriorView, QueuedJob, RunningJob, View, schedule
 
 GB = 10**9
 NOW = 100_000.0
@@ -103,6 +103,43 @@ def test_idle_priors_are_evicted_least_recently_used_first():
     busy = [running(9, prior="b", memory_bytes=0)]
     assert list(plan(jobs, memory=10, priors=priors, prior_bytes={"d": 2 * GB}, running=busy).evict) == ["c"]
     assert plan(jobs, memory=100, priors=priors).evict == {}
+
+
+def on_gpus(*jobs: QueuedJob, gpus: tuple[int, ...], needs: dict[str, tuple[int, int, int]], **others) -> Plan:
+    """Plan on GPUs of so many GB; needs: prior -> GB at least, at ease, and replicas."""
+    capacity = Capacity(num_workers=9, memory_bytes=1000 * GB, gpus=tuple(size * GB for size in gpus))
+    of_each = {name: GpuNeed(least=least * GB, at_ease=ease * GB, replicas=num) for name, (least, ease, num) in needs.items()}
+    return schedule(View(now=NOW, capacity=capacity, queued=jobs, gpu_needs=of_each, **others))
+
+
+def test_a_prior_that_no_gpu_holds_is_refused_with_both_numbers():
+    decided = on_gpus(queued(1, prior="xl"), queued(2), gpus=(8, 12), needs={"xl": (14, 20, 1), "toybox": (1, 2, 1)})
+    assert list(decided.refuse) == [1] and list(decided.start) == [2]
+    assert "Its prior needs 14.0 GB of a GPU at least, but the largest of 2 has 12.0 GB" in decided.refuse[1]
+    assert "14.0 GB" not in str(on_gpus(queued(1, prior="xl"), gpus=(), needs={"xl": (14, 20, 1)}).refuse), "not known"
+
+
+def test_priors_fill_gpus_and_wait_for_one_or_evict_an_idle_one():
+    needs = dict.fromkeys("abc", (8, 11, 1))
+    jobs = [queued(id, prior=name, ready_at=NOW - 1000) for id, name in enumerate("abc", 1)]
+    decided = on_gpus(*jobs, gpus=(16, 16), needs=needs)
+    assert list(decided.start) == [1, 2], "one on each"
+    assert decided.wait[3].startswith("its prior needs 8.0 GB of a GPU, and 5.0 GB of one are free")
+    old = {"memory_bytes": 0, "last_used_at": NOW - 9}
+    here = [PriorView(source=name, gpus=((gpu, 11 * GB),), **old) for gpu, name in enumerate("ab")]
+    idle = on_gpus(jobs[2], gpus=(16, 16), needs=needs, priors=here, running=[running(7, prior="a")])
+    assert list(idle.start) == [3] and list(idle.evict) == ["b"]
+    both = on_gpus(jobs[2], gpus=(16, 16), needs=needs, priors=here, running=[running(7, prior="a"), running(8, prior="b")])
+    assert list(both.wait) == [3] and not both.evict
+    assert list(on_gpus(jobs[0], gpus=(16, 16), needs=needs, priors=here).start) == [1], "it is resident"
+
+
+def test_replicas_need_room_each():
+    needs = {"a": (8, 11, 2)}
+    job = queued(1, prior="a", ready_at=NOW - 1000)
+    (reason,) = on_gpus(job, gpus=(15,), needs=needs).refuse.values()
+    assert "needs 8.0 GB of a GPU at least for each of 2 replicas, but the largest of 1 has 15.0 GB" in reason
+    assert on_gpus(job, gpus=(15, 15), needs=needs).start and on_gpus(job, gpus=(24,), needs=needs).start
 
 
 def test_jobs_of_a_resident_prior_go_first_for_a_while():
