@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("others", nargs="*", help="for schemathesis, after --")
     given = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         url, token = (given.url, given.token) if given.url else stack.enter_context(served(folder / "state"))
         often: dict[str, Any] = {"max_examples": given.max_examples, "phases": given.phases, "folder": folder}
         if given.others:
@@ -169,6 +169,8 @@ def _arrange() -> None:
     def before_call(context: Any, case: Any, kwargs: Any) -> None:
         is_valid = case.meta is not None and case.meta.generation.mode.is_positive
         is_valid = is_valid and all(part.mode.is_positive for part in case.meta.components.values())
+        if is_valid and isinstance(bytes_ := getattr(case.body, "data", None), bytes):
+            kwargs["data"] = bytes_  # which schemathesis writes as an empty text where the type is text
         if is_valid and isinstance(case.body, dict):
             settings = case.body.get("settings")
             if isinstance(settings, dict):

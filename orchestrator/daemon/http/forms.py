@@ -78,15 +78,16 @@ Settings = Annotated[
 ]
 ExportSettings = Annotated[dict[str, Any], Field(description="Those of mesh and export.", examples=[{"mesh.max_faces": 5000}])]
 Upload = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="The id of an upload, which is its sha256.")]
-Name = Annotated[
-    str,
-    Field(
+
+
+def _name(most: int) -> Any:
+    """The schema of a run folder's name of at most so many characters, or of a path."""
+    return Field(
         min_length=1,
         max_length=1000,
         description="A name inside your output folder; of the owner also a path.",
-        json_schema_extra={"pattern": rf"^([A-Za-z0-9][A-Za-z0-9._-]{{0,99}}|/{SAFE[1:]})"},
-    ),
-]
+        json_schema_extra={"pattern": rf"^([A-Za-z0-9][A-Za-z0-9._-]{{0,{most - 1}}}|/{SAFE[1:-1]})$"},
+    )
 
 
 class Body(BaseModel):
@@ -111,7 +112,7 @@ class Form(Body):
 class JobForm(Form):
     """What every kind of job may be told."""
 
-    out: Name | None = None
+    out: Annotated[str, _name(100)] | None = None
     priority: int = Field(0, ge=-1000, le=1000, description="Larger goes first.")
     paused: bool = Field(False, description="Queue it without starting it.")
 
@@ -152,6 +153,8 @@ class TextureForm(PromptForm):
 class BestOfForm(TextTo3DForm):
     """A sentence to several meshes, of which the one with the best figure is kept as the winner."""
 
+    out: Annotated[str, _name(75)] | None = None
+    """Each seed's folder has `-seed-` and its number behind it."""
     num_seeds: int = Field(ge=2, le=1000, description="From `seed` on.")
     metric: Literal[(*MESH_METRICS, CLIP_METRIC)] | None = Field(  # type: ignore[valid-type]
         BEST_METRIC, description="Whose largest value wins; null: the first to finish, and the others are cancelled."

@@ -17,7 +17,7 @@ from jobs.errors import Conflict, InputError
 from jobs.extensions import is_extension
 from jobs.kinds import AnySpec, spec_from_json
 from jobs.ledger import JobRecord, Ledger, Submission
-from jobs.specs import ExportSpec
+from jobs.specs import ExportSpec, TextTo3DSpec
 from jobs.states import State
 from jobs.texture.spec import TextureSpec
 from jobs.words.prompts import slug
@@ -82,6 +82,10 @@ class Maker:
 
     def text_to_3d(self, form: TextTo3DForm, who: Principal, key: str | None) -> Submission:
         """One mesh. Raises InputError."""
+        spec, settings = self._fit(form, who)
+        return self._submission(spec, settings, form, who, key)
+
+    def _fit(self, form: TextTo3DForm, who: Principal) -> tuple[TextTo3DSpec, JobSettings]:
         options = {
             "fit.num_steps": form.num_steps,
             "distillation.guidance_scale": form.guidance_scale,
@@ -90,7 +94,7 @@ class Maker:
         }
         settings = self._composed(form, options, who)
         spec = settings.text_to_3d(form.prompt, seed=form.seed)
-        return self._submission(spec, JobSettings(export=settings.export, runtime=settings.runtime), form, who, key)
+        return spec, JobSettings(export=settings.export, runtime=settings.runtime)
 
     def texture(self, form: TextureForm, who: Principal, key: str | None) -> Submission:
         """An uploaded mesh or that of a finished job, painted. Raises InputError."""
@@ -118,11 +122,12 @@ class Maker:
     def best_of(self, form: BestOfForm, who: Principal, key: str | None) -> list[Submission]:
         """One mesh a seed, each in a folder of its own. Raises InputError."""
         self._check_quota(who, form.num_seeds)
+        spec, settings = self._fit(form.model_copy(update={"settings": {**_LOOKED_AT, **form.settings}}), who)
         made = []
         for seed in range(form.seed, form.seed + form.num_seeds):
-            out = form.out and f"{form.out}-seed-{seed}"
-            one = form.model_copy(update={"seed": seed, "out": out, "settings": {**_LOOKED_AT, **form.settings}})
-            made.append(self.text_to_3d(one, who, key and f"{key} seed {seed}"))
+            one = form.model_copy(update={"out": form.out and f"{form.out}-seed-{seed}"})
+            own_key = key and f"{key} seed {seed}"
+            made.append(self._submission(dataclasses.replace(spec, seed=seed), settings, one, who, own_key))
         return made
 
     def images(self, form: ImagesForm, who: Principal, key: str | None) -> Submission:

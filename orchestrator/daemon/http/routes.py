@@ -111,7 +111,8 @@ def make_app(
     for path, stream in (("/jobs/{job_id}/events", calls.job_events), ("/events", calls.all_events)):
         told: dict[int | str, dict[str, Any]] = {200: {"content": happenings, "description": "Events."}}
         api.add_api_route(path, stream, response_model=None, response_class=Response, responses=told)
-    body = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOADS}, "required": True}
+    bytes_sent = {"type": "string", "format": "binary", "minLength": 1}
+    body = {"content": {kind: {"schema": bytes_sent} for kind in UPLOADS}, "required": True}
     made: dict[int | str, dict[str, Any]] = {201: {"model": answers.UploadInfo}, 200: {"model": answers.UploadInfo}}
     api.add_api_route(
         "/uploads",

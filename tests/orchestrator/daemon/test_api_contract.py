@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,17 @@ def test_again_with_what_a_job_has_not_is_a_conflict(api: Api):  # noqa: F811
     for settings, status in (({"fit.num_steps": 9}, 409), ({"recipe": "toybox"}, 409), ({"export.formats": ["stl"]}, 201)):
         found, answer, _ = api("submit", "POST", f"/v1/jobs/{job}/again", {"settings": settings, "paused": True})
         assert found == status, answer
+
+
+def test_a_name_that_the_schema_takes_is_taken_and_no_other(api: Api):  # noqa: F811
+    models = api.ok("nobody", "GET", "/openapi.json")["components"]["schemas"]
+    for path, model, extra, most in (("text-to-3d", "TextTo3DForm", {}, 100), ("best-of", "BestOfForm", {"num_seeds": 2}, 75)):
+        schema = next(one for one in models[model]["properties"]["out"]["anyOf"] if one["type"] == "string")
+        for out in ("a" * most, "A.b-c_9", "a" * (most + 1), "a b", "O7gP\n\x1b0O|", ".hidden", "-a", "a/b"):
+            is_name = re.search(schema["pattern"], out) is not None
+            form = {"prompt": "a chair", "out": out, "seed": 2**63 - 2**20 - 2, "paused": True, **extra}
+            status, answer, _ = api("submit", "POST", f"/v1/{path}", form)
+            assert is_name == (out in ("a" * most, "A.b-c_9")) and (status == 201) == is_name, answer
 
 
 def test_an_upload_of_nothing_is_refused(api: Api):  # noqa: F811

@@ -20,8 +20,9 @@ import pytest
 import trimesh
 
 from jobs.errors import InputError, NotFound
-from orchestrator.daemon.http import connections
+from orchestrator.daemon.http import connections, making
 from orchestrator.daemon.http.guard import COOKIE, OPENAI_PATHS
+from orchestrator.daemon.http.making import composed
 from orchestrator.daemon.http.page import STUDIO
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
@@ -355,6 +356,27 @@ def test_a_job_from_its_form_to_its_end(api: Api, tmp_path: Path):
         api.ok("submit", "POST", f"/v1/jobs/{number}/cancel")
     assert api.ok("submit", "DELETE", f"/v1/jobs/{job}") == {"id": job}
     assert api("submit", "GET", f"/v1/jobs/{job}")[0] == 404
+
+
+def test_many_seeds_are_composed_once(api: Api, monkeypatch):
+    """Hydra takes a tenth of a second, and a best-of may have a thousand seeds."""
+    calls = []
+    monkeypatch.setattr(making, "composed", lambda settings: calls.append(settings) or composed(settings))
+    form = {
+        "prompt": "a blue chair",
+        "num_seeds": 40,
+        "seed": 5,
+        "out": "many",
+        "settings": {"fit.num_steps": 33},
+        "paused": True,
+    }
+    made = api.ok("submit", "POST", "/v1/best-of", form, Idempotency_Key="many")
+    assert len(calls) == 1
+    specs = [api.ok("read", "GET", f"/v1/jobs/{job['id']}")["job"] for job in (made["jobs"][0], made["jobs"][-1])]
+    assert [one["spec"]["seed"] for one in specs] == [5, 44] and {one["spec"]["fit"]["num_steps"] for one in specs} == {33}
+    assert [Path(one["out"]).name for one in specs] == ["many-seed-5", "many-seed-44"]
+    again = api.ok("submit", "POST", "/v1/best-of", form, Idempotency_Key="many")
+    assert [job["id"] for job in again["jobs"]] == [job["id"] for job in made["jobs"]]
 
 
 def test_uploads_become_tables_and_pictures(api: Api, tmp_path: Path):
