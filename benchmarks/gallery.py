@@ -1,7 +1,7 @@
 """The gallery: 24 prompts, or with --first 64 all 64, half of them held out, through the product itself, with its scores.
 
 The prompts and the seed are fixed below and nothing is picked; all are shown, what fails as failed. An interrupted run goes
-on when it is repeated. docs/gallery/ gets one small contact sheet a prompt, meshes.webp (one view of each), README.md and
+on when it is repeated. docs/gallery/ gets one small contact sheet a prompt, meshes.webp (the 24, turning), README.md and
 scores.json.
 """
 
@@ -180,7 +180,8 @@ def write_gallery(made: Sequence[Made], docs: Path, *, preset: str, prior: str, 
         write_small_webp(sheet, docs / one.sheet, max_bytes=MAX_SHEET_BYTES, max_width=SHEET_WIDTH)
     report = None
     if succeeded:
-        write_small_animation(turning(succeeded), docs / "meshes.webp", max_bytes=MAX_TURN_BYTES)
+        shown = [one for one in succeeded if one.prompt in PROMPTS]
+        write_small_animation(turning(shown), docs / "meshes.webp", max_bytes=MAX_TURN_BYTES)
         with make_display(stream=sys.stderr) as display:
             settings = EvaluationSettings(prior=prior, judge=judge)
             report, page = evaluate_meshes([one.folder for one in succeeded], settings, display=display)
@@ -222,7 +223,7 @@ def index(made: Sequence[Made], report: MeshesReport | None, *, preset: str, mac
         "",
     ]
     if report is not None:
-        lines += ["![each mesh turning](meshes.webp)", ""]
+        lines += ["![the first 24 turning](meshes.webp)", ""]
         lines += ["What the judge saw, beside the true objects:", "", "![overview](overview.webp)", ""]
     for one in made:
         lines += [f"## {one.number}. {one.prompt}", ""]
