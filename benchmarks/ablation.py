@@ -137,7 +137,6 @@ def figures_of(folders: Sequence[Path]) -> tuple[dict[str, object], list[dict[st
         **row,
         "silhouette_interval": interval,
         "clay_right_kind": round(clay, 3),
-        "seconds": statistics.mean(seconds),
     }, each
 
 
