@@ -6,7 +6,7 @@ One class holds them all. It answers the requests of samplers and of score disti
 import contextlib
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.adapter_cache import AdapterCache, adapter_bytes
+from diffusion.checkpoints.adapted import adapted
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import MAX_TEXT_BYTES, coding_bytes, encoder_gradient_bytes, least_bytes, network_bytes
+from diffusion.checkpoints.lora_files import Lora
 from diffusion.checkpoints.read import read
 from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
@@ -65,10 +68,12 @@ class Prior(Checkpoint):
     Attributes:
         latent_shape: (C, h, w) of one picture.
         lends_towers: whether the text towers stay on the CPU, and are on the device only while they read.
+        loras: what has been put into its networks for a request, see `adapted`.
     """
 
     lends_towers: bool = False
     text_cache: RowCache = field(default_factory=lambda: RowCache(MAX_CACHED_BYTES))
+    loras: tuple[Lora, ...] = ()
     _colours: LatentColours | None = None
 
     @classmethod
@@ -116,6 +121,36 @@ class Prior(Checkpoint):
     def _reading(self, tower: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Inside, the tower is on the device."""
         return lent(tower, self.device) if self.lends_towers else contextlib.nullcontext()
+
+    @functools.cached_property
+    def adapters(self) -> "AdapterCache[Prior]":
+        """The LoRAs that requests have brought."""
+        return AdapterCache(adapter_bytes(self.num_bytes))
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        modules = [part for part in vars(self).values() if isinstance(part, nn.Module)]
+        return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
+
+    def adapted(self, loras: tuple[Lora, ...], *, in_use: Collection[tuple[Lora, ...]] = ()) -> "Prior | None":
+        """This prior with LoRAs in it; it shares all that they do not change, and so do the texts that it keeps.
+
+        Args:
+            in_use: what is at work, and stays.
+
+        Returns:
+            None while what is in use leaves no room.
+
+        Raises:
+            PriorError: a LoRA is missing, damaged, was trained for another base, or takes too much memory.
+        """
+
+        def make() -> tuple[Prior, int]:
+            model, num_bytes = adapted(self, loras)
+            return replace(model, loras=loras), num_bytes
+
+        return self.adapters.get(loras, make, in_use=in_use) if loras else self
 
     @property
     def name(self) -> str:
@@ -324,14 +359,14 @@ class Prior(Checkpoint):
         """Whether `condition` has this pair ready."""
         chunks = num_chunks or self.num_chunks([prompt, negative_prompt])
         texts = (prompt, self._negative(negative_prompt))
-        return all((text, self._told_size(size), chunks) in self.text_cache for text in texts)
+        return all((self.loras, text, self._told_size(size), chunks) in self.text_cache for text in texts)
 
     def _negative(self, prompt: str) -> str | None:
         """None stands for no text at all, which is not the same as the empty text."""
         return None if self.zeros_for_empty_negative and not prompt else prompt
 
     def _row(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:
-        return self.text_cache.get((prompt, size, num_chunks), lambda: self._project(prompt, size, num_chunks))
+        return self.text_cache.get((self.loras, prompt, size, num_chunks), lambda: self._project(prompt, size, num_chunks))
 
     @torch.no_grad()
     def _project(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:

@@ -23,6 +23,8 @@ __all__ = ["canonical_json", "fingerprint", "from_plain", "near_matches", "to_pl
 
 T = TypeVar("T")
 NOT_IN_FINGERPRINT = {"fingerprint": False}
+IN_FINGERPRINT_IF_SET = {"fingerprint": "if set"}
+"""Of a field that a later version added: specs that do not use it keep the fingerprint that they had."""
 
 
 def to_plain(value: Any, *, for_fingerprint: bool = False) -> Any:
@@ -30,13 +32,14 @@ def to_plain(value: Any, *, for_fingerprint: bool = False) -> Any:
 
     Args:
         value: a dataclass instance, or a value inside one.
-        for_fingerprint: leave out fields whose metadata says `{"fingerprint": False}`.
+        for_fingerprint: leave out fields whose metadata says `NOT_IN_FINGERPRINT`, and what is empty in those of
+            `IN_FINGERPRINT_IF_SET`.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: to_plain(getattr(value, field.name), for_fingerprint=for_fingerprint)
             for field in dataclasses.fields(value)
-            if field.init and (not for_fingerprint or field.metadata.get("fingerprint", True))
+            if field.init and (not for_fingerprint or _counts(field, getattr(value, field.name)))
         }
     if isinstance(value, Mapping):
         return {str(key): to_plain(item, for_fingerprint=for_fingerprint) for key, item in value.items()}
@@ -45,6 +48,11 @@ def to_plain(value: Any, *, for_fingerprint: bool = False) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON; use plain values in specs")
+
+
+def _counts(field: dataclasses.Field[Any], value: Any) -> bool:
+    counts = field.metadata.get("fingerprint", True)
+    return bool(value) if counts == "if set" else counts
 
 
 def canonical_json(value: Any) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from diffusion.checkpoints.lora_files import Lora
 from diffusion.distillation import Distilled, Form, Weighting
 from diffusion.process import Schedule
 from diffusion.requests import Guidance
@@ -21,7 +22,7 @@ from diffusion.samplers import Spacing
 from diffusion.seeding import Key
 from jobs.errors import InputError
 
-__all__ = ["DistillationQuery", "GenerateRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo"]
+__all__ = ["DistillationQuery", "GenerateRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo", "with_loras"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ class _ViewsQuery:
     cameras: Tensor | None = None
     group_views: int = 1
     strict: bool = False
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,6 +123,7 @@ class DistillationQuery(_ViewsQuery):
         cameras: (V, 16) of a prior that takes them, see `nerf3d.cameras.Cameras.pose_vectors`.
         group_views: so many neighbouring views are of one object and judged together.
         strict: the answer is bit-identical whatever else the prior is asked meanwhile; otherwise its last bits may differ.
+        loras: what is put into the prior's networks for this query.
         negative_prompt: one for all views.
         guidance: classifier-free guidance of every view.
         form, weighting: see `diffusion.distillation`.
@@ -159,10 +162,12 @@ class GenerateRequest:
         strict: each image is bit-identical whatever else the prior is asked, and whichever images are asked for with it.
         cameras: (N, 16) of a prior that takes them; None for pictures without a camera.
         group_views: so many neighbouring images are views of one object: one prompt, one seed, noise of their own.
+        loras: what is put into the prior's networks for these images.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
+    loras: tuple[Lora, ...] = ()
     cameras: Tensor | None = None
     group_views: int = 1
     num_steps: int = 30
@@ -222,3 +227,35 @@ class PriorClient(Protocol):
     def generate_with_previews(self, request: GenerateRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
         """`generate`, with a preview of the pictures each time the network has been asked `every` times more."""
         ...
+
+
+def with_loras(prior: PriorClient, loras: tuple[Lora, ...]) -> PriorClient:
+    """The prior as one job sees it, all of whose requests have these LoRAs; the prior itself for none."""
+    return _WithLoras(prior, loras) if loras else prior
+
+
+@dataclass(frozen=True)
+class _WithLoras:
+    prior: PriorClient
+    loras: tuple[Lora, ...]
+
+    def info(self) -> PriorInfo:
+        return self.prior.info()
+
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        return self.prior.prompt_warnings(prompts)
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        return self.prior.unknown_words(prompts)
+
+    def distill(self, query: DistillationQuery) -> Distilled:
+        return self.prior.distill(replace(query, loras=self.loras))
+
+    def losses(self, query: LossQuery) -> Tensor:
+        return self.prior.losses(replace(query, loras=self.loras))
+
+    def generate(self, request: GenerateRequest) -> np.ndarray:
+        return self.prior.generate(replace(request, loras=self.loras))
+
+    def generate_with_previews(self, request: GenerateRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
+        return (yield from self.prior.generate_with_previews(replace(request, loras=self.loras), every=every))

@@ -6,11 +6,13 @@ with one fingerprint give the same pictures and the same mesh (on one machine, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.lora_files import Lora
 from diffusion.distillation import DistillationConfig
 from diffusion.samplers import SAMPLERS, Spacing
 from jobs import codec
@@ -30,6 +32,7 @@ __all__ = [
     "PictureSpec",
     "Spec",
     "TextTo3DSpec",
+    "find_loras",
 ]
 
 MESH_FORMATS = ("glb", "gltf", "obj", "ply", "stl", "3mf", "usdz")
@@ -103,6 +106,7 @@ class TextTo3DSpec(Spec):
         recipe: the name of the recipe that the settings began with, for the manifest; like formats, it shapes nothing itself.
         formats: mesh files to write, among `MESH_FORMATS`; they do not change the mesh, so not the fingerprint either.
         clip: folder of a CLIP that scores the mesh, see `diffusion.text.image_text`; "": none. The mesh stays the same.
+        loras: what is put into the prior's networks for this job, one after the other.
         fit, distillation, mesh: the settings of the three packages that do the work.
 
     Raises:
@@ -118,6 +122,7 @@ class TextTo3DSpec(Spec):
     recipe: str = field(default="toybox", metadata=codec.NOT_IN_FINGERPRINT)
     formats: tuple[str, ...] = field(default=("glb",), metadata=codec.NOT_IN_FINGERPRINT)
     clip: str = field(default="", metadata=codec.NOT_IN_FINGERPRINT)
+    loras: tuple[Lora, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
     fit: FitConfig = field(default_factory=FitConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -160,6 +165,7 @@ class PictureSettings:
         mask_feather: standard deviation of the blur of a mask's edge in the prior's pixels, 0 (hard) to 10.
         width, height: of a picture in pixels, 8 to 16,384; None is the prior's own, or of an edited picture what keeps its
             aspect.
+        loras: what is put into the prior's networks for these pictures, one after the other.
 
     Raises:
         InputError: a value that is not allowed, named.
@@ -180,6 +186,7 @@ class PictureSettings:
     mask_feather: float = 1.0
     width: int | None = None
     height: int | None = None
+    loras: tuple[Lora, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
 
     def __post_init__(self) -> None:
         check_prompt(self.negative_prompt, name="negative prompt", allow_empty=True)
@@ -313,6 +320,22 @@ class ExportSpec(Spec):
 
 
 JobSpec = TextTo3DSpec | ImagesSpec
+
+
+def find_loras(texts: Sequence[str], folder: Path | None = None) -> tuple[Lora, ...]:
+    """The LoRAs of FILE or FILE:SCALE, their files hashed.
+
+    Args:
+        folder: where relative paths begin; the working folder by default.
+
+    Raises:
+        InputError: one is missing, cannot be read, or its scale is none.
+    """
+    try:
+        return tuple(Lora.named(text, folder) for text in texts)
+    except PriorError as error:
+        message = str(error).rstrip(".")
+        raise InputError(f"{message[:1].upper()}{message[1:]}.") from error
 
 
 def check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion import requests
+from diffusion.checkpoints.lora import modules
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.parameterisation import Prediction
-from diffusion.prior import PriorCard
+from diffusion.prior import Prior, PriorCard
 from diffusion.prior_folder import save_prior
 from diffusion.schedule import NoiseSchedule
 from diffusion.text.clip import TextConfig, TextEncoder
@@ -154,3 +156,31 @@ def save_tiny_prior(folder: Path) -> Path:
         schedule=NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"),
     )
     return folder
+
+
+LORA_RANK = 2
+LORA_MODULES = (
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+    "unet.down_blocks.0.resnets.0.conv1",
+    "text_encoder.text_model.encoder.layers.1.self_attn.v_proj",
+)
+
+
+def lora_tensors(prior: Prior, *names: str, seed: int = 0, rank: int = LORA_RANK) -> dict[str, Tensor]:
+    """A LoRA of random factors for these modules, in diffusers' layout."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name in names:
+        weight = modules(prior)[name].weight
+        assert weight is not None
+        window = weight.shape[2:]
+        found[f"{name}.lora_A.weight"] = torch.randn(rank, *weight.shape[1:], generator=generator) * 0.3
+        found[f"{name}.lora_B.weight"] = torch.randn(len(weight), rank, *(1 for _ in window), generator=generator) * 0.3
+    return found
+
+
+def save_tiny_lora(path: Path, folder: Path, *, seed: int = 0) -> Path:
+    """A LoRA for `save_tiny_prior`'s folder: attention, a convolution and the text tower."""
+    save_file(lora_tensors(Prior.load(folder), *LORA_MODULES, seed=seed), path)
+    return path

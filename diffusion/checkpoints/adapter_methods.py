@@ -26,6 +26,8 @@ ROLES = (
     *((re.compile(rf"\.{name}$"), name) for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")),
     *((re.compile(rf"\.lokr_{name}$"), f"lokr_{name}") for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
 )
+PLAIN = frozenset(("down", "up", "up_bias", "diff_b", "scalar"))
+"""What a plain LoRA has; DoRA has magnitudes besides, a Tucker core stands between the factors."""
 # Methods that share the file format and are not offered.
 OTHER_METHODS = {"oft_diag": "OFT", "oft_blocks": "OFT", "a1": "BOFT", "on_input": "IA3", "glora": "GLoRA"}
 
@@ -57,6 +59,28 @@ class Adapter:
             raise ValueError(f"{delta.shape[0]} x {delta[0].numel()}")
         changed = weight.float() + scale * delta.reshape(weight.shape).to(weight.device)
         return changed if "magnitude" not in self.tensors else _with_magnitude(changed, self.tensors["magnitude"])
+
+    def factors(
+        self, weight: Tensor, scale: float, *, alpha: float | None, rank_stabilised: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
+        """A plain LoRA as A (r, I, ...) and B (O, r), float32, every scale in B; None where the change is no sum of these.
+
+        Raises:
+            KeyError: a tensor is missing, by its role. ValueError: the tensors do not fit the weight.
+        """
+        if not self.tensors.keys() & {"down", "up"} or self.tensors.keys() - PLAIN:
+            return None
+        up, down = self.tensors["up"].float().flatten(1), self.tensors["down"].float()
+        if up.shape != (len(weight), len(down)) or down[0].numel() != weight[0].numel():
+            raise ValueError(f"{len(up)} x {down[0].numel()}")
+        scalar = float(self.tensors["scalar"]) if "scalar" in self.tensors else 1.0
+        strength = scale * scalar * self._strength(len(down), alpha, rank_stabilised)
+        return down.reshape(len(down), *weight.shape[1:]), strength * up
+
+    @property
+    def changes_bias(self) -> bool:
+        """Whether it changes the module's bias."""
+        return bool(self.tensors.keys() & {"diff_b", "up_bias"})
 
     def bias_change(self, *, alpha: float | None, rank_stabilised: bool = False) -> Tensor | None:
         """What is added to the module's bias, (O,) float32; None for nothing."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from diffusion.adapter_cache import adapter_bytes
 from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
 from diffusion.checkpoints.folder import TEXT_STEMS, UNET_STEMS, VAE_STEMS, parts_of
 from diffusion.checkpoints.read import locate
@@ -72,7 +73,7 @@ class Footprint:
 
     Args:
         weights: in the precision they are loaded in; towers: of each of those among them that read text.
-        text: encoded prompts, at most. activations: at work.
+        text: encoded prompts, at most. activations: at work. adapters: what requests' LoRAs keep, at most.
         at_ease: activations of so many rows, one picture decoded as a whole, or one view whose gradient is asked for.
         row: activations of a row of the network's forward.
         least: activations of one guided picture, as thrifty as can be; least_of_3d: of such a view as well.
@@ -81,6 +82,7 @@ class Footprint:
     weights: int
     text: int
     activations: int
+    adapters: int
     towers: tuple[int, ...] = ()
     at_ease: int = 0
     row: int = 0
@@ -90,7 +92,7 @@ class Footprint:
     @property
     def total(self) -> int:
         """All of it, and the process around it."""
-        return PROCESS_BYTES + self.weights + self.text + self.activations
+        return PROCESS_BYTES + self.weights + self.text + self.activations + self.adapters
 
     @property
     def beside_gpu(self) -> int:
@@ -137,7 +139,8 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
     least, of_3d = (least_bytes(unet, autoencoder, latents, in_3d=in_3d, **sizes) for in_3d in (False, True))
     row = network_bytes(unet, latents, itemsize=width)
     at_ease = max(of_3d, activation_bytes(unet, autoencoder, latents, rows=rows, pictures=1, **sizes))
-    return Footprint(network + sum(towers) + vae_weights, MAX_TEXT_BYTES, activations, towers, at_ease, row, least, of_3d)
+    weights = network + sum(towers) + vae_weights
+    return Footprint(weights, MAX_TEXT_BYTES, activations, adapter_bytes(weights), towers, at_ease, row, least, of_3d)
 
 
 def activation_bytes(

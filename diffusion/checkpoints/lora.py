@@ -6,6 +6,8 @@ files; diffusers and PEFT write them with dots, in several spellings over the ye
 
 import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from diffusion.checkpoints.adapter_methods import OTHER_METHODS, ROLES, Adapter
 from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.errors import PriorError, making_sense_of
+from diffusion.checkpoints.lora_files import lora_file
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.textual_inversion import check_words, teach
 from diffusion.checkpoints.transformer_keys import folder_transformer
@@ -36,8 +39,6 @@ SPELLINGS = (
     (re.compile(r"\.self_attn\.to_out_lora\.(down|up)\."), r".self_attn.out_proj.lora.\1."),
 )
 KOHYA = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
-# The files of a folder that holds a LoRA, as PEFT and diffusers call them.
-FOLDER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 # Words that some trainers bundle with an adapter: `bundle_emb.WORD.string_to_param.*`, or `.clip_l` and `.clip_g`.
 BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+?)\.(?P<tower>string_to_param\.\*|clip_l|clip_g)")
 BUNDLED_TOWERS = {"string_to_param.*": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -68,12 +69,97 @@ class Module:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """A LoRA as it was read.
+
+    Args:
+        adapters: module -> its tensors, in whatever spelling `modules` knows. settings: by component.
+        words: that the file bundles -> tower -> vectors (n, width).
+    """
+
+    file: Path
+    adapters: dict[str, Adapter]
+    settings: dict[str, Settings]
+    words: dict[str, dict[str, Tensor]]
+
+    @classmethod
+    def read(cls, path: Path) -> "LoraFile":
+        """Reads a `.safetensors` file or an old pickle, or a folder that PEFT or diffusers wrote.
+
+        Raises:
+            PriorError: it is missing, damaged, of another method, or holds none.
+        """
+        file = lora_file(path)
+        weights = Weights([file])
+        read = cls(file, adapters_by_module(weights, file), peft_settings(weights, file), bundled_words(weights))
+        if not read.adapters and not read.words:
+            raise PriorError(f"{file} holds no LoRA: its first names are {sorted(weights)[:3]}; give a LoRA file")
+        return read
+
+    def check(self, targets: Mapping[str, Module], base: str) -> None:
+        """Checks that the model has every module that is changed.
+
+        Args:
+            targets: see `modules`. base: the model's name, for the message.
+
+        Raises:
+            PriorError: it has not.
+        """
+        for name in self.adapters:
+            if name not in targets:
+                raise PriorError(
+                    f"the LoRA {self.file} changes {name}, which {base} does not have; use one that was trained for the same "
+                    "base model"
+                )
+
+    def options(self, name: str) -> dict[str, Any]:
+        """What the configuration says of a module's factors, as the methods of `Adapter` take it."""
+        component, _, module = name.partition(".")
+        settings = self.settings.get(component, Settings())
+        return {"alpha": settings.alpha_of(module), "rank_stabilised": settings.rank_stabilised}
+
+    @contextmanager
+    def clear_misfits(self, name: str, weight: Tensor | None) -> Iterator[None]:
+        """Turns what `Adapter` raises of a module's tensors into a sentence. Raises PriorError."""
+        try:
+            yield
+        except KeyError as error:
+            raise PriorError(
+                f"the LoRA {self.file} has only a part of the factors of {name}: {error} is missing; copy it again"
+            ) from None
+        except (ValueError, RuntimeError) as error:
+            shape = "nothing" if weight is None else f"{weight.shape[0]} x {weight[0].numel()}"
+            raise PriorError(
+                f"the LoRA {self.file} changes {name} as {error}, and the model has it as {shape}; use one that was trained "
+                "for the same base model"
+            ) from None
+
+    @torch.no_grad()
+    def merge(self, name: str, module: Module, scale: float, *, apply: bool = True) -> None:
+        """One module's change in place, made where `apply` says so. Raises PriorError where it does not fit."""
+        adapter, options = self.adapters[name], self.options(name)
+        with self.clear_misfits(name, module.weight):
+            changed = None if module.weight is None else adapter.change(module.weight, scale, **options)
+            bias = adapter.bias_change(**options)
+        if bias is not None and (module.bias is None or bias.shape != module.bias.shape):
+            there = "has none there" if module.bias is None else f"has one of {len(module.bias)} there"
+            raise PriorError(
+                f"the LoRA {self.file} changes {name}'s bias ({len(bias)} numbers), and the model {there}; use one that was "
+                "trained for the same base model, or without biases"
+            )
+        if apply and changed is not None and module.weight is not None:
+            # The sum is rounded once where the weights are in half precision.
+            module.weight.copy_(changed)
+        if apply and bias is not None and module.bias is not None:
+            module.bias.copy_(module.bias.float() + scale * bias.to(module.bias.device))
+
+
 def merge_lora(checkpoint: Checkpoint, path: Path, scale: float = 1.0) -> list[str]:
     """Adds a LoRA, or another adapter of `adapter_methods`, to the UNet and the text towers, in place.
 
     Args:
-        path: a `.safetensors` file or an old pickle, or a folder that PEFT or diffusers wrote.
-        scale: 1 as it was trained, 0 nothing.
+        path: see `LoraFile.read`. scale: 1 as it was trained, 0 nothing.
 
     Returns:
         The words that the file bundles, which prompts may use from now on.
@@ -81,78 +167,16 @@ def merge_lora(checkpoint: Checkpoint, path: Path, scale: float = 1.0) -> list[s
     Raises:
         PriorError: it is damaged, of another method, or was trained for another base; nothing is changed then.
     """
-    file = lora_file(path)
-    weights = Weights([file])
+    lora = LoraFile.read(path)
     targets = modules(checkpoint)
-    settings = peft_settings(weights, file)
-    adapters = adapters_by_module(weights, file)
-    words = bundled_words(weights)
-    if not adapters and not words:
-        raise PriorError(f"{file} holds no LoRA: its first names are {sorted(weights)[:3]}; give a LoRA file")
-    check_words(checkpoint, words, file)
-    for name in adapters:
-        if name not in targets:
-            raise PriorError(
-                f"the LoRA {file} changes {name}, which {checkpoint.card.name} does not have; use one that was trained for "
-                "the same base model"
-            )
+    check_words(checkpoint, lora.words, lora.file)
+    lora.check(targets, checkpoint.card.name)
     # All are tried before the first is applied.
     for apply in (False, True):
-        for name, adapter in adapters.items():
-            _merge(adapter, targets[name], settings.get(name.partition(".")[0], Settings()), name, scale, file, apply=apply)
-    teach(checkpoint, words)
-    return list(words)
-
-
-@torch.no_grad()
-def _merge(adapter: Adapter, module: Module, settings: Settings, name: str, scale: float, file: Path, *, apply: bool) -> None:
-    """One module's change, made where `apply` says so; raises PriorError where it does not fit."""
-    options: dict[str, Any] = {
-        "alpha": settings.alpha_of(name.partition(".")[2]),
-        "rank_stabilised": settings.rank_stabilised,
-    }
-    misfit = f"the LoRA {file} changes {name}"
-    try:
-        changed = None if module.weight is None else adapter.change(module.weight, scale, **options)
-        bias = adapter.bias_change(**options)
-    except KeyError as error:
-        raise PriorError(
-            f"the LoRA {file} has only a part of the factors of {name}: {error} is missing; copy it again"
-        ) from None
-    except (ValueError, RuntimeError) as error:
-        shape = "nothing" if module.weight is None else f"{module.weight.shape[0]} x {module.weight[0].numel()}"
-        raise PriorError(
-            f"{misfit} as {error}, and the model has it as {shape}; use one that was trained for the same base model"
-        ) from None
-    if bias is not None and (module.bias is None or bias.shape != module.bias.shape):
-        there = "has none there" if module.bias is None else f"has one of {len(module.bias)} there"
-        raise PriorError(
-            f"{misfit}'s bias ({len(bias)} numbers), and the model {there}; use one that was trained for the same base model, "
-            "or without biases"
-        )
-    if apply and changed is not None and module.weight is not None:
-        # The sum is rounded once where the weights are in half precision.
-        module.weight.copy_(changed)
-    if apply and bias is not None and module.bias is not None:
-        module.bias.copy_(module.bias.float() + scale * bias.to(module.bias.device))
-
-
-def lora_file(path: Path) -> Path:
-    """The weights of a LoRA that is given as a file or as a folder.
-
-    Raises:
-        PriorError: the folder holds none, or several under names of their own.
-    """
-    if not path.is_dir():
-        return path
-    named = [path / name for name in FOLDER_FILES if (path / name).exists()]
-    found = named[:1] or sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
-        raise PriorError(
-            f"the folder {path} holds {len(found)} files that may be a LoRA; give the file itself, or a folder with one of "
-            f"{', '.join(FOLDER_FILES)}"
-        )
-    return found[0]
+        for name in lora.adapters:
+            lora.merge(name, targets[name], scale, apply=apply)
+    teach(checkpoint, lora.words)
+    return list(lora.words)
 
 
 def bundled_words(weights: Weights) -> dict[str, dict[str, Tensor]]:
@@ -205,7 +229,10 @@ def modules(checkpoint: Checkpoint) -> dict[str, Module]:
     if isinstance(checkpoint.unet, JointTransformer):
         named = {"transformer": [folder_transformer(unet).to_published(unet)]}
     else:
-        named = {"unet": [unet, original_unet(checkpoint.unet.config, unet).to_published(unet)]}
+        # Of text pooled by attention, as this project's first priors have it, no single file knows a name.
+        is_pooling = checkpoint.unet.config.addition_embed_type == "text"
+        known = [name for name in unet if not (is_pooling and name.startswith("add_embedding."))]
+        named = {"unet": [unet, original_unet(checkpoint.unet.config, known).to_published(unet)]}
     for component, encoder, _ in checkpoint.towers:
         tower = encoder.tower.state_dict()
         published = folder_text(tower).to_published(tower)

@@ -14,7 +14,8 @@ from diffusion.checkpoints.defaults import TURBO_SIZE, defaults_of
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import JOINT_PIPELINE, read_folder
 from diffusion.checkpoints.hub import fetch
-from diffusion.checkpoints.lora import lora_file, merge_lora
+from diffusion.checkpoints.lora import merge_lora
+from diffusion.checkpoints.lora_files import lora_file
 from diffusion.checkpoints.single_file import read_single_file
 from diffusion.checkpoints.source import Source, resolve
 from diffusion.checkpoints.stable_diffusion_3 import read_stable_diffusion_3

@@ -117,7 +117,7 @@ class Source:
                 case "averaged" | "offline":
                     options[name] = _one_of(name, value, ("true", "false")) == "true"
                 case "lora":
-                    options["loras"] += (_with_scale(value),)
+                    options["loras"] += (with_scale(value),)
                 case "embedding":
                     file, _, word = value.rpartition(":")
                     options["embeddings"] += ((file, word) if file else (value, None),)
@@ -181,7 +181,8 @@ def resolve(location: str) -> Path | HubName:
     return name
 
 
-def _with_scale(value: str) -> tuple[str, float]:
+def with_scale(value: str) -> tuple[str, float]:
+    """FILE:SCALE as (file, scale), 1 without one. Raises PriorError for a decimal comma."""
     file, _, scale = value.rpartition(":")
     if file and re.fullmatch(r"[+-]?\d+,\d+", scale):
         raise PriorError(f"the scale of the LoRA {file} is {scale!r}; write it with a point, {scale.replace(',', '.')}")

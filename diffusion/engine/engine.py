@@ -5,10 +5,10 @@ denoising steps; here sampling trajectories and one-step score-distillation quer
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,14 @@ class Model(Protocol):
 
     def answer(self, request: Any) -> Any:
         """What the autoencoder is asked for: latents, pictures or a gradient."""
+        ...
+
+
+class Adapts(Protocol):
+    """See `diffusion.prior.Prior.adapted`."""
+
+    def adapted(self, loras: tuple[Any, ...], *, in_use: Collection[tuple[Any, ...]]) -> Model | None:
+        """The model with LoRAs in it."""
         ...
 
 
@@ -114,7 +122,7 @@ class Engine:
         self._model = model
         self._clock = clock
         self._fair = FairShare()
-        self._text = TextStage(model, per_step=self.config.text_prompts)
+        self._text = TextStage(per_step=self.config.text_prompts)
         self._autoencoder = AutoencoderStage(model, rows=self.config.autoencoder_rows)
         self._row_cap, self._max_rows = self.config.row_cap, self.config.max_rows
         self._wished_cap, self._calm = self._row_cap, 0
@@ -142,6 +150,7 @@ class Engine:
         slots: Sequence[int] | None = None,
         preview_every: int = 0,
         size: tuple[int, int] | None = None,
+        loras: tuple[Any, ...] = (),
     ) -> Ticket:
         """Queue a request; it is let in at the next step.
 
@@ -154,6 +163,8 @@ class Engine:
                 a forward. The result is bit-identical for the same slots, alone and among others (batch-invariant).
             preview_every: denoising answers between two previews of a trajectory; 0 for none.
             size: (height, width) of the pictures in pixels, for networks that are told it; the prior's own by default.
+            loras: what is put into the networks for this request, see `diffusion.prior.Prior.adapted`. Requests with the
+                same ones share forwards.
         """
         prompts = tuple(prompts)
         negatives = tuple(negative_prompts) if negative_prompts is not None else ("",) * len(prompts)
@@ -173,6 +184,7 @@ class Engine:
             preview_every=preview_every,
             submitted_at=self._clock(),
             size=size,
+            loras=loras,
         )
         self._numbers += 1
         self._queued[ticket] = None
@@ -255,8 +267,11 @@ class Engine:
                 under_way[job] = under_way.get(job, 0) + len(ticket.prompts)
 
     def _start(self, ticket: Ticket) -> bool:
-        """Whether the ticket is under way now; it stays queued while prompts of it are still to be encoded."""
+        """Whether it is under way now; it stays queued while prompts are to be encoded, or its LoRAs have no room."""
         try:
+            ticket.model = ticket.model or self._model_of(ticket)
+            if ticket.model is None:
+                return False
             condition = self._text.condition(ticket)
             if condition is None:
                 return False
@@ -268,6 +283,14 @@ class Engine:
         ticket.state, ticket.started_at = "running", self._clock()
         self._advance(ticket, None)
         return True
+
+    def _model_of(self, ticket: Ticket) -> Any:
+        """The model with the ticket's LoRAs; None while those that are at work leave no room for them."""
+        if not ticket.loras:
+            return self._model
+        living = (*self._queued, *self._denoising, *self._coding)
+        in_use = {other.loras for other in living if other.loras and other.model is not None}
+        return cast(Adapts, self._model).adapted(ticket.loras, in_use=in_use)
 
     def _advance(self, ticket: Ticket, reply: Any) -> None:
         """Send an answer and note what is asked next."""
@@ -291,7 +314,7 @@ class Engine:
             table.pop(ticket, None)
         if ticket.generator is not None:
             ticket.generator.close()
-        ticket.generator, ticket.rows, ticket.texts = None, None, {}
+        ticket.generator, ticket.rows, ticket.texts, ticket.model = None, None, {}, None
         ticket.state, ticket._result, ticket._error = state, result, error
         ticket.finished_at = self._clock()
         self._report.finished.append(ticket)
@@ -305,7 +328,7 @@ class Engine:
         groups: dict[Any, list[Ticket]] = {}
         for ticket in self._denoising:
             assert ticket.rows is not None
-            groups.setdefault((*ticket.rows.key, ticket.strict), []).append(ticket)
+            groups.setdefault((*ticket.rows.key, ticket.loras, ticket.strict), []).append(ticket)
         key = min(groups, key=lambda key: self._last_served.get(key, -1))
         self._last_served = {key: self._last_served.get(key, -1) for key in groups} | {key: self._steps}
         members = groups[key]
@@ -350,7 +373,7 @@ class Engine:
     def _forward(self, batch: Batch) -> None:
         """Run the network; what goes wrong for one ticket ends that one alone."""
         try:
-            output = self._model.predict(*batch.inputs())
+            output = batch.parts[0].ticket.model.predict(*batch.inputs())
             if len(output) != batch.size:
                 raise DiffusionError.explained(
                     f"the network answered {len(output)} rows",

@@ -21,10 +21,9 @@ class EncodesText(Protocol):
 
 
 class TextStage:
-    """At most `per_step` new pairs (prompt, negative prompt) a step."""
+    """At most `per_step` new pairs (prompt, negative prompt) a step, each encoded by its ticket's own model."""
 
-    def __init__(self, model: EncodesText, *, per_step: int) -> None:
-        self._model = model
+    def __init__(self, *, per_step: int) -> None:
         self._per_step = self._left = per_step
 
     def new_step(self) -> None:
@@ -34,17 +33,18 @@ class TextStage:
     def condition(self, ticket: Ticket) -> Condition | None:
         """The ticket's encoded prompts, or None while some are still to be encoded in a later step."""
         pairs = list(zip(ticket.prompts, ticket.negative_prompts, strict=True))
-        count = getattr(self._model, "num_chunks", None)
+        model: EncodesText = ticket.model
+        count = getattr(model, "num_chunks", None)
         more = {} if count is None else {"num_chunks": count([*ticket.prompts, *ticket.negative_prompts])}
         more |= {} if ticket.size is None else {"size": ticket.size}
         for pair in dict.fromkeys(pairs):
             if pair in ticket.texts:
                 continue
-            if not self._model.has_condition(*pair, **more):
+            if not model.has_condition(*pair, **more):
                 if self._left == 0:
                     return None
                 self._left -= 1
-            ticket.texts[pair] = self._model.condition([pair[0]], [pair[1]], **more)
+            ticket.texts[pair] = model.condition([pair[0]], [pair[1]], **more)
         rows = [ticket.texts[pair] for pair in pairs]
         ticket.texts = {}
         negatives = [row.negative[0] for row in rows if row.negative is not None]

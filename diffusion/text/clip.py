@@ -153,9 +153,11 @@ def causal_attention(layer: nn.MultiheadAttention, x_BSW: Tensor) -> Tensor:
     """(B, S, width) -> (B, S, width): each token attends to itself and those before.
 
     What calling the layer gives, to the last bit, in half the time: on the CPU torch multiplies the layer's transposed
-    input at half the speed.
+    input at half the speed. An adapter's side path (`diffusion.networks.low_rank`) adds to queries, keys and values.
     """
     qkv = F.linear(x_BSW, layer.in_proj_weight, layer.in_proj_bias)
+    if (side_path := getattr(layer, "side_path", None)) is not None:
+        qkv = qkv + side_path(x_BSW)
     query, key, value = (part.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return layer.out_proj(out.transpose(1, 2).flatten(2))

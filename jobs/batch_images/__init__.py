@@ -11,7 +11,17 @@ A row that cannot be drawn is an answer too (`Failed`): it never stops the other
 
 from __future__ import annotations
 
-from jobs.batch_images.cells import ALIASES, SETTINGS, Failed, Picture, extra_columns, extra_values, read_row, read_size
+from jobs.batch_images.cells import (
+    ALIASES,
+    SETTINGS,
+    Failed,
+    FindLoras,
+    Picture,
+    extra_columns,
+    extra_values,
+    read_row,
+    read_size,
+)
 from jobs.batch_images.generating import EditSource, Generated, Generation, LoadSource, generate_rows
 from jobs.batch_images.spec import OUTPUT_FORMATS, BatchImagesSpec, shard_range
 from jobs.batch_images.table import COLUMN_TYPES, Row, Table, TableFile, batched, row_digest
@@ -24,6 +34,7 @@ __all__ = [
     "BatchImagesSpec",
     "EditSource",
     "Failed",
+    "FindLoras",
     "Generated",
     "Generation",
     "LoadSource",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from diffusion.checkpoints.lora_files import Lora
 from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row
 from jobs.errors import InputError
@@ -20,6 +21,7 @@ __all__ = [
     "SETTINGS",
     "Cause",
     "Failed",
+    "FindLoras",
     "Picture",
     "extra_columns",
     "extra_values",
@@ -42,6 +44,7 @@ SETTINGS = (
     "init_image",
     "mask",
     "strength",
+    "lora",
 )
 """Columns that set something for their row; an empty cell leaves the job's own value. The others are kept as they are."""
 ALIASES = {"steps": "num_steps"}
@@ -49,8 +52,14 @@ ALIASES = {"steps": "num_steps"}
 WHOLE_LIMIT = 2**64
 SHOWN_CHARACTERS = 60
 
-Cause = Literal["unreadable", "prompt", "setting", "initial image", "prior"]
+NO_LORA = "none"
+"""In a cell: not even the job's own."""
+
+Cause = Literal["unreadable", "prompt", "setting", "initial image", "lora", "prior"]
 """Why a row has no picture."""
+
+FindLoras = Callable[[Sequence[str], Row], tuple[Lora, ...]]
+"""(FILE:SCALE as a cell says it, its row) -> those LoRAs; raises InputError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,7 @@ class Picture:
         image = self.image
         guidance = (image.guidance_scale, image.guidance_rescale, image.negative_prompt)
         size = (image.width, image.height)
-        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance, *size, self.camera is None)
+        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance, *size, image.loras, self.camera is None)
         return settings if image.init_image is None else (*settings, image.strength, image.mask is not None)
 
 
@@ -91,11 +100,11 @@ def failed(row: Row, cause: Cause, words: str) -> Failed:
     return Failed(row=row, cause=cause, message=f"{row.place}: {words.rstrip('.')}.")
 
 
-def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo) -> Picture | Failed:
+def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo, find_loras: FindLoras | None = None) -> Picture | Failed:
     """What the row asks for, or why that cannot be drawn.
 
     Args:
-        info: the prior's, whose sizes are checked.
+        info: the prior's, whose sizes are checked. find_loras: without it rows with a LoRA of their own fail.
     """
     if row.problem is not None:
         return failed(row, "unreadable", row.problem)
@@ -114,9 +123,22 @@ def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo) -> Picture | Fail
             changes["width"], changes["height"] = read_size(cells["size"])
         image = spec.picture(prompt, **{"seed": spec.seed + row.index, **changes})
         info.size_of(image.width, image.height)
-        return Picture(row=row, image=image)
     except InputError as error:
         return failed(row, "setting", str(error))
+    try:
+        if "lora" in cells:
+            image = replace(image, loras=_loras(_text("lora", cells["lora"]), row, find_loras))
+    except InputError as error:
+        return failed(row, "lora", str(error))
+    return Picture(row=row, image=image)
+
+
+def _loras(cell: str, row: Row, find_loras: FindLoras | None) -> tuple[Lora, ...]:
+    if cell.lower() == NO_LORA:
+        return ()
+    if find_loras is None:
+        raise InputError("The row has a LoRA, but LoRAs cannot be read here.")
+    return find_loras([one.strip() for one in cell.split(";") if one.strip()], row)
 
 
 def extra_values(spec: BatchImagesSpec, row: Row) -> dict[str, Any]:

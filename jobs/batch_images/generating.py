@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.requests import Guidance
-from jobs.batch_images.cells import Failed, Picture, failed, read_row
+from jobs.batch_images.cells import Failed, FindLoras, Picture, failed, read_row
 from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row, batched
 from jobs.errors import InputError, JobFailed
@@ -144,9 +144,12 @@ class Generation:
         for group in sizes.values():
             try:
                 yield from self._together(group)
-            except Exception:
+            except Exception as error:
                 if not self.rows_fail_alone:
                     raise
+                if isinstance(error, InputError) and group[0][0].image.loras:
+                    yield from (failed(picture.row, "lora", str(error)) for picture, _ in group)
+                    continue
                 self.prior.info()  # raises where the prior is gone; then no row is to blame
                 for one in group:
                     yield self._alone(one)
@@ -202,6 +205,7 @@ class Generation:
             masks=torch.stack(masks) if masks else None,
             strength=1.0 if first.strength is None else first.strength,
             strict=first.strict,
+            loras=first.loras,
         )
 
     def _source(self, picture: Picture) -> EditSource | None:
@@ -219,8 +223,12 @@ def generate_rows(
     *,
     info: PriorInfo,
     load_source: LoadSource | None = None,
+    find_loras: FindLoras | None = None,
     preview_every: int = 0,
 ) -> Iterator[Generated | Failed | ImagesPreview]:
-    """Draw the rows of a table: one answer a row, in their order. Arguments and errors are those of `Generation`."""
+    """Draw the rows of a table: one answer a row, in their order.
+
+    Arguments and errors are those of `Generation`, find_loras is `read_row`'s.
+    """
     drawing = Generation(prior, info, spec.chunk_size, load_source, preview_every=preview_every)
-    return drawing.run(read_row(spec, row, info) for row in rows)
+    return drawing.run(read_row(spec, row, info, find_loras) for row in rows)

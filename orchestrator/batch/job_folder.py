@@ -18,8 +18,11 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+from diffusion.checkpoints.errors import PriorError
+from diffusion.checkpoints.lora_files import lora_hash
 from jobs.batch_images import BatchImagesSpec, Row, batched, row_digest, shard_range
 from jobs.codec import from_plain
 from jobs.errors import InputError, JobFailed, OutputError
@@ -97,8 +100,10 @@ class JobFolder:
         """Of a table that has changed, look at every row before anything is written.
 
         Raises:
-            InputError: rows whose pictures exist have changed.
+            InputError: rows whose pictures exist have changed, or a LoRA has with which some were drawn.
         """
+        if self.manifest and "lora" in self.spec.table.columns:
+            self._check_loras()
         if self.manifest and not self._is_same_table:
             for shard, rows in enumerate(batched(source.rows(), self.spec.shard_size)):
                 self._kept(shard, rows)
@@ -190,6 +195,19 @@ class JobFolder:
                 "--overwrite."
             )
         return marker, frozenset(known)
+
+    def _check_loras(self) -> None:
+        now: dict[str, str] = {}
+        for shard in sorted(self.finished):
+            for file, sha256 in markers.read_marker(self._store, shard).get("loras", {}).items():
+                if file not in now:
+                    with contextlib.suppress(PriorError):  # its rows say so, if any are left
+                        now[file] = lora_hash(Path(file))
+                if now.get(file, sha256) != sha256:
+                    raise InputError(
+                        f"The LoRA {file} has changed since pictures of shard {shard} of {self._store.location} were drawn "
+                        f"with it (sha256 {sha256[:12]}, now {now[file][:12]}); put the first one back, or give --overwrite."
+                    )
 
     def _check_same_job(self, manifest: Mapping[str, Any]) -> None:
         if manifest.get("fingerprint") == self.spec.fingerprint():

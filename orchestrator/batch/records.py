@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, Failed, Generated, Picture, Row, extra_columns, extra_values
-from orchestrator.run.picture_metadata import encode_picture
+from orchestrator.run.picture_metadata import encode_picture, lora_words
 
 __all__ = ["COLUMNS", "Finished", "column_types", "encode", "failed", "stem"]
 
@@ -36,7 +36,9 @@ COLUMNS = {
     "table_row": "int",
 }
 """Name -> type of what is known of every row; the table's own columns follow. sha256 is the PNG file's."""
-RESERVED = {*COLUMNS, "image", "file_name"}
+LORA_COLUMNS = {"lora": "text", "lora_sha256": "text"}
+"""These too, where the job or its table has LoRAs."""
+RESERVED = {*COLUMNS, *LORA_COLUMNS, "image", "file_name"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,12 @@ def stem(index: int) -> str:
 
 def column_types(spec: BatchImagesSpec) -> dict[str, str]:
     """Column -> type of every record of this job, in order; a column of the table whose name we use becomes table_NAME."""
-    return COLUMNS | {kept: spec.table.columns[name] for name, kept in kept_names(spec).items()}
+    return own_columns(spec) | {kept: spec.table.columns[name] for name, kept in kept_names(spec).items()}
+
+
+def own_columns(spec: BatchImagesSpec) -> dict[str, str]:
+    """Name -> type of what is known of every row of this job, the table's own columns apart."""
+    return COLUMNS | (LORA_COLUMNS if spec.loras or "lora" in spec.table.columns else {})
 
 
 def encode(spec: BatchImagesSpec, drawn: Generated, *, prior_hash: str, index: int | None = None) -> Finished:
@@ -111,6 +118,7 @@ def keep(
         "sha256": hashlib.sha256(png).hexdigest(),
         "prior_hash": prior_hash,
         **dict(_place(picture.row)),
+        **{name: value for name, value in lora_words(image.loras).items() if name in own_columns(spec)},
         **_extras(spec, picture.row),
     }
     return Finished(record, png, is_new)
@@ -126,7 +134,7 @@ def failed(spec: BatchImagesSpec, failure: Failed) -> Finished:
         "prompt": prompt if isinstance(prompt, str) else None,
         **dict(_place(failure.row)),
     }
-    return Finished({**dict.fromkeys(COLUMNS), **known, **_extras(spec, failure.row)}, None)
+    return Finished({**dict.fromkeys(own_columns(spec)), **known, **_extras(spec, failure.row)}, None)
 
 
 def kept_names(spec: BatchImagesSpec) -> dict[str, str]:

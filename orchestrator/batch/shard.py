@@ -21,11 +21,12 @@ from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.storage import markers
 from orchestrator.batch.storage.stores import Store, open_store
 from orchestrator.batch.tables.initial_images import InitialImages
+from orchestrator.batch.tables.loras import RowLoras
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.exports.image_grid import image_grid
 from orchestrator.exports.png_metadata import encode_png
 from orchestrator.run.artefacts import PREVIEW
-from orchestrator.run.picture_metadata import commit_marker
+from orchestrator.run.picture_metadata import commit_marker, loras_of
 
 __all__ = ["Committed", "ShardJob", "ShardTask", "ShardWriter"]
 
@@ -93,6 +94,7 @@ class ShardWriter:
         self._store = store or open_store(job.location)
         self._sink = make_sink(job.spec, self._store)
         self._initial_images = InitialImages(job.source)
+        self._find_loras = RowLoras(job.source)
 
     def run(self, task: ShardTask) -> Iterator[int | Committed]:
         """Yields now and then how many more rows of the shard are done, and at last that it is committed.
@@ -105,7 +107,8 @@ class ShardWriter:
             self._require_kept(task)
         begin = last = time.monotonic()
         preview = Preview(len(task.rows))
-        tally = _Tally(task.shard)
+        before = markers.read_marker(self._store, task.shard).get("loras", {}) if task.kept else {}
+        tally = _Tally(task.shard, before)
         waiting: list[Finished] = []
         num_unsaid = 0
         # From here to the new marker the shard counts as unfinished: a process killed in between leaves it to be redrawn.
@@ -158,7 +161,8 @@ class ShardWriter:
                 yield next(drawn)
                 continue
             png = next((png for index, png in existing if index == row.index), None)
-            picture = read_row(self._spec, row, self._info)
+            drawn_with = loras_of(png) if png and "lora" in self._spec.table.columns else ()
+            picture = read_row(self._spec, row, self._info, lambda _, __, loras=drawn_with: loras)
             if png is None or isinstance(picture, Failed):
                 raise OutputError(
                     f"Picture {row.index} is not in shard {task.shard} of {self._store.location}, where it was written; repeat "
@@ -175,6 +179,7 @@ class ShardWriter:
             self._prior,
             info=self._info,
             load_source=self._initial_images,
+            find_loras=self._find_loras,
             preview_every=self._preview_every,
         )
         for answer in answers:
@@ -209,16 +214,18 @@ class ShardWriter:
             "rows_sha256": row_digest(tally.succeeded),
             "preview": preview.captions,
             "failures": tally.failures,
+            **({"loras": tally.loras} if tally.loras else {}),
         }
         self._store.require_held(self._held)
         return markers.write_marker(self._store, shard, content)
 
 
 class _Tally:
-    """What the marker says about a shard's rows."""
+    """What the marker says about a shard's rows. loras: file -> sha256 of those that pictures were drawn with before."""
 
-    def __init__(self, shard: int) -> None:
+    def __init__(self, shard: int, loras: Mapping[str, str]) -> None:
         self._shard = shard
+        self.loras = dict(loras)
         self.succeeded: list[Row] = []
         self.failures: list[dict[str, Any]] = []
         self.num_drawn = 0
@@ -227,6 +234,8 @@ class _Tally:
         if not isinstance(answer, Failed):
             self.succeeded.append(row)
             self.num_drawn += finished.is_new
+            if isinstance(answer, Generated):
+                self.loras |= {lora.file: lora.sha256 for lora in answer.picture.image.loras}
             return
         self.failures.append(
             {

@@ -46,6 +46,10 @@ ClipFolder = Annotated[
     str | None,
     typer.Option("--clip", help="Folder of an open_clip model that scores the mesh beside the prior: clip_score."),
 ]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA for this job alone, on the shared prior; may be repeated."),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="The same to the last bit whatever else a shared prior is asked meanwhile; slower.")
 ]
@@ -182,6 +186,7 @@ def mesh_options(
     preview_every: FitPreviewEvery = None,
     prior: PriorName = None,
     clip: ClipFolder = None,
+    lora: Loras = None,
     strict: Strict = False,
     preset: Preset = None,
 ) -> dict[str, Any]:
@@ -191,6 +196,7 @@ def mesh_options(
         "prior.source": prior,
         "prior.strict": strict or None,
         "prior.clip": clip,
+        "prior.loras": lora,
         "export.formats": chosen_formats(formats),
         "fit.num_steps": steps,
         "distillation.guidance_scale": guidance_scale,

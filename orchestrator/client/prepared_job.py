@@ -175,8 +175,7 @@ def prepare_table(
     source = TableSource.find(batch.prompts, prompt_column=given.get("prompt_column", "prompt"))
     known = {field.name for field in fields(BatchImagesSpec)}
     shared = {name: value for name, value in settings.images.items() if name in known}
-    prior = {"prior": settings.prior.source, "strict": settings.prior.strict}
-    plain = {**shared, "seed": seed, **prior, **given, "table": source.scan()}
+    plain = {**shared, "seed": seed, **settings.prior_of_job, **given, "table": source.scan()}
     spec = codec.from_plain(BatchImagesSpec, plain, path="images")
     batch = replace(batch, prompts=absolute(batch.prompts), retry_failed=mode == "retry-failed")
     job = JobSettings(export=settings.export, runtime=settings.runtime, batch=batch)

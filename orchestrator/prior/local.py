@@ -10,7 +10,7 @@ import functools
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffusion import requests, seeding
 from diffusion.checkpoints.errors import PriorError, not_read
+from diffusion.checkpoints.lora_files import Lora
 from diffusion.checkpoints.source import STRICT_ROWS
 from diffusion.denoising_loss import denoising_losses
 from diffusion.distillation import Distilled, at_own_size, score_distillation
@@ -110,12 +111,15 @@ class Pending:
 
         Raises:
             PriorFailed: a number that is not finite, too little memory for a single row, or the request was cancelled.
+            InputError: a LoRA that cannot be read, or does not fit the prior.
         """
         try:
             for ticket in self.tickets:
                 if ticket.error is not None:
                     ticket.result()
             return self.combine([ticket.result() for ticket in self.tickets])
+        except PriorError as error:  # of a request's LoRA: all else was read before
+            raise refusal(error) from error
         except NotFinite as error:
             raise PriorFailed(f"The prior failed: {error}.") from error
         except StrictOutOfMemory as error:
@@ -148,9 +152,11 @@ class LocalPrior:
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights."""
+        """Of the weights, and of what requests' LoRAs keep beside them."""
         modules = [part for part in vars(self._prior).values() if isinstance(part, nn.Module)]
-        return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
+        weights = sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
+        adapters = getattr(self._prior, "adapters", None)
+        return weights + (0 if adapters is None else adapters.num_bytes)
 
     def measure(self) -> BatchProfile:
         """Time the network at rising batch sizes and let shared forwards grow to the knee of the curve."""
@@ -235,7 +241,7 @@ class LocalPrior:
 
         def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
             guidance = query.guidance
-            if (told_scale := getattr(self._prior, "told_scale", None)) is not None:
+            if (told_scale := getattr(self._with(query.loras), "told_scale", None)) is not None:
                 condition, guidance = told_scale(condition, guidance)
             if getattr(self._prior, "sees_mask", False):
                 condition = yield from self._unmasked(condition)
@@ -277,7 +283,13 @@ class LocalPrior:
         first = num * _slot(query.prompts[0], int(query.noise_keys[0][0]))
         slots = [first + view for view in range(num)] if query.strict else None
         ticket = self.engine.submit(
-            begin, prompts=query.prompts, negative_prompts=[negative_prompt] * num, job=job, kind="query", slots=slots
+            begin,
+            prompts=query.prompts,
+            negative_prompts=[negative_prompt] * num,
+            job=job,
+            kind="query",
+            slots=slots,
+            loras=query.loras,
         )
         return Pending((ticket,), lambda results: results[0])
 
@@ -302,9 +314,14 @@ class LocalPrior:
                 slots=_slots(part) if part.strict else None,
                 preview_every=preview_every,
                 size=part.size,
+                loras=part.loras,
             )
 
         return Pending(tuple(map(submit, parts)), np.concatenate)
+
+    def _with(self, loras: tuple[Lora, ...]) -> Any:
+        """The prior with the LoRAs of a request that the engine has let in, and so has loaded."""
+        return cast(Any, self._prior).adapted(loras) if loras else self._prior
 
     def _wait(self, pending: Pending) -> Any:
         while not pending.finished:
@@ -340,7 +357,7 @@ class LocalPrior:
     ) -> dict[str, Any]:
         """What every sampler is told, and what this prior makes of the request."""
         prior, guidance = self._prior, request.guidance
-        if (told_scale := getattr(prior, "told_scale", None)) is not None:
+        if (told_scale := getattr(self._with(request.loras), "told_scale", None)) is not None:
             condition, guidance = told_scale(condition, guidance)
         _, height, width = self._latent_shape(request.size)
         schedule = prior.schedule.fitted((height, width), patch=getattr(prior, "patch_size", 1))

@@ -86,7 +86,6 @@ class ResidentPrior:
         self.figures = EngineFigures()
         self._prior = prior
         self._info = prior.info()
-        self._num_bytes = prior.num_bytes
         self._num_threads = num_threads
         self._measure = measure
         self._on_step = on_step
@@ -105,8 +104,8 @@ class ResidentPrior:
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights."""
-        return self._num_bytes
+        """Of the weights, and of what requests' LoRAs keep beside them."""
+        return self._prior.num_bytes
 
     def info(self) -> PriorInfo:
         """Name, weights and sizes."""

@@ -198,7 +198,7 @@ def first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix:
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             if inner := first_difference(a, b, f"{prefix}{key}."):
                 return inner
-        elif a != b and key not in ("formats", "recipe"):
+        elif a != b and key not in ("formats", "recipe") and (b or key in theirs):  # a version before had no such field
             return f"{prefix}{key} {_short(a)}, not {_short(b)}"
     return ""
 

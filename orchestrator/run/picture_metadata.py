@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from diffusion.checkpoints.lora_files import Lora
 from jobs.specs import PictureSpec
 from orchestrator.exports.marks import marked
 from orchestrator.exports.png_metadata import encode_png
@@ -11,7 +14,7 @@ from orchestrator.exports.png_metadata import encode_png
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["commit_marker", "encode_picture", "picture_metadata"]
+__all__ = ["commit_marker", "encode_picture", "lora_words", "loras_of", "picture_metadata"]
 
 
 def picture_metadata(spec: PictureSpec, *, prior_hash: str) -> dict[str, str]:
@@ -32,7 +35,24 @@ def picture_metadata(spec: PictureSpec, *, prior_hash: str) -> dict[str, str]:
         "guidance_interval": "{}-{}".format(*spec.guidance_interval),
         "prior_hash": prior_hash,
         **{name: str(value) for name, value in edit.items() if spec.init_image is not None and value is not None},
+        **{name: value for name, value in lora_words(spec.loras).items() if value is not None},
     }
+
+
+def lora_words(loras: Sequence[Lora]) -> dict[str, str | None]:
+    """LoRAs as text chunks and columns have them: FILE:SCALE and sha256, with "; " between several; None for none."""
+    return {"lora": "; ".join(map(str, loras)) or None, "lora_sha256": "; ".join(lora.sha256 for lora in loras) or None}
+
+
+def loras_of(png: bytes) -> tuple[Lora, ...]:
+    """The LoRAs that drew the picture of a PNG file of ours, by their names alone."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        text = getattr(image, "text", {})
+    named, hashes = (text.get(key, "").split("; ") for key in ("lora", "lora_sha256"))
+    found = [(*name.rpartition(":")[::2], sha256) for name, sha256 in zip(named, hashes, strict=True) if sha256]
+    return tuple(Lora(file, sha256, float(scale)) for file, scale, sha256 in found)
 
 
 def encode_picture(

@@ -24,7 +24,7 @@ from diffusion.checkpoints.source import Source
 from diffusion.distillation import DistillationConfig
 from jobs import codec
 from jobs.errors import InputError
-from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.specs import ImagesSpec, TextTo3DSpec, find_loras
 from jobs.texture.spec import TextureSpec
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import PRESETS, FitConfig
@@ -38,7 +38,7 @@ __all__ = ["Settings", "choices", "compose", "setting_names"]
 P = ParamSpec("P")
 R = TypeVar("R")
 CONFIG_FOLDER = Path(__file__).parent / "config"
-NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask")
+NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask", "loras")
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -62,6 +62,11 @@ class Settings:
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     recipe: str = "toybox"
 
+    @functools.cached_property
+    def prior_of_job(self) -> dict[str, Any]:
+        """What specs say of the prior: source, strictness and LoRAs, each hashed once. Raises InputError for a missing one."""
+        return {"prior": self.prior.source, "strict": self.prior.strict, "loras": find_loras(self.prior.loras)}
+
     def text_to_3d(self, prompt: str, *, seed: int) -> TextTo3DSpec:
         """The spec of one 3D job."""
         return TextTo3DSpec(
@@ -72,6 +77,7 @@ class Settings:
             recipe=self.recipe,
             formats=self.export.formats,
             clip=self.prior.clip,
+            loras=self.prior_of_job["loras"],
             fit=self.fit,
             distillation=self.distillation,
             mesh=self.mesh,
@@ -79,8 +85,7 @@ class Settings:
 
     def image_job(self, prompt: str, *, seed: int, **pictures: str | None) -> ImagesSpec:
         """The spec of one image job. pictures: its fields `init_image` and `mask`, if it edits one."""
-        prior = {"prior": self.prior.source, "strict": self.prior.strict}
-        fields = {"prompt": prompt, "seed": seed, **prior, **self.images, **pictures}
+        fields = {"prompt": prompt, "seed": seed, **self.prior_of_job, **self.images, **pictures}
         return codec.from_plain(ImagesSpec, fields, path="images")
 
     def texture_job(self, prompt: str, *, seed: int, mesh_sha256: str, up: str) -> TextureSpec:

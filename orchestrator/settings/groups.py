@@ -23,11 +23,13 @@ class PriorSettings:
         strict: results are the same to the last bit whatever else the prior is asked meanwhile; slower.
         clip: folder of a CLIP that scores finished meshes beside the prior (`clip_score`): of open_clip's
             (open_clip_config.json and its weights, as the hub has them) or one that was trained here; "": none.
+        loras: FILE or FILE:SCALE, put into the prior's networks for this job alone; other jobs share the same prior without.
     """
 
     source: str = "toybox"
     strict: bool = False
     clip: str = ""
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

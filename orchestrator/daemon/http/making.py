@@ -152,7 +152,7 @@ class Maker:
         source = TableSource.find(str(path), prompt_column=form.prompt_column)
         with self._uploads.called_by_name(who):
             table = source.scan()
-            if not who.is_owner and (places := {"init_image", "mask"} & set(table.columns)):
+            if not who.is_owner and (places := {"init_image", "mask", "lora"} & set(table.columns)):
                 self._check_places(source, places)
         known = {field.name for field in dataclasses.fields(BatchImagesSpec)}
         shaping = {"shard_size": form.shard_size, "output_format": form.output_format}
@@ -160,8 +160,7 @@ class Maker:
             **{name: value for name, value in settings.images.items() if name in known},
             **{name: value for name, value in shaping.items() if value is not None},
             "seed": form.seed,
-            "prior": settings.prior.source,
-            "strict": settings.prior.strict,
+            **settings.prior_of_job,
             "prompt_column": form.prompt_column,
             "table": table,
         }
@@ -208,8 +207,8 @@ class Maker:
         """A job like another one but for what the form names. Raises InputError."""
         if job.kind == ExportSpec.kind:
             raise Conflict(f"Job {job.id} is an export; make another one with POST /v1/exports.")
-        reads_files = job.kind in (BatchImagesSpec.kind, TextureSpec.kind)
-        if not who.is_owner and ((reads_files and job.user != who.user) or _has_code(job.spec)):
+        is_anothers = job.user != who.user and job.kind in (BatchImagesSpec.kind, TextureSpec.kind)
+        if not who.is_owner and (is_anothers or _reads_files(job.spec)):
             raise HTTPException(403, f"Job {job.id} reads files or code of {job.user}'s, so only {job.user} may repeat it.")
         self._check_settings(form.settings, who)
         for name in form.settings:
@@ -328,8 +327,10 @@ def _image_options(form: PromptForm) -> dict[str, Any]:
     }
 
 
-def _has_code(spec: Mapping[str, Any]) -> bool:
-    """Whether a 3D job's loss or field is code of one's own."""
+def _reads_files(spec: Mapping[str, Any]) -> bool:
+    """Whether a job has LoRAs, or a 3D job's loss or field is code of one's own."""
+    if spec.get("loras"):
+        return True
     names = (spec.get("distillation", {}).get("form", ""), spec.get("fit", {}).get("field", {}).get("kind", ""))
     return any(map(is_extension, names))
 

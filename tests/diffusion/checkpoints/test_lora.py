@@ -12,6 +12,7 @@ from diffusion.checkpoints import lora
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
 from diffusion.checkpoints.lora import merge_lora
+from diffusion.checkpoints.lora_files import Lora
 from diffusion.checkpoints.unet_keys import original_modules
 from diffusion.prior import Prior
 from tests.diffusion.checkpoints.published import Saved
@@ -132,6 +133,8 @@ def test_a_lora_changes_what_it_changes_in_diffusers(
     assert (ours - outputs(before)).abs().max() > 1e-2
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
     assert prior.weights_hash not in (before.weights_hash, Prior.load(f"{folder}?lora={path}:0.7").weights_hash)
+    of_request = before.adapted((Lora.named(f"{path}:0.8"),))
+    torch.testing.assert_close(outputs(of_request), theirs, rtol=0, atol=2e-5)
 
 
 def test_both_layouts_give_the_same_weights(case: tuple[str, Any, Path, dict[str, Any]], tmp_path: Path) -> None:

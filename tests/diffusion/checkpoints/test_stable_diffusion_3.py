@@ -15,6 +15,7 @@ from diffusion.checkpoints.defaults import SETTINGS, defaults_of
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import footprint
 from diffusion.checkpoints.hub import needed
+from diffusion.checkpoints.lora_files import Lora
 from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.stable_diffusion_3 import write_stable_diffusion_3_file
 from diffusion.checkpoints.transformer_keys import folder_transformer, original_transformer
@@ -407,6 +408,15 @@ def test_a_lora_changes_the_transformer_as_in_diffusers(saved: Any, tmp_path: Pa
         module = f"transformer_blocks.1.{name}"
         added = 0.5 * weights[f"transformer.{module}.lora_B.weight"] @ weights[f"transformer.{module}.lora_A.weight"]
         torch.testing.assert_close(changed[f"{module}.weight"], before[f"{module}.weight"] + added)
+    base = Prior.load(folder)
+    of_request = base.adapted((Lora.named(f"{tmp_path / 'lora.safetensors'}:0.5"),))
+    assert base.adapters.num_bytes == 4 * 2 * (128 + 384 + 128 + 384 + 128 + 128)  # a fused matrix has its own factors' rows
+    x, t = torch.randn(2, *base.latent_shape, generator=generator), torch.tensor([100, 900])
+    given, merged, plain = (
+        one.predict(x, t, one.condition(["a red mushroom", ""]).tokens) for one in (of_request, prior, base)
+    )
+    assert (merged - plain).abs().max() > 0.01 * merged.abs().max()
+    torch.testing.assert_close(given, merged, rtol=0, atol=1e-5 * float(merged.abs().max()))
 
 
 def test_memory_and_defaults_are_known_before_it_is_loaded(saved: Any, tmp_path: Path) -> None:

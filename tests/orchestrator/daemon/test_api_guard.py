@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -139,6 +140,9 @@ UPLOAD = "/v1/uploads?name=a.csv"
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"field.kind": "os:system"}}, {}, 403),
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"distillation.form": "/tmp/x.py:f"}}, {}, 403),
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"runtime.address": "10.0.0.1:1"}}, {}, 403),
+        ("submit", "POST", "/v1/images", {"prompt": "a", "settings": {"prior.loras": ["/etc/passwd"]}}, {}, 403),
+        ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"prior.loras": ["x:0.5"]}}, {}, 403),
+        ("owner", "POST", "/v1/images", {"prompt": "a", "settings": {"prior.loras": ["/nowhere/x.safetensors"]}}, {}, 422),
         ("submit", "POST", "/v1/images", {"prompt": "a", "out": "/etc/cron.d/x"}, {}, 403),
         ("submit", "POST", "/v1/images", {"prompt": "a", "out": "../../x"}, {}, 422),
         ("submit", "POST", "/v1/images", {"prompt": "a", "out": "s3://bucket/x"}, {}, 422),
@@ -446,6 +450,20 @@ def test_cells_of_others_point_only_where_it_is_allowed(api: Api, cell: str, sta
     api.ok("submit", "DELETE", f"/v1/uploads/{sent['id']}")
 
 
+def test_loras_are_files_that_only_the_owner_names(api: Api, tmp_path: Path):
+    lora = tmp_path / "ink.safetensors"
+    lora.write_bytes(b"ink")
+    own = {"prompt": "a red table", "settings": {"prior.loras": [f"{lora}:0.5"]}, "paused": True}
+    job = api.ok("owner", "POST", "/v1/images", own)["job"]
+    assert job["spec"]["loras"] == [{"file": str(lora), "sha256": hashlib.sha256(b"ink").hexdigest(), "scale": 0.5}]
+    status, answer, _ = api("operate", "POST", f"/v1/jobs/{job['id']}/again", {"paused": True})
+    assert status == 403 and "reads files or code" in answer["error"]
+    sent = api.ok("submit", "POST", "/v1/uploads?name=t.csv", f"prompt,lora\na,{lora}\n".encode(), Content_Type="text/csv")
+    status, answer, _ = api("submit", "POST", "/v1/tables", {"table": sent["id"], "paused": True})
+    assert status == 403 and "column lora names files" in answer["error"]
+    api.ok("submit", "DELETE", f"/v1/uploads/{sent['id']}")
+
+
 def test_lists_go_on_by_cursor_and_are_searched(api: Api):
     for number in range(5):
         api.ok("operate", "POST", "/v1/images", {"prompt": f"a pagoda number {number}", "paused": True})
@@ -461,8 +479,6 @@ def test_lists_go_on_by_cursor_and_are_searched(api: Api):
 
 def finished(api: Api, folder: Path) -> int:
     """A job that has left two files, one of which its manifest names."""
-    import hashlib
-
     made = api.ok("submit", "POST", "/v1/images", {"prompt": f"a table in {folder.name}"})
     out = Path(made["out"])
     out.mkdir(parents=True)

@@ -1,0 +1,61 @@
+"""`--lora` as a user gives it: pictures, manifest, resuming, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import InputError
+from orchestrator.cli.main import main
+from orchestrator.client.prepared_job import compose_here, prepare_text_to_3d
+from orchestrator.client.remote import RemoteClient
+from orchestrator.exports.png_metadata import read_png_metadata
+from tests.fakes import save_tiny_lora
+
+QUICK = ("--num-images", "2", "--steps", "2", "--runtime", "inline", "--local", "runtime.num_threads=1")
+
+
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(["images", "a red table", *map(str, arguments)])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_pictures_with_a_lora_say_so_and_are_resumed_with_the_same(capsys, tmp_path, monkeypatch, tiny_prior):
+    monkeypatch.chdir(tmp_path)
+    save_tiny_lora(tmp_path / "ink.safetensors", Path(tiny_prior), seed=1)
+    prior = ("--prior", tiny_prior, *QUICK)
+    assert command(capsys, *prior, "--out", "plain")[0] == 0
+    arguments = (*prior, "--out", "out", "--lora")
+    assert command(capsys, *arguments, "ink.safetensors:0.8")[0] == 0
+    (lora,) = json.loads(Path("out/manifest.json").read_text())["spec"]["loras"]
+    assert (lora["file"], lora["scale"], len(lora["sha256"])) == (str(tmp_path / "ink.safetensors"), 0.8, 64)
+    text = read_png_metadata(Path("out/000000000.png"))
+    assert (text["lora"], text["lora_sha256"]) == ("ink.safetensors:0.8", lora["sha256"])
+    assert "lora" not in read_png_metadata(Path("plain/000000000.png"))
+    assert Path("out/000000000.png").read_bytes() != Path("plain/000000000.png").read_bytes()
+    # The same content elsewhere is the same job.
+    (tmp_path / "ink.safetensors").rename(tmp_path / "moved.safetensors")
+    assert command(capsys, *arguments, "moved.safetensors:0.8")[1].startswith("Already finished")
+    code, _, err = command(capsys, *arguments, "moved.safetensors:0.7")
+    assert code == 2 and "out belongs to another job (loras" in err
+    code, _, err = command(capsys, *arguments, "ink.safetensors")
+    assert code == 2 and "There is no LoRA" in err and "Traceback" not in err
+    Path("bad.safetensors").write_bytes(b"x")
+    code, _, err = command(capsys, *prior, "--out", "bad", "--lora", "bad.safetensors")
+    assert code == 2 and "bad.safetensors (1 bytes) is truncated or not a safetensors file" in err and "Traceback" not in err
+
+
+def test_a_3d_job_takes_loras_too_and_a_remote_orchestrator_does_not_see_them(tmp_path):
+    file = tmp_path / "ink.safetensors"
+    file.write_bytes(b"ink")
+    jobs = [
+        prepare_text_to_3d("a cup", compose_here([], {"prior.loras": loras}), seed=0, out=None)
+        for loras in (None, [], [f"{file}:0.5"], [f"{file}:0.5", str(file)])
+    ]
+    assert [len(job.spec.loras) for job in jobs] == [0, 0, 1, 2]
+    assert jobs[0].spec.fingerprint() == jobs[1].spec.fingerprint() and len({job.spec.fingerprint() for job in jobs}) == 3
+    with pytest.raises(InputError, match=r"--lora names a file of this machine, which the orchestrator at --url does not see"):
+        RemoteClient("http://kiln.example", "token").request_of(jobs[2])
