@@ -22,6 +22,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "ledger": ("--num-rows", "100000"),
     "versus_diffusers": ("--only", "toybox", "--repeats", "3", "--out", "runs/benchmarks/versus_diffusers.json"),
     "cross_attention": ("--repeats", "4"),
+    "adapters": ("--only", "rows", "--rounds", "1", "--steps", "2", "--out", "runs/benchmarks/adapters.json"),
     "prior_opinion": ("--first", "2", "--out", "runs/benchmarks/prior_opinion.json"),
     "mutations": ("--only", "analog_bits"),
     "code_lines": (),

@@ -52,7 +52,9 @@ def to_plain(value: Any, *, for_fingerprint: bool = False) -> Any:
 
 def _counts(field: dataclasses.Field[Any], value: Any) -> bool:
     counts = field.metadata.get("fingerprint", True)
-    return bool(value) if counts == "if set" else counts
+    if counts == "if set":
+        return not (value is None or value is False or value == "" or value == ())
+    return bool(counts)
 
 
 def canonical_json(value: Any) -> str:

@@ -78,6 +78,11 @@ class ImageTextModel:
         """Whether there is one, without reading it. Raises PriorError for a folder that holds none."""
         _files(folder)
 
+    @staticmethod
+    def hash(folder: Path) -> str:
+        """The sha256 of its weights, see `weights_hash`, without reading them in. Raises PriorError."""
+        return hash_files([_files(folder)[1]])
+
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> unit vectors (N, E) on the CPU. No gradients."""

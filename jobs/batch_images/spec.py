@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from jobs import codec
@@ -27,6 +27,10 @@ class BatchImagesSpec(PictureSettings, Spec):
         prompt_column: the column that holds the prompts.
         shard_size: rows per shard, 1 to 100,000.
         output_format: "png", "webdataset" or "parquet".
+        clip: folder of a CLIP, see `diffusion.text.image_text`, that says of each picture how well it fits its prompt, the
+            column `clip_score`; "": none. clip_hash: sha256 of its weights.
+        min_clip_score: pictures below it are marked, `is_kept` false, and stay; None marks none.
+        phash: whether each picture gets a hash that near-duplicates share, the column `phash`.
 
     Raises:
         InputError: a value that is not allowed, named.
@@ -38,6 +42,10 @@ class BatchImagesSpec(PictureSettings, Spec):
     prompt_column: str = "prompt"
     shard_size: int = 1000
     output_format: str = "png"
+    clip: str = field(default="", metadata=codec.NOT_IN_FINGERPRINT)
+    clip_hash: str = field(default="", metadata=codec.IN_FINGERPRINT_IF_SET)
+    min_clip_score: float | None = field(default=None, metadata=codec.IN_FINGERPRINT_IF_SET)
+    phash: bool = field(default=False, metadata=codec.IN_FINGERPRINT_IF_SET)
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
@@ -47,6 +55,10 @@ class BatchImagesSpec(PictureSettings, Spec):
             raise InputError(
                 f"There is no output format {self.output_format!r}{hint}; choose one of {', '.join(OUTPUT_FORMATS)}."
             )
+        if self.min_clip_score is not None and not self.clip_hash:
+            raise InputError("--min-clip-score marks pictures by their CLIP score; give --clip FOLDER too.")
+        if self.min_clip_score is not None and not -1 <= self.min_clip_score <= 1:
+            raise InputError(f"--min-clip-score is {self.min_clip_score:g}, but a cosine from -1 to 1 was expected.")
         if not self.table.num_rows:
             raise InputError(f"{self.table.name} holds no rows; give a table with at least one prompt.")
         super().__post_init__()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, Failed, Generated, Picture, Row, extra_columns, extra_values
+from orchestrator.batch.scores import score_columns
 from orchestrator.run.picture_metadata import encode_picture, lora_words
 
 __all__ = ["COLUMNS", "Finished", "column_types", "encode", "failed", "stem"]
@@ -36,9 +37,11 @@ COLUMNS = {
     "table_row": "int",
 }
 """Name -> type of what is known of every row; the table's own columns follow. sha256 is the PNG file's."""
+NO_SCORES: Mapping[str, Any] = {}
 LORA_COLUMNS = {"lora": "text", "lora_sha256": "text"}
 """These too, where the job or its table has LoRAs."""
-RESERVED = {*COLUMNS, *LORA_COLUMNS, "image", "file_name"}
+RESERVED = ("image", "file_name")
+"""Names that the formats need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +76,21 @@ def column_types(spec: BatchImagesSpec) -> dict[str, str]:
 
 def own_columns(spec: BatchImagesSpec) -> dict[str, str]:
     """Name -> type of what is known of every row of this job, the table's own columns apart."""
-    return COLUMNS | (LORA_COLUMNS if spec.loras or "lora" in spec.table.columns else {})
+    return COLUMNS | (LORA_COLUMNS if spec.loras or "lora" in spec.table.columns else {}) | score_columns(spec)
 
 
-def encode(spec: BatchImagesSpec, drawn: Generated, *, prior_hash: str, index: int | None = None) -> Finished:
+def encode(
+    spec: BatchImagesSpec,
+    drawn: Generated,
+    *,
+    prior_hash: str,
+    index: int | None = None,
+    scores: Mapping[str, Any] = NO_SCORES,
+) -> Finished:
     """A picture that was drawn, as a PNG file with everything in its text chunks that a single prompt's has.
 
     Args:
-        index: of the row, where rows are numbered; it is in the PNG too.
+        index: of the row, where rows are numbered; it is in the PNG too. scores: see `PictureScores`.
     """
     picture, source = drawn.picture, drawn.source
     image = (
@@ -90,11 +100,18 @@ def encode(spec: BatchImagesSpec, drawn: Generated, *, prior_hash: str, index: i
     )
     png = encode_picture(image, drawn.image, prior_hash=prior_hash, index=index)
     height, width, _ = drawn.image.shape
-    return keep(spec, picture, png, (width, height), prior_hash=prior_hash)
+    return keep(spec, picture, png, (width, height), prior_hash=prior_hash, scores=scores)
 
 
 def keep(
-    spec: BatchImagesSpec, picture: Picture, png: bytes, size: tuple[int, int], *, prior_hash: str, is_new: bool = True
+    spec: BatchImagesSpec,
+    picture: Picture,
+    png: bytes,
+    size: tuple[int, int],
+    *,
+    prior_hash: str,
+    is_new: bool = True,
+    scores: Mapping[str, Any] = NO_SCORES,
 ) -> Finished:
     """A picture that exists as a file's bytes; size is (width, height)."""
     image = picture.image
@@ -119,6 +136,7 @@ def keep(
         "prior_hash": prior_hash,
         **dict(_place(picture.row)),
         **{name: value for name, value in lora_words(image.loras).items() if name in own_columns(spec)},
+        **scores,
         **_extras(spec, picture.row),
     }
     return Finished(record, png, is_new)
@@ -142,15 +160,15 @@ def kept_names(spec: BatchImagesSpec) -> dict[str, str]:
 
     A table that has both `index` and `table_index` gives `table_table_index` and `table_index`: none takes another's place.
     """
-    return dict(_kept_names(tuple(extra_columns(spec))))
+    return dict(_kept_names(tuple(extra_columns(spec)), frozenset((*own_columns(spec), *RESERVED))))
 
 
 @functools.lru_cache(maxsize=16)
-def _kept_names(columns: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    names = {column: column for column in columns if column not in RESERVED}
-    for column in (column for column in columns if column in RESERVED):
+def _kept_names(columns: tuple[str, ...], reserved: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    names = {column: column for column in columns if column not in reserved}
+    for column in (column for column in columns if column in reserved):
         name = f"table_{column}"
-        while name in RESERVED or name in names.values():
+        while name in reserved or name in names.values():
             name = f"table_{name}"
         names[column] = name
     return tuple((column, names[column]) for column in columns)

@@ -15,6 +15,9 @@ from orchestrator.batch.storage.stores import Store
 __all__ = ["attempt_report", "cost", "cpu_seconds_of_this_command", "describe", "summarise"]
 
 
+COUNTS = ("num_rows", "num_succeeded", "num_failed", "num_not_kept")
+
+
 def summarise(store: Store, spec: BatchImagesSpec, *, failures: str) -> dict[str, Any]:
     """Read every marker once, in order; write the dead letters, the grid and the page; return the counts.
 
@@ -27,7 +30,7 @@ def summarise(store: Store, spec: BatchImagesSpec, *, failures: str) -> dict[str
     with store.create(failures) as file:
         for shard in range(spec.num_shards):
             marker = markers.read_marker(store, shard)
-            counts.update({name: marker[name] for name in ("num_rows", "num_succeeded", "num_failed")})
+            counts.update({name: marker[name] for name in COUNTS if name in marker})
             causes.update(failure["cause"] for failure in marker["failures"])
             for failure in marker["failures"]:
                 file.write(json.dumps(failure, ensure_ascii=False).encode() + b"\n")
@@ -81,6 +84,8 @@ def describe(report: Mapping[str, Any]) -> list[str]:
     if report["num_drawn_by_last_attempt"] and report["images_per_second"]:
         rate = f"{report['images_per_second']:,.1f} images/s" if report["images_per_second"] >= 0.1 else "under 0.1 images/s"
         lines.append(f"{report['num_drawn_by_last_attempt']:,} drawn now in {report['draw_seconds']:,.1f} s, {rate}")
+    if "num_not_kept" in report:
+        lines.append(f"{report['num_not_kept']:,} of them are below --min-clip-score, marked is_kept = false")
     used = []
     if report["cpu_seconds"] is not None:
         used.append(f"{report['cpu_seconds']:,.0f} CPU-seconds")

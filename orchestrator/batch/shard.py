@@ -17,6 +17,7 @@ from jobs.events import ImagesPreview
 from jobs.prior_client import PriorClient, PriorInfo
 from orchestrator.batch.preview import Preview, grid_name
 from orchestrator.batch.records import Finished, encode, failed, keep
+from orchestrator.batch.scores import PictureScores, score_columns
 from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.storage import markers
 from orchestrator.batch.storage.stores import Store, open_store
@@ -26,7 +27,7 @@ from orchestrator.batch.tables.source import TableSource
 from orchestrator.exports.image_grid import image_grid
 from orchestrator.exports.png_metadata import encode_png
 from orchestrator.run.artefacts import PREVIEW
-from orchestrator.run.picture_metadata import commit_marker, loras_of
+from orchestrator.run.picture_metadata import commit_marker, loras_of, pixels_of
 
 __all__ = ["Committed", "ShardJob", "ShardTask", "ShardWriter"]
 
@@ -95,6 +96,7 @@ class ShardWriter:
         self._sink = make_sink(job.spec, self._store)
         self._initial_images = InitialImages(job.source)
         self._find_loras = RowLoras(job.source)
+        self._scores = PictureScores(job.spec)
 
     def run(self, task: ShardTask) -> Iterator[int | Committed]:
         """Yields now and then how many more rows of the shard are done, and at last that it is committed.
@@ -169,7 +171,8 @@ class ShardWriter:
                     "the same command, and the shard is drawn again."
                 )
             size = struct.unpack(">II", png[16:24])
-            yield keep(self._spec, picture, png, size, prior_hash=self._info.weights_hash, is_new=False)
+            scores = self._scores.of(pixels_of(png), picture.image.prompt) if score_columns(self._spec) else {}
+            yield keep(self._spec, picture, png, size, prior_hash=self._info.weights_hash, is_new=False, scores=scores)
 
     def _drawn(self, rows: Sequence[Row]) -> Iterator[Generated | Failed]:
         """The rows' answers; unfinished pictures are shown meanwhile."""
@@ -193,7 +196,8 @@ class ShardWriter:
             case Finished():
                 return answer
             case Generated():
-                return encode(self._spec, answer, prior_hash=self._info.weights_hash, index=answer.row.index)
+                scores = self._scores.of(answer.image, answer.picture.image.prompt)
+                return encode(self._spec, answer, prior_hash=self._info.weights_hash, index=answer.row.index, scores=scores)
             case Failed():
                 return failed(self._spec, answer)
 
@@ -215,6 +219,7 @@ class ShardWriter:
             "preview": preview.captions,
             "failures": tally.failures,
             **({"loras": tally.loras} if tally.loras else {}),
+            **({"num_not_kept": tally.num_not_kept} if "is_kept" in score_columns(self._spec) else {}),
         }
         self._store.require_held(self._held)
         return markers.write_marker(self._store, shard, content)
@@ -228,12 +233,13 @@ class _Tally:
         self.loras = dict(loras)
         self.succeeded: list[Row] = []
         self.failures: list[dict[str, Any]] = []
-        self.num_drawn = 0
+        self.num_drawn = self.num_not_kept = 0
 
     def add(self, row: Row, answer: Generated | Failed | Finished, finished: Finished) -> None:
         if not isinstance(answer, Failed):
             self.succeeded.append(row)
             self.num_drawn += finished.is_new
+            self.num_not_kept += finished.record.get("is_kept") is False
             if isinstance(answer, Generated):
                 self.loras |= {lora.file: lora.sha256 for lora in answer.picture.image.loras}
             return

@@ -56,6 +56,13 @@ Prompts = Annotated[
 PromptColumn = Annotated[str | None, typer.Option(help="With --prompts: the column that holds them.")]
 ShardSize = Annotated[int | None, typer.Option(help="With --prompts: rows per shard; 1000.")]
 OutputFormat = Annotated[str | None, typer.Option(help="With --prompts: png, webdataset or parquet.")]
+Clip = Annotated[
+    str | None, typer.Option("--clip", help="With --prompts: folder of a CLIP that scores each picture, the column clip_score.")
+]
+MinClipScore = Annotated[
+    float | None, typer.Option(help="With --clip: pictures below it are marked, is_kept false; they are not deleted.")
+]
+Phash = Annotated[bool, typer.Option("--phash", help="With --prompts: a 64-bit hash that near-duplicates share, beside each.")]
 Resume = Annotated[bool, typer.Option("--resume", help="With --prompts: draw what is missing, as is the default.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="With --prompts: delete the job's files, start anew.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="With --prompts: also draw rows that failed, or were added.")]
@@ -91,6 +98,9 @@ def prepare(
     prompt_column: PromptColumn = None,
     shard_size: ShardSize = None,
     output_format: OutputFormat = None,
+    clip: Clip = None,
+    min_clip_score: MinClipScore = None,
+    phash: Phash = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
@@ -125,7 +135,14 @@ def prepare(
         "images.height": height,
         "runtime.preview_every": preview_every,
     }
-    shaping = {"prompt_column": prompt_column, "shard_size": shard_size, "output_format": output_format}
+    shaping = {
+        "prompt_column": prompt_column,
+        "shard_size": shard_size,
+        "output_format": output_format,
+        "clip": clip,
+        "min_clip_score": min_clip_score,
+        "phash": phash,
+    }
     how = {"resume": resume, "overwrite": overwrite, "retry_failed": retry_failed}
     working = {"num_workers": num_workers, "price_per_hour": price_per_hour}
     if prompts is not None:

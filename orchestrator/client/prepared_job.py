@@ -21,7 +21,7 @@ from orchestrator.batch.storage.urls import absolute
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.host.atomic import clear_output_errors
 from orchestrator.host.progress_display import Display
-from orchestrator.prior.source import absolute_source, check_clip, check_prior
+from orchestrator.prior.source import absolute_source, check_clip, check_prior, scored_by
 from orchestrator.run.edit_pictures import EditPictures
 from orchestrator.run.given_mesh import GivenMesh
 from orchestrator.run.perform import Outcome, perform
@@ -166,12 +166,13 @@ def prepare_table(
     """One picture for each row of a table.
 
     Args:
-        shaping: fields of `BatchImagesSpec` that no setting holds (prompt_column, shard_size, output_format); None is skipped.
+        shaping: fields of `BatchImagesSpec` that no setting holds, such as shard_size; None is skipped, and so is a clip_hash,
+            which is that of the folder `clip`.
 
     Raises:
         InputError: the table cannot be read or has no prompts, or a value is not allowed.
     """
-    given = {name: value for name, value in shaping.items() if value is not None}
+    given = {name: value for name, value in shaping.items() if value is not None} | scored_by(shaping.get("clip") or "")
     source = TableSource.find(batch.prompts, prompt_column=given.get("prompt_column", "prompt"))
     known = {field.name for field in fields(BatchImagesSpec)}
     shared = {name: value for name, value in settings.images.items() if name in known}

@@ -30,7 +30,8 @@ PART_BYTES = 1024**2
 UPLOAD_SECONDS = 600.0
 TYPES = {".csv": "text/csv", ".txt": "text/plain", ".jsonl": "application/x-ndjson", ".png": "image/png"}
 APART = ("kind", "prompt", "seed", "prior", "strict", "loras", "init_image", "mask", "strength", "table", "prompt_column")
-SHAPING = ("shard_size", "output_format")
+SHAPING = ("shard_size", "output_format", "phash")
+CLIP = ("clip", "clip_hash", "min_clip_score")
 
 
 class RemoteClient(Client):
@@ -66,6 +67,8 @@ class RemoteClient(Client):
         settings["runtime.preview_every"] = job.settings.runtime.preview_every
         if spec.loras:
             raise InputError("--lora names a file of this machine, which the orchestrator at --url does not see.")
+        if getattr(spec, "clip", ""):
+            raise InputError("--clip names a folder of this machine, which the orchestrator at --url does not see.")
         form: dict[str, Any] = {"seed": spec.seed, "strict": spec.strict, "settings": settings}
         form |= {"priority": fields.get("priority", 0), "paused": fields.get("is_paused", False)}
         if spec.prior != TextTo3DSpec.prior:
@@ -77,14 +80,12 @@ class RemoteClient(Client):
             settings |= {f"{group}.{name}": value for group, table in tables.items() for name, value in table.items()}
             path = "/v1/textures"
         elif isinstance(spec, TextTo3DSpec):
-            if spec.clip:
-                raise InputError("--clip names a folder of this machine, which the orchestrator at --url does not see.")
             field = plain["fit"].pop("field")
             tables = {"fit": plain["fit"], "field": field, "distillation": plain["distillation"], "mesh": plain["mesh"]}
             settings |= {f"{group}.{name}": value for group, table in tables.items() for name, value in table.items()}
             path = "/v1/text-to-3d"
         else:
-            own = {name: value for name, value in plain.items() if name not in (*APART, *SHAPING) and value is not None}
+            own = {name: value for name, value in plain.items() if name not in (*APART, *SHAPING, *CLIP) and value is not None}
             settings |= {f"images.{name}": value for name, value in own.items()}
             path = self._fill(form, job, plain)
         if path != "/v1/tables":

@@ -11,7 +11,7 @@ from jobs.errors import InputError
 from jobs.events import Progress
 from jobs.prior_client import PriorClient
 
-__all__ = ["PriorLoader", "absolute_source", "bytes_on_disk", "check_clip", "check_prior", "loading", "refusal"]
+__all__ = ["PriorLoader", "absolute_source", "bytes_on_disk", "check_clip", "check_prior", "loading", "refusal", "scored_by"]
 
 WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
@@ -79,6 +79,19 @@ def check_clip(folder: str) -> str:
     except PriorError as error:
         raise refusal(error) from error
     return str(path)
+
+
+def scored_by(clip: str) -> dict[str, str]:
+    """The fields of a `BatchImagesSpec` that name a CLIP's folder and its weights; none for "". Raises InputError."""
+    if not clip:
+        return {}
+    from diffusion.text.image_text import ImageTextModel
+
+    path = check_clip(clip)
+    try:
+        return {"clip": path, "clip_hash": ImageTextModel.hash(Path(path))}
+    except PriorError as error:
+        raise refusal(error) from error
 
 
 def absolute_source(source: str) -> str:

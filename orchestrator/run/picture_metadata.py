@@ -14,7 +14,7 @@ from orchestrator.exports.png_metadata import encode_png
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["commit_marker", "encode_picture", "lora_words", "loras_of", "picture_metadata"]
+__all__ = ["commit_marker", "encode_picture", "lora_words", "loras_of", "picture_metadata", "pixels_of"]
 
 
 def picture_metadata(spec: PictureSpec, *, prior_hash: str) -> dict[str, str]:
@@ -42,6 +42,15 @@ def picture_metadata(spec: PictureSpec, *, prior_hash: str) -> dict[str, str]:
 def lora_words(loras: Sequence[Lora]) -> dict[str, str | None]:
     """LoRAs as text chunks and columns have them: FILE:SCALE and sha256, with "; " between several; None for none."""
     return {"lora": "; ".join(map(str, loras)) or None, "lora_sha256": "; ".join(lora.sha256 for lora in loras) or None}
+
+
+def pixels_of(png: bytes) -> np.ndarray:
+    """The picture of a PNG file of ours, uint8 (H, W, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def loras_of(png: bytes) -> tuple[Lora, ...]:

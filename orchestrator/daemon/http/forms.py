@@ -192,6 +192,8 @@ class TableForm(PromptForm):
     shard_size: Annotated[int, Field(ge=1, le=100_000)] | None = None
     output_format: Literal["png", "webdataset", "parquet"] | None = None
     num_workers: int = Field(4, ge=1, le=1024)
+    phash: bool = Field(False, description="A hash that near-duplicates share, beside each picture.")
+    min_clip_score: float | None = Field(None, ge=-1, le=1, description="Below it: is_kept false; with the setting prior.clip.")
 
 
 class ExportForm(JobForm):

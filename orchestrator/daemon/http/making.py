@@ -39,7 +39,7 @@ from orchestrator.daemon.http.tokens import Principal
 from orchestrator.daemon.http.uploads import Uploads
 from orchestrator.daemon.job_request import JobRequest
 from orchestrator.host.atomic import clear_output_errors
-from orchestrator.prior.source import absolute_source
+from orchestrator.prior.source import absolute_source, scored_by
 from orchestrator.run.edit_pictures import EditPictures
 from orchestrator.run.export import FinishedRun
 from orchestrator.run.given_mesh import GivenMesh
@@ -155,7 +155,8 @@ class Maker:
             if not who.is_owner and (places := {"init_image", "mask", "lora"} & set(table.columns)):
                 self._check_places(source, places)
         known = {field.name for field in dataclasses.fields(BatchImagesSpec)}
-        shaping = {"shard_size": form.shard_size, "output_format": form.output_format}
+        shaping = {"shard_size": form.shard_size, "output_format": form.output_format, "phash": form.phash}
+        shaping |= {"min_clip_score": form.min_clip_score, **scored_by(settings.prior.clip)}
         plain = {
             **{name: value for name, value in settings.images.items() if name in known},
             **{name: value for name, value in shaping.items() if value is not None},
