@@ -13,16 +13,16 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from diffusion.adapter_cache import adapter_bytes
 from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
 from diffusion.checkpoints.folder import TEXT_STEMS, UNET_STEMS, VAE_STEMS, parts_of
+from diffusion.checkpoints.gguf import read_entries
 from diffusion.checkpoints.read import locate
 from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
 from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.stable_diffusion_3 import AUTOENCODER_CONFIG, CLIP_G, CLIP_L, MARK, config_of
-from diffusion.checkpoints.weights import PICKLES, read_json, weight_files
+from diffusion.checkpoints.weights import GGUF, PICKLES, read_json, weight_files
 from diffusion.engine.memory import SURELY_FREE
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
 from diffusion.networks.joint_transformer import JointTransformerConfig
@@ -255,9 +255,8 @@ def _single_file(path: Path, width: int, vae_width: int) -> Measured:
 
 
 def _single_joint_file(path: Path, header: dict[str, int], width: int, vae_width: int) -> Measured:
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(UNET)]  # noqa: SIM118 - no dictionary
-        shapes = {name.removeprefix(UNET): torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+    ours = {name.removeprefix(UNET): shape for name, shape in _shapes(path).items() if name.startswith(UNET)}
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in ours.items()}
     parts = (UNET, CLIP_L, CLIP_G, AUTOENCODER)
     network, *towers, vae = (sum(size for name, size in header.items() if name.startswith(part)) for part in parts)
     of_towers = tuple(tower * width for tower in towers)
@@ -306,12 +305,19 @@ def _numbers(path: Path) -> int:
 
 
 def _header(path: Path) -> dict[str, int]:
-    """Tensor -> how many numbers it holds, of a safetensors file; only its first kilobytes are read."""
+    """Tensor -> how many numbers it holds."""
+    return {name: prod(shape) for name, shape in _shapes(path).items()}
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor -> its shape, of a safetensors or GGUF file; only its first kilobytes are read."""
+    if path.suffix == GGUF:
+        return {name: entry.shape for name, entry in read_entries(path).items()}
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-        return {name: prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+        return {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items() if name != "__metadata__"}
     except OSError as error:
         raise not_read(path, error) from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:

@@ -37,7 +37,7 @@ STRICT_ROWS = 16
 TOYBOX = Path(__file__).parents[1] / "toybox_prior"
 
 _NAME = re.compile(
-    r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>.+\.(?:safetensors|ckpt|bin|pt|pth)))?(?:@(?P<revision>[\w./-]+))?"
+    r"(?P<repository>[\w.-]+/[\w.-]+?)(?:/(?P<file>.+\.(?:safetensors|gguf|ckpt|bin|pt|pth)))?(?:@(?P<revision>[\w./-]+))?"
 )
 
 

@@ -1,6 +1,10 @@
-"""Weight files: safetensors, one or sharded, and old pickles, which are read without running what is in them."""
+"""Weight files: safetensors, one or sharded, GGUF, and old pickles, which are read without running what is in them.
+
+What is quantised, GGUF's blocks and fp8 with scales, is dequantised tensor by tensor as it is read.
+"""
 
 import errno
+import functools
 import hashlib
 import json
 import pickle
@@ -14,10 +18,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
+from diffusion.checkpoints.gguf import read_entries, read_tensor
 from diffusion.checkpoints.keymap import KeyMap
 
 Network = TypeVar("Network", bound=nn.Module)
 
+GGUF = ".gguf"
+SCALES, NOT_WEIGHTS = ("scale_weight", "weight_scale"), (".scale_input", ".input_scale")
+"""Beside an fp8 `NAME.weight` what it is multiplied with, by ComfyUI's older and newer names; and what is for its inputs."""
+SCALED_MARK = "scaled_fp8"
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 # In order of preference; the fp16 variants are read where there is nothing else.
 _STEM_ENDINGS = (
@@ -82,7 +91,7 @@ class Weights(Mapping[str, Tensor]):
     """The tensors of some weight files by name; those of safetensors are read when they are asked for.
 
     Args:
-        files: safetensors or pickles; the tensors of a pickle may lie in its entry "state_dict", others are passed over.
+        files: safetensors, GGUF or pickles; the tensors of a pickle may lie in its entry "state_dict", others are passed over.
 
     Raises:
         PriorError: a file is missing, truncated, of another kind, or a pickle with more in it than tensors.
@@ -113,6 +122,9 @@ class Weights(Mapping[str, Tensor]):
             raise PriorError(f"there is no weight file {path}; check the path")
         if path.suffix == ".safetensors":
             self._open_safetensors(path)
+        elif path.suffix == GGUF:
+            entries = read_entries(path)
+            self._readers |= {name: functools.partial(read_tensor, path, entry) for name, entry in entries.items()}
         elif path.suffix in PICKLES:
             tensors = read_pickle(path)
             tensors = tensors.get("state_dict", tensors)
@@ -122,7 +134,7 @@ class Weights(Mapping[str, Tensor]):
                 if isinstance(tensor, Tensor)
             }
         else:
-            expected = ", ".join((".safetensors", *PICKLES))
+            expected = ", ".join((".safetensors", GGUF, *PICKLES))
             raise PriorError(f"{path} is not a weight file by its name; expected one that ends in {expected}")
 
     def _open_safetensors(self, path: Path) -> None:
@@ -139,7 +151,27 @@ class Weights(Mapping[str, Tensor]):
                 f"{path} ({path.stat().st_size} bytes) is truncated or not a safetensors file ({error}); copy it again"
             ) from None
         self.metadata |= file.metadata() or {}
-        self._readers |= {name: (lambda name=name: file.get_tensor(name)) for name in names}  # type: ignore[misc]
+        scales = {
+            f"{module}weight": name
+            for name in names
+            for ending in SCALES
+            if name.endswith(f".{ending}") and f"{(module := name.removesuffix(ending))}weight" in names
+        }
+        hidden = {SCALED_MARK, *scales.values(), *(name for name in names if name.endswith(NOT_WEIGHTS))}
+
+        def reader(name: str) -> Callable[[], Tensor]:
+            if name not in scales:
+                return lambda: file.get_tensor(name)
+            return lambda: _scaled(file.get_tensor(name), file.get_tensor(scales[name]))
+
+        self._readers |= {name: reader(name) for name in names if name not in hidden}
+
+
+def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """A quantised weight times its scale, one for all of it or one a row, float32."""
+    scale = scale.float()
+    rows = scale.numel() == len(weight) and scale.numel() > 1
+    return weight.float() * (scale.reshape(-1, *(1 for _ in weight.shape[1:])) if rows else scale)
 
 
 def _is_pointer(path: Path) -> bool:

@@ -13,7 +13,7 @@ from jobs.prior_client import PriorClient
 
 __all__ = ["PriorLoader", "absolute_source", "bytes_on_disk", "check_clip", "check_prior", "loading", "refusal", "scored_by"]
 
-WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".gguf", ".ckpt", ".bin", ".pt", ".pth")
 
 PriorLoader = Callable[[str, str], PriorClient]
 """(source, device) -> prior. It travels to the actor that will hold the prior, so it is a plain function."""
