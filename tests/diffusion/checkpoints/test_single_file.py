@@ -255,3 +255,43 @@ def test_mvdreams_files_are_told_by_their_camera_embedding(saved: Saved, tmp_pat
     assert found.card.picture_suffix == ", 3d asset"
     for name, tensor in checkpoint.unet.state_dict().items():
         assert torch.equal(found.unet.state_dict()[name], tensor), name
+
+
+def test_a_quantised_file_gives_what_its_blocks_say(written: tuple[Architecture, Prior, Path], tmp_path: Path) -> None:
+    """GGUF as stable-diffusion.cpp converts a whole model, and fp8 with scales, against the numbers that were written."""
+    import gguf
+
+    architecture, folder, path = written
+    kind = folder.schedule.prediction_type
+    tensors = load_file(path)
+    is_matrix = {name: tensor.ndim == 2 and tensor.shape[1] % 32 == 0 for name, tensor in tensors.items()}
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "sd")
+    scaled: dict[str, torch.Tensor] = {}
+    meant: dict[str, dict[str, torch.Tensor]] = {"model.gguf": {}, "fp8.safetensors": {}}
+    for name, tensor in tensors.items():
+        if not is_matrix[name]:
+            writer.add_tensor(name, tensor.numpy())
+            scaled[name] = meant["model.gguf"][name] = meant["fp8.safetensors"][name] = tensor
+            continue
+        blocks = gguf.quants.quantize(tensor.numpy(), q8)
+        writer.add_tensor(name, blocks, raw_dtype=q8)
+        meant["model.gguf"][name] = torch.from_numpy(gguf.quants.dequantize(blocks, q8))
+        scale = tensor.abs().max().clamp_min(1e-6) / 448
+        scaled[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        meant["fp8.safetensors"][name] = scaled[name].float() * scale
+        if name.endswith(".weight"):
+            scaled[f"{name.removesuffix('weight')}scale_weight"] = scale
+        else:
+            scaled[name] = meant["fp8.safetensors"][name]
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(scaled, tmp_path / "fp8.safetensors")
+    assert sum(is_matrix.values()) > 20
+    for name, expected in meant.items():
+        read = read_single_file(tmp_path / name, architecture=architecture, prediction_type=kind)
+        found = original_tensors(read, architecture)
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items() if key in found)
+        assert found.keys() == original_tensors(folder, architecture).keys()
