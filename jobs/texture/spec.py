@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from diffusion.checkpoints.lora_files import Lora
 from diffusion.distillation import DistillationConfig
 from jobs import codec
 from jobs.specs import Spec, check_formats, check_seed
@@ -22,7 +23,7 @@ class TextureSpec(Spec):
         prompt: the sentence, 1 to 2,000 characters.
         mesh_sha256: sha256 of the mesh's file, which travels beside the spec.
         up: the file's upward axis.
-        seed, prior, strict, formats: as `jobs.specs.TextTo3DSpec` takes them.
+        seed, prior, strict, formats, loras: as `jobs.specs.TextTo3DSpec` takes them.
         texture, distillation: the settings of the two packages that do the work.
 
     Raises:
@@ -38,6 +39,7 @@ class TextureSpec(Spec):
     prior: str = "toybox"
     strict: bool = False
     formats: tuple[str, ...] = field(default=("glb",), metadata=codec.NOT_IN_FINGERPRINT)
+    loras: tuple[Lora, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
     texture: PaintConfig = field(default_factory=PaintConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 

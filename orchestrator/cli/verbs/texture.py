@@ -36,6 +36,7 @@ def prepare(
     guidance_scale: common.FitGuidanceScale = None,
     negative_prompt: common.FitNegativePrompt = None,
     prior: common.PriorName = None,
+    lora: common.Loras = None,
     strict: common.Strict = False,
 ) -> PreparedJob:
     """The job with its mesh, everything checked. Raises InputError."""
@@ -48,6 +49,7 @@ def prepare(
     options: dict[str, Any] = {
         "prior.source": prior,
         "prior.strict": strict or None,
+        "prior.loras": lora,
         "export.formats": common.chosen_formats(formats),
         "texture.num_steps": steps,
         "distillation.guidance_scale": guidance_scale,

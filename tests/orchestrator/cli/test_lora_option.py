@@ -57,5 +57,8 @@ def test_a_3d_job_takes_loras_too_and_a_remote_orchestrator_does_not_see_them(tm
     ]
     assert [len(job.spec.loras) for job in jobs] == [0, 0, 1, 2]
     assert jobs[0].spec.fingerprint() == jobs[1].spec.fingerprint() and len({job.spec.fingerprint() for job in jobs}) == 3
+    settings = compose_here([f"prior.loras=['{file}:0.5']"], {})
+    painted = settings.texture_job("a cup", seed=0, mesh_sha256="0" * 64, up="y")
+    assert painted.loras == jobs[2].spec.loras and settings.text_to_3d("a cup", seed=0) == jobs[2].spec
     with pytest.raises(InputError, match=r"--lora names a file of this machine, which the orchestrator at --url does not see"):
         RemoteClient("http://kiln.example", "token").request_of(jobs[2])
