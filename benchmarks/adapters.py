@@ -3,9 +3,10 @@
     python -m benchmarks.adapters [--only toybox]
 
 Forwards: the network as it is, with low-rank side paths, and with merged copies of the weights that change, for LoRAs of rank
-16 on the attention, or on every linear layer and convolution; of the toybox and of Stable Diffusion 1.5 (random weights,
-256x256 pixels). Rows: eight requests of eight rows each, through one prior without LoRAs, one prior with a LoRA for each
-request, and eight priors with one merged into each. Ways take turns; times are of the processor, ratios medians over rounds.
+16 on the attention, or on every linear layer and convolution; measured of the toybox (and, where asked for, of Stable Diffusion
+1.5 with random weights at 256x256 pixels), counted of published structures. Rows: eight requests of eight rows each, through
+one prior without LoRAs, one prior with a LoRA for each request, and eight priors with one merged into each. Ways take turns;
+times are of the processor, ratios medians over rounds.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe_machine, one_line
 from benchmarks.saving import save_run
 from diffusion.checkpoints.adapted import adapted
 from diffusion.checkpoints.lora import modules
 from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.weights import skeleton
 from diffusion.networks.layout import channels_last
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.prior import Prior
@@ -166,6 +169,31 @@ def eight_loras(folder: Path, *, everywhere: bool, num_steps: int, rounds: int) 
     }
 
 
+def counted(model: str, latents: int, *, everywhere: bool) -> dict[str, float]:
+    """Of a published UNet: bytes of both kinds of adapter in float32, and multiplications that side paths add to a forward."""
+    config = UNetConfig.from_dict(PUBLISHED[model]["unet"])
+    unet = skeleton(lambda: UNet2DCondition(config))
+    added, side_bytes, merged_bytes = [0], 0, 0
+    for name, layer in unet.named_modules():
+        if not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) or not (everywhere or name.endswith(ATTENTION)):
+            continue
+        out, inner = len(layer.weight), layer.weight[0].numel()
+        rank = min(RANK, out, layer.weight.shape[1])
+        side_bytes, merged_bytes = side_bytes + 4 * rank * (inner + out), merged_bytes + 4 * layer.weight.numel()
+
+        def note(_: Any, __: Any, output: Tensor, per_place: int = rank * (inner + out), out: int = out) -> None:
+            added[0] += output.numel() // out * per_place
+
+        layer.register_forward_hook(note)
+    x = torch.empty(1, config.in_channels, latents, latents, device="meta")
+    states = torch.empty(1, 77, config.cross_attention_dim, device="meta")
+    pooled = torch.empty(1, config.added_dim, device="meta") if config.added_dim else None
+    with FlopCounterMode(display=False) as whole:
+        unet(x, torch.zeros(1, device="meta"), states, pooled)
+    share = 2 * added[0] / whole.get_total_flops()
+    return {"side_path_bytes": side_bytes, "merged_bytes": merged_bytes, "multiplications_added": share}
+
+
 def _texts_of(prior: LocalPrior) -> RowCache:
     return prior._prior.text_cache  # type: ignore[attr-defined]
 
@@ -182,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="sampler steps of the 64 rows")
-    parser.add_argument("--only", default="", help="toybox, sd15 or rows")
+    parser.add_argument("--only", default="", help="toybox, sd15, counted or rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     use_threads(1)
@@ -191,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         folder, toybox = Path(place), Prior.load("toybox")
         for name, load, side, rows in (("toybox", lambda: toybox, 16, 16), ("sd15", lambda: _stable_diffusion(toybox), 32, 2)):
-            if options.only not in ("", name):
+            if options.only != name and (options.only or name == "sd15"):  # minutes, unless it is asked for
                 continue
             prior = load()
             for everywhere in (False, True):
@@ -202,6 +230,19 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name}, {rows} rows, {kind}: {times}; {sizes}", flush=True)
                 settings = {"network": name, "rows": rows, "side": side, "where": kind, "rank": RANK, "rounds": options.rounds}
                 save_run(options.out, machine, settings, found)
+        if options.only in ("", "counted"):
+            for model, latents in (("sd15", 64), ("sdxl", 128)):
+                for everywhere in (False, True):
+                    found = counted(model, latents, everywhere=everywhere)
+                    kind = "everywhere" if everywhere else "attention"
+                    print(
+                        f"{model}, {kind}: side paths {found['side_path_bytes'] / 1e6:,.1f} MB and "
+                        f"{found['multiplications_added']:.2%} more multiplications, merged copies "
+                        f"{found['merged_bytes'] / 1e6:,.0f} MB",
+                        flush=True,
+                    )
+                    settings = {"counted": model, "latents": latents, "where": kind, "rank": RANK}
+                    save_run(options.out, machine, settings, found)
         if options.only in ("", "rows"):
             for everywhere in (False, True):
                 found = eight_loras(folder, everywhere=everywhere, num_steps=options.steps, rounds=options.rounds)
