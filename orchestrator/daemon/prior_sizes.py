@@ -51,7 +51,8 @@ class PriorSizes:
             return
         self._looked_at[source] = float("inf")
         num_bytes = found.beside_gpu if self._are_on_gpus else found.total
-        self._needs[source] = GpuNeed(least=found.least_on_gpu(), at_ease=found.on_gpu, replicas=self._replicas)
+        at_ease = found.on_gpu + found.adapters
+        self._needs[source] = GpuNeed(least=found.least_on_gpu(), at_ease=at_ease, replicas=self._replicas)
         if self._known.get(source) != num_bytes:
             self._ledger.priors.note(source, num_bytes)
             self._known[source] = num_bytes

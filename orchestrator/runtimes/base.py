@@ -134,7 +134,7 @@ def bytes_on_gpu(source: str) -> tuple[int, int]:
         found = footprint(source)
     except PriorError:
         return 0, 0
-    return found.on_gpu, found.least_on_gpu()
+    return found.on_gpu + found.adapters, found.least_on_gpu()
 
 
 Spec = TypeVar("Spec")
