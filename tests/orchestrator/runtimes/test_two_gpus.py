@@ -40,11 +40,11 @@ def device(actor) -> str:
 def test_a_command_and_an_orchestrator_use_both(two_gpus, tmp_path, monkeypatch):
     with RayRuntime(load_fake_prior, "fake", device="cuda", num_threads=1) as runtime:
         actors = [*runtime._replicas, runtime._job]
-        assert seen(*actors) == ["0", "1"] and {device(actor) for actor in actors} == {"cuda"}
+        assert seen(*actors) == ["1", "0"] and {device(actor) for actor in actors} == {"cuda"}
     options = DaemonOptions(state=str(tmp_path), device="cuda", num_workers=2, prior_replicas=2, num_threads=1)
     with ray_workers.RayWorkers(options, clock=lambda: 0.0, load_prior=load_fake_prior) as workers:
-        assert seen(*workers._prior("fake")) == ["0", "1"], "one replica a GPU"
-        assert seen(*workers._prior("another")) == ["0", "1"]
+        assert seen(*workers._prior("fake")) == ["1", "0"], "one replica a GPU, the larger one first"
+        assert seen(*workers._prior("another")) == ["1", "0"]
         workers.evict("fake")
         assert [workers._gpus.load(name) for name in "01"] == [0.5, 0.5]
         assert workers.capacity.gpus == (8 * GB, 24 * GB)
