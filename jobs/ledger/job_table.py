@@ -52,7 +52,7 @@ def _forgettable(before: float) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-NUM_SEARCHED = 4000
+NUM_SEARCHED = 2000
 """Jobs whose names one page of a search looks at."""
 _MOVING_COLUMNS = (Job.id, Job.stage, Job.step, Job.total, Job.seconds_left, Job.metrics)
 _WAITING_COLUMNS = tuple(getattr(Job, field.name) for field in dataclasses.fields(WaitingJob))
