@@ -15,12 +15,18 @@ KeyValue = tuple[Tensor, Tensor]
 WRITTEN_OUT_TOKENS = 256
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V for (B, N, L, d) and (B, N, S, d) tensors (Vaswani et al. 2017, eq. 1)."""
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V for (B, N, L, d) and (B, N, S, d) tensors (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        mask: bool, broadcast over (B, N, L, S): what may be attended to; None for all of it.
+    """
     if query.device.type == "cpu" and max(query.shape[2], key.shape[2]) <= WRITTEN_OUT_TOKENS:
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
         return scores.softmax(dim=-1).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 class Attention(nn.Module):

@@ -190,7 +190,7 @@ class T5Tower(nn.Module):
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a `tokenizer_3/` folder.
+    """The tokenizer of a folder with `tokenizer.json`, of the package `tokenizers`.
 
     Raises:
         FileNotFoundError: there is no tokenizer.json. ValueError: it is damaged.
@@ -199,7 +199,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; save T5's tokenizer in its newer form, with tokenizer.json")
+        raise FileNotFoundError(f"{path} is missing; save the tokenizer in its newer form, with tokenizer.json")
     try:
         return Tokenizer.from_file(str(path))
     # What the package raises has no class of its own.

@@ -375,3 +375,102 @@ def random_stable_diffusion_3(folder: Path, *, with_t5: bool = True, is_35: bool
         shutil.rmtree(folder / table.name)
         table.rename(folder / table.name)
     return pipeline
+
+
+QWEN3_4B = {
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "max_position_embeddings": 40960,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+}
+"""Z-Image's and FLUX.2 klein 4B's text tower, Qwen3-4B."""
+REDUCED_QWEN3 = {
+    "head_dim": 16,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+}
+# Those branches of the published template that a single question of a user meets.
+QWEN3_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}"
+    "{%- endif %}{%- endif %}"
+)
+
+
+def write_qwen_tokenizer(folder: Path) -> Any:
+    """A small table of byte pairs in Qwen's tokenizer, saved as published: all bytes, six pairs, its special words."""
+    from tokenizers import AddedToken, pre_tokenizers
+    from transformers import Qwen2Tokenizer
+
+    merges = [("r", "e"), ("re", "d"), ("\u0120", "m"), ("u", "s"), ("a", "t"), ("\u0120", "a")]
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(pair) for pair in merges]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Qwen2Tokenizer(vocabulary, merges, chat_template=QWEN3_TEMPLATE)
+    tokenizer.add_tokens([AddedToken(word, special=True) for word in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.add_tokens([AddedToken(word, special=False) for word in ("<think>", "</think>")])
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def random_qwen3(**more: Any) -> Any:
+    """transformers' Qwen3 with random weights, norms included."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    network = Qwen3Model(Qwen3Config(**{**QWEN3_4B, **REDUCED_QWEN3, **more})).eval()
+    for name, weight in network.named_parameters():
+        weight.data.normal_(mean=float("norm" in name), std=0.2)
+    return network
+
+
+Z_IMAGE = {
+    "all_f_patch_size": [1],
+    "all_patch_size": [2],
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1024, 512, 512],
+    "cap_feat_dim": 2560,
+    "dim": 3840,
+    "in_channels": 16,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "norm_eps": 1e-5,
+    "qk_norm": True,
+    "rope_theta": 256.0,
+    "t_scale": 1000.0,
+}
+"""Z-Image's transformer, base and Turbo."""
+REDUCED_Z_IMAGE = {"axes_dims": [8, 4, 4], "cap_feat_dim": 48, "dim": 48, "n_heads": 3, "n_kv_heads": 3, "n_layers": 3}
+
+
+def widened(module: Any, **replaced: str) -> Any:
+    """A module of diffusers with some of its words replaced: where it rounds to float32 what is float64."""
+    import inspect
+    import types
+
+    source = inspect.getsource(module)
+    for old, new in replaced.items():
+        assert old in source
+        source = source.replace(old, new)
+    copy = types.ModuleType(module.__name__)
+    copy.__package__, copy.__file__ = module.__package__, module.__file__
+    exec(compile(source, module.__file__, "exec"), vars(copy))
+    return copy
