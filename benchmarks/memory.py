@@ -14,8 +14,9 @@ import functools
 import json
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -127,18 +128,22 @@ def counted(
 
 def hollow_file(architecture: Architecture, path: Path) -> Path:
     """A single file as published, in half precision: its header, and a hole where the numbers would be."""
-    header: dict[str, Any] = {}
-    offset = 0
     parts: list[tuple[str, nn.Module]] = [
         ("model.diffusion_model.", skeleton(lambda: UNet2DCondition(architecture.unet))),
         ("first_stage_model.", skeleton(lambda: AutoencoderKL(architecture.autoencoder))),
     ]
     parts += [(tower.prefix, skeleton(functools.partial(TextEncoder, tower.config))) for tower in architecture.towers]
-    for prefix, part in parts:
-        for name, value in part.state_dict().items():
-            end = offset + 2 * value.numel()
-            header[prefix + name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [offset, end]}
-            offset = end
+    return hollow(path, {prefix + name: value.shape for prefix, part in parts for name, value in part.state_dict().items()})
+
+
+def hollow(path: Path, shapes: Mapping[str, Sequence[int]]) -> Path:
+    """A safetensors file in half precision by its header, with a hole where the numbers would be."""
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + 2 * prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -6,7 +6,7 @@ One class holds them all. It answers the requests of samplers and of score disti
 import contextlib
 import functools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from diffusion.adapter_cache import AdapterCache, adapter_bytes
 from diffusion.checkpoints.adapted import adapted
-from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
+from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard, Transformer
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import MAX_TEXT_BYTES, coding_bytes, encoder_gradient_bytes, least_bytes, network_bytes
 from diffusion.checkpoints.lora_files import Lora
@@ -34,6 +35,8 @@ from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.layout import channels_last
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
+from diffusion.networks.unet import UNet2DCondition
+from diffusion.networks.z_image import RUN, ZImageTransformer
 from diffusion.offload import lent
 from diffusion.parameterisation import Prediction
 from diffusion.requests import (
@@ -50,6 +53,7 @@ from diffusion.seeding import sent
 from diffusion.text.chunks import chunks_of, joined, most_chunks, weighted
 from diffusion.text.clip import TextEncoder
 from diffusion.text.prompt_syntax import not_read, plain_text
+from diffusion.text.qwen3 import MAX_TOKENS, Qwen3Tower
 from diffusion.text.row_cache import RowCache, side_by_side
 from diffusion.text.t5 import T5_ROWS
 from diffusion.text.tokenizer import Tokenizer
@@ -185,7 +189,7 @@ class Prior(Checkpoint):
     @property
     def patch_size(self) -> int:
         """Latents along a side of what the network takes for one place: a transformer's patch, or 1."""
-        return self.unet.config.patch_size if isinstance(self.unet, JointTransformer) else 1
+        return self.unet.config.patch_size if isinstance(self.unet, Transformer) else 1
 
     def latent_shape_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the latents of a picture of this (height, width) in pixels.
@@ -200,7 +204,7 @@ class Prior(Checkpoint):
                 f"the picture is {size[1]}x{size[0]} pixels; expected multiples of {factor}, such as "
                 f"{_nearest(size[1], factor)}x{_nearest(size[0], factor)}"
             )
-        if isinstance(self.unet, JointTransformer) and max(size) > (most := self.unet.config.pos_embed_max_size * factor):
+        if isinstance(self.unet, Transformer) and max(size) > (most := self.unet.config.max_patches * factor):
             raise PriorError(
                 f"the picture is {size[1]}x{size[0]} pixels, and the table of positions of {self.name} ends at {most}; take a "
                 "smaller one"
@@ -218,7 +222,7 @@ class Prior(Checkpoint):
     @torch.no_grad()
     def told_scale(self, condition: Condition, guidance: Guidance) -> tuple[Condition, Guidance]:
         """Of a network that is told its guidance scale (2310.04378): the condition that says it, and no other guidance."""
-        if isinstance(self.unet, JointTransformer) or not self.unet.scale_dim:
+        if not isinstance(self.unet, UNet2DCondition) or not self.unet.scale_dim:
             return condition, guidance
         tokens = condition.tokens.clone()
         tokens[:, -1, : self.unet.scale_dim] = self.unet.embed_scale(guidance.scale).to(tokens)
@@ -238,12 +242,16 @@ class Prior(Checkpoint):
         """What the towers make of prompts: states (B, S, D) and, of SDXL, pooled text and sizes (B, A), or pooled text alone.
 
         S is the towers' length times the number of chunks (see `diffusion.text.chunks`), and of Stable Diffusion 3 the rows of
-        T5 after them, zeros without it.
+        T5 after them, zeros without it; of Z-Image that of the longest prompt, with zeros after the shorter ones.
 
         Args:
             size: (height, width) of the pictures in pixels, which SDXL is told; the prior's own by default.
             num_chunks: at least as many as the longest prompt has, which is the default.
         """
+        if isinstance(self.text_encoder, Qwen3Tower):
+            with self._reading(self.text_encoder):
+                texts = [at_least_float32(self.text_encoder(prompt)[0]) for prompt in prompts]
+            return pad_sequence(texts, batch_first=True), None
         if not self.reads_syntax:
             read = [
                 self._read(tower, tokenizer, sent(tokenizer(list(prompts)), self.device)) for _, tower, tokenizer in self.towers
@@ -252,9 +260,9 @@ class Prior(Checkpoint):
             pooled = self._pooled([one for _, one in read])
         else:
             num_chunks = num_chunks or self.num_chunks(prompts)
-            texts = [self._read_in_chunks(prompt, num_chunks) for prompt in prompts]
-            states = torch.cat([text for text, _ in texts])
-            pooled = None if texts[0][1] is None else torch.cat([cast(Tensor, one) for _, one in texts])
+            chunked = [self._read_in_chunks(prompt, num_chunks) for prompt in prompts]
+            states = torch.cat([text for text, _ in chunked])
+            pooled = None if chunked[0][1] is None else torch.cat([cast(Tensor, one) for _, one in chunked])
         if self.text_encoder_2 is None:
             return states, None
         if isinstance(self.unet, JointTransformer):
@@ -295,11 +303,13 @@ class Prior(Checkpoint):
 
     @property
     def reads_syntax(self) -> bool:
-        """Whether prompts may be long and weighted; priors of few words read words alone, as they were trained."""
-        return not self.plain_prompts and self.card.vocabulary is None
+        """Whether prompts may be weighted, and longer than CLIP; priors of few words, and Z-Image, read words alone."""
+        return not self.plain_prompts and self.card.vocabulary is None and not isinstance(self.text_encoder, Qwen3Tower)
 
     def num_chunks(self, prompts: Sequence[str]) -> int:
-        """How often the towers' length the longest of some prompts takes."""
+        """How often the towers' length, or of Z-Image a run of 32 rows, the longest of some prompts takes."""
+        if isinstance(self.text_encoder, Qwen3Tower):
+            return max(-(-self.text_encoder.num_tokens(prompt) // RUN) for prompt in dict.fromkeys([*prompts, ""]))
         if not self.reads_syntax:
             return 1
         return most_chunks([tokenizer for _, _, tokenizer in self.towers], list(dict.fromkeys(prompts)) or [""])
@@ -307,7 +317,10 @@ class Prior(Checkpoint):
     def prompt_warning(self, prompt: str) -> str | None:
         """What of a prompt is cut or taken as plain words, in one sentence; None for nothing."""
         clauses = []
-        if not self.reads_syntax:
+        if isinstance(self.text_encoder, Qwen3Tower):
+            if (tokens := len(self.text_encoder.tokens(prompt))) > MAX_TOKENS:
+                clauses.append(f"it has {tokens} tokens with its template, of which the first {MAX_TOKENS} are read")
+        elif not self.reads_syntax and self.tokenizer is not None:
             tokens, length = self.tokenizer.num_tokens(prompt), self.tokenizer.context_length
             if tokens > length:
                 clauses.append(f"it has {tokens - 2} tokens, of which the first {length - 2} are read")
@@ -359,19 +372,25 @@ class Prior(Checkpoint):
         """Whether `condition` has this pair ready."""
         chunks = num_chunks or self.num_chunks([prompt, negative_prompt])
         texts = (prompt, self._negative(negative_prompt))
-        return all((self.loras, text, self._told_size(size), chunks) in self.text_cache for text in texts)
+        return all(self._key(text, self._told_size(size), chunks) in self.text_cache for text in texts)
 
     def _negative(self, prompt: str) -> str | None:
         """None stands for no text at all, which is not the same as the empty text."""
         return None if self.zeros_for_empty_negative and not prompt else prompt
 
     def _row(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:
-        return self.text_cache.get((self.loras, prompt, size, num_chunks), lambda: self._project(prompt, size, num_chunks))
+        key = self._key(prompt, size, num_chunks)
+        row = self.text_cache.get(key, lambda: self._project(prompt, size, num_chunks))
+        return self.unet.lengthened(row, num_chunks) if isinstance(self.unet, ZImageTransformer) else row
+
+    def _key(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Hashable:
+        """Of what is kept of a prompt: a caption of Z-Image is kept in its own length, whatever it is lengthened to."""
+        return (self.loras, prompt, size, 1 if isinstance(self.unet, ZImageTransformer) else num_chunks)
 
     @torch.no_grad()
     def _project(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:
         states, added = self.encode_text([prompt or ""], size=size, num_chunks=num_chunks)
-        if prompt is None and not isinstance(self.unet, JointTransformer):
+        if prompt is None and isinstance(self.unet, UNet2DCondition):
             # SDXL's condition for no text: zeros, but for the sizes.
             states = torch.zeros_like(states)
             added = self._added(states.new_zeros(1, self.unet.config.pooled_dim), size)

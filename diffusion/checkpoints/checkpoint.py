@@ -12,12 +12,15 @@ from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.unet import UNet2DCondition
+from diffusion.networks.z_image import ZImageTransformer
 from diffusion.process import Schedule
 from diffusion.text.clip import TextEncoder
+from diffusion.text.qwen3 import Qwen3Tower
 from diffusion.text.t5 import T5Tower
 from diffusion.text.tokenizer import Tokenizer
 
 Autoencoder = AutoencoderKL | AutoencoderTiny
+Transformer = JointTransformer | ZImageTransformer
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Checkpoint:
 
     Attributes:
         weights_hash: sha256 of all that was read into the networks and, where it is not Stable Diffusion's, of the schedule.
-        unet: the network: a UNet, or the joint transformer of Stable Diffusion 3.
+        unet: the network: a UNet, or the transformer of Stable Diffusion 3 or Z-Image.
+        text_encoder, tokenizer: the first CLIP tower and its tokenizer, or Z-Image's Qwen3, which has its own, and None.
         text_encoder_2, tokenizer_2: the second tower, of SDXL and Stable Diffusion 3; None otherwise.
         text_encoder_3: Stable Diffusion 3's T5, which may be absent.
         plain_prompts: whether prompts are words alone, without weights and BREAK, cut at the towers' length.
@@ -83,10 +87,10 @@ class Checkpoint:
 
     card: PriorCard
     schedule: Schedule
-    unet: UNet2DCondition | JointTransformer
+    unet: UNet2DCondition | Transformer
     autoencoder: Autoencoder
-    text_encoder: TextEncoder
-    tokenizer: Tokenizer
+    text_encoder: TextEncoder | Qwen3Tower
+    tokenizer: Tokenizer | None
     weights_hash: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     text_encoder_2: TextEncoder | None = None
@@ -102,7 +106,9 @@ class Checkpoint:
 
     @property
     def towers(self) -> list[tuple[str, TextEncoder, Tokenizer]]:
-        """(published name, tower, tokenizer) of the one or two CLIP towers."""
+        """(published name, tower, tokenizer) of the CLIP towers: one, two, or none of Z-Image."""
+        if isinstance(self.text_encoder, Qwen3Tower) or self.tokenizer is None:
+            return []
         towers = [("text_encoder", self.text_encoder, self.tokenizer)]
         if self.text_encoder_2 is not None and self.tokenizer_2 is not None:
             towers.append(("text_encoder_2", self.text_encoder_2, self.tokenizer_2))
@@ -119,8 +125,8 @@ class Checkpoint:
         Raises:
             PriorError: naming the two that do not.
         """
-        if isinstance(self.unet, JointTransformer):
-            self._check_joint(source, self.unet)
+        if isinstance(self.unet, Transformer):
+            self._check_transformer(source, self.unet)
             return
         unet, latents = self.unet.config, self.autoencoder.config.latent_channels
         widths = [tower.config.width for _, tower, _ in self.towers]
@@ -141,36 +147,39 @@ class Checkpoint:
                 "take all parts from the same model"
             )
 
-    def _check_joint(self, source: Path, network: JointTransformer) -> None:
+    def _check_transformer(self, source: Path, network: Transformer) -> None:
         config, latents = network.config, self.autoencoder.config.latent_channels
-        fits = (
+        fits = [
             ("takes", "latent channels", config.in_channels, "its autoencoder makes", latents),
             ("gives", "latent channels", config.out_channels, "its autoencoder reads", latents),
-            (
-                "reads",
-                "numbers of pooled text",
-                config.pooled_projection_dim,
-                "its text towers give",
-                sum(tower.config.projection_dim for _, tower, _ in self.towers),
-            ),
-            (
-                "reads text of",
-                "numbers a row",
-                config.joint_attention_dim,
-                "its T5 tower gives",
-                config.joint_attention_dim if self.text_encoder_3 is None else self.text_encoder_3.encoder.config.d_model,
-            ),
-        )
+            *(self._texts_of_joint(network) if isinstance(network, JointTransformer) else self._text_of_single_stream(network)),
+        ]
         for does, what, ours, who, theirs in fits:
             if ours != theirs:
                 raise PriorError(
                     f"the transformer of {source} {does} {ours} {what} and {who} {theirs}; take all parts from the same model"
                 )
-        if (width := sum(tower.config.width for _, tower, _ in self.towers)) > config.joint_attention_dim:
+        if not isinstance(network, JointTransformer):
+            return
+        if (width := sum(tower.config.width for _, tower, _ in self.towers)) > network.config.joint_attention_dim:
             raise PriorError(
-                f"the transformer of {source} reads text {config.joint_attention_dim} wide and its CLIP towers are {width} "
-                "wide; take all parts from the same model"
+                f"the transformer of {source} reads text {network.config.joint_attention_dim} wide and its CLIP towers are "
+                f"{width} wide; take all parts from the same model"
             )
+
+    def _texts_of_joint(self, network: JointTransformer) -> list[tuple[str, str, int, str, int]]:
+        config, t5 = network.config, self.text_encoder_3
+        pooled = sum(tower.config.projection_dim for _, tower, _ in self.towers)
+        width = config.joint_attention_dim if t5 is None else t5.encoder.config.d_model
+        return [
+            ("reads", "numbers of pooled text", config.pooled_projection_dim, "its text towers give", pooled),
+            ("reads text of", "numbers a row", config.joint_attention_dim, "its T5 tower gives", width),
+        ]
+
+    def _text_of_single_stream(self, network: ZImageTransformer) -> list[tuple[str, str, int, str, int]]:
+        assert isinstance(self.text_encoder, Qwen3Tower)
+        width = self.text_encoder.encoder.config.hidden_size
+        return [("reads text of", "numbers a row", network.config.cap_feat_dim, "its text tower gives", width)]
 
 
 def inpainting_channels(latents: int) -> int:

@@ -17,7 +17,7 @@ SETTINGS = ("num_steps", "guidance_scale", "guidance_rescale", "sampler", "times
 _FAMILY = "the family's usual value"
 # Steps, guidance, rescale, sampler and spacing as the owners of each family expect them; None is the schedule's own spacing.
 _STABLE_DIFFUSION = (25, 7.5, 0.0, "dpmpp_2m", "karras")
-_FLOWS = ("Stable Diffusion 3", "Stable Diffusion 3.5")
+_FLOWS = ("Stable Diffusion 3", "Stable Diffusion 3.5", "Z-Image")
 FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
     "Stable Diffusion 1.x": _STABLE_DIFFUSION,
     "Stable Diffusion 2.x": _STABLE_DIFFUSION,
@@ -25,6 +25,8 @@ FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
     "MVDream": _STABLE_DIFFUSION,
     "Stable Diffusion 3": (28, 7.0, 0.0, "euler", None),
     "Stable Diffusion 3.5": (40, 4.5, 0.0, "euler", None),
+    # Its pipeline says 5 and guides with positive + 5 (positive - negative).
+    "Z-Image": (50, 6.0, 0.0, "euler", None),
     "Stable Diffusion": _STABLE_DIFFUSION,
 }
 # Of a single file, whose configuration is its family's; Stable Diffusion 2.x was published at 512 and, with v-prediction, 768.
@@ -35,6 +37,7 @@ IMAGE_SIZES = {
     "MVDream": 256,
     "Stable Diffusion 3": 1024,
     "Stable Diffusion 3.5": 1024,
+    "Z-Image": 1024,
 }
 TURBO_SIZE = 512
 """Of the models distilled from Stable Diffusion 2.1 and XL alike."""
@@ -43,7 +46,7 @@ CLIP_LAYERS = {
     "Stable Diffusion": "family's",
 }
 """The layer of the text towers that a family was trained with; the others take the last. `?clip_skip=` counts back from it."""
-RECIPES = {"MVDream": "mvdream-sd21", "Stable Diffusion 3": "rfds-sd3", "Stable Diffusion 3.5": "rfds-sd3"}
+RECIPES = {"MVDream": "mvdream-sd21", **dict.fromkeys(_FLOWS, "rfds-sd3")}
 """How objects are distilled from a family: a name of `orchestrator.settings.recipes`; the others take USUAL_RECIPE."""
 USUAL_RECIPE = "dreamfusion-sd"
 # Distilled models: no classifier-free guidance (1), and runs that begin at the last timestep.
@@ -54,6 +57,10 @@ DISTILLED: dict[str, tuple[int, float, float, str, str | None]] = {
     "lcm": (4, 8.5, 0.0, "lcm", None),
     "lcm-lora": (4, 1.5, 0.0, "lcm", None),
 }
+Z_IMAGE_TURBO = (8, *DISTILLED["turbo"][1:])
+"""Eight evaluations of the network; upstream's nine steps end in one that is skipped."""
+Z_IMAGE_TURBO_SHIFT = 3.0
+"""Of its scheduler_config.json, by which a folder of another name is known; the base model's is 6."""
 _MARKS = (
     ("lightning", re.compile(r"lightning", re.IGNORECASE)),
     ("turbo", re.compile(r"turbo", re.IGNORECASE)),
@@ -135,6 +142,8 @@ def _of_folder(folder: Path) -> Defaults:
     if (folder / "transformer").is_dir():
         unet = _json(folder / "transformer/config.json")
         family = "Stable Diffusion 3.5" if unet.get("qk_norm") else "Stable Diffusion 3"
+        if "cap_feat_dim" in unet:
+            family, unet = "Z-Image", {"sample_size": IMAGE_SIZES["Z-Image"] // 8, **unet}
     elif (folder / "text_encoder_2").is_dir():
         family = "Stable Diffusion XL"
     else:
@@ -174,6 +183,8 @@ def _family_of_file(path: Path) -> str:
         return "Stable Diffusion 2.x"
     if any(name.startswith("cond_stage_model.") for name in names):
         return "Stable Diffusion 1.x"
+    if re.search(r"z[-_ ]?image", str(path), re.IGNORECASE):
+        return "Z-Image"
     if third := re.search(r"(?:sd|stable[-_ ]?diffusion)[-_ ]?3(?P<half>[._]5)?(?!\d)", str(path), re.IGNORECASE):
         return "Stable Diffusion 3.5" if third["half"] else "Stable Diffusion 3"
     return "Stable Diffusion XL" if re.search(r"xl(?![a-z])", str(path), re.IGNORECASE) else "Stable Diffusion"
@@ -181,14 +192,18 @@ def _family_of_file(path: Path) -> str:
 
 def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
     """What the option, or else a mark in a name, says of distillation."""
-    kind, where = source.distilled, "?distilled="
+    kind, where, why = source.distilled, "?distilled=", "its name"
     names = [source.location if not path.exists() else path.name, *(Path(location).name for location, _ in source.loras)]
     if kind is None and "time_cond_proj_dim" not in found.origins["sampler"]:
         marked = ((kind, name) for name in names for kind, mark in _MARKS if mark.search(name))
         kind, where = next(marked, (None, ""))
+    shift = _json(path / "scheduler/scheduler_config.json").get("shift")
+    if kind is None and found.family == "Z-Image" and shift == Z_IMAGE_TURBO_SHIFT:
+        kind, where, why = "turbo", path.name, f"its scheduler's shift of {shift:g}"
     if kind is None or kind == "none":
         return found
-    values = dict(zip(SETTINGS, DISTILLED[kind], strict=True))
+    is_z_turbo = kind == "turbo" and found.family == "Z-Image"
+    values = dict(zip(SETTINGS, Z_IMAGE_TURBO if is_z_turbo else DISTILLED[kind], strict=True))
     if found.family in _FLOWS:
         values |= {"sampler": "euler", "timestep_spacing": None}
     if steps := _STEPS_IN_NAME.search(where):
@@ -196,7 +211,7 @@ def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
     note = ""
     if source.distilled is None:
         note = (
-            f"{where} is taken for a model distilled to few steps ({kind}) by its name: {values['num_steps']} steps, guidance "
+            f"{where} is taken for a model distilled to few steps ({kind}) by {why}: {values['num_steps']} steps, guidance "
             f"{values['guidance_scale']:g}; add '?distilled=none' if it is not."
         )
     changed = found.changed(f"distilled ({kind}), by {where}", **values)

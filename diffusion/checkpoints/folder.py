@@ -32,6 +32,8 @@ SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
 TRANSFORMER_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", *SECOND_TOWER)
 THIRD_TOWER = ("text_encoder_3", "tokenizer_3")
 JOINT_PIPELINE = "StableDiffusion3Pipeline"
+SINGLE_STREAM_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+SINGLE_STREAM_PIPELINE = "ZImagePipeline"
 MULTI_VIEW = "multi_view"
 """The folder of what a UNet has beyond the published one, in priors of ours."""
 
@@ -54,11 +56,8 @@ def read_folder(
         PriorError: a file is missing, damaged, or does not fit the others.
     """
     refuse_other_families(folder)
-    index, parts = read_json(folder / "model_index.json"), parts_of(folder)
+    index, parts = read_json(folder / "model_index.json"), complete_parts_of(folder)
     second = "text_encoder_2" in parts
-    for part in parts:
-        if not (folder / part).is_dir():
-            raise PriorError(f"the prior lacks the folder {part} in {folder}; copy it again, with all its files")
     unet_config = configured(folder / "unet/config.json", UNetConfig.from_dict)
     unet_files = weight_files(folder / "unet", *UNET_STEMS)
     if (folder / MULTI_VIEW).is_dir():
@@ -143,8 +142,23 @@ def parts_of(folder: Path) -> tuple[str, ...]:
         if index.get("_class_name") == JOINT_PIPELINE:
             third = (index.get("text_encoder_3") or [None])[0] is not None
             return (*TRANSFORMER_PARTS, *THIRD_TOWER) if third else TRANSFORMER_PARTS
+        if index.get("_class_name") == SINGLE_STREAM_PIPELINE:
+            return SINGLE_STREAM_PARTS
         second = (index.get("text_encoder_2") or [None])[0] is not None
     return (*PARTS, *SECOND_TOWER) if second else PARTS
+
+
+def complete_parts_of(folder: Path) -> tuple[str, ...]:
+    """`parts_of` a folder that has them all.
+
+    Raises:
+        PriorError: one is missing.
+    """
+    parts = parts_of(folder)
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise PriorError(f"the prior lacks the folder {part} in {folder}; copy it again, with all its files")
+    return parts
 
 
 def schedule_of(folder: Path, *, second: bool) -> NoiseSchedule:
@@ -185,7 +199,7 @@ def refuse_other_families(folder: Path) -> None:
     Raises:
         PriorError: it is one, named.
     """
-    known = "use a folder of Stable Diffusion 1.x, 2.x, SDXL base or 3"
+    known = "use a folder of Stable Diffusion 1.x, 2.x, SDXL base, 3 or Z-Image"
     if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
         name = str(read_json(folder / "config.json").get("_class_name"))
         what = OTHER_FOLDERS.get(name, f"one network ({name})")
@@ -194,7 +208,7 @@ def refuse_other_families(folder: Path) -> None:
         raise PriorError(f"the folder {folder} holds a LoRA, which is given beside a model as '?lora=FOLDER'; {known}")
     index = read_json(folder / "model_index.json")
     pipeline = str(index.get("_class_name", ""))
-    if pipeline == JOINT_PIPELINE:
+    if pipeline in (JOINT_PIPELINE, SINGLE_STREAM_PIPELINE):
         return
     other = next((what for start, what in OTHER_PIPELINES.items() if pipeline.startswith(start)), None)
     if other is not None:

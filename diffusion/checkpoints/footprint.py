@@ -11,23 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffusion.adapter_cache import adapter_bytes
 from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
-from diffusion.checkpoints.folder import TEXT_STEMS, UNET_STEMS, VAE_STEMS, parts_of
+from diffusion.checkpoints.folder import SINGLE_STREAM_PIPELINE, TEXT_STEMS, UNET_STEMS, VAE_STEMS, configured, parts_of
 from diffusion.checkpoints.gguf import read_entries
-from diffusion.checkpoints.read import locate
+from diffusion.checkpoints.read import locate, pipeline_of
 from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
 from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.stable_diffusion_3 import AUTOENCODER_CONFIG, CLIP_G, CLIP_L, MARK, config_of
 from diffusion.checkpoints.weights import GGUF, PICKLES, read_json, weight_files
+from diffusion.checkpoints.z_image import is_unread
 from diffusion.engine.memory import SURELY_FREE
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
 from diffusion.networks.joint_transformer import JointTransformerConfig
 from diffusion.networks.strips import STRIP_ROWS
 from diffusion.networks.unet import UNetConfig, per_level
+from diffusion.networks.z_image import RUN, ZImageConfig
+from diffusion.text.qwen3 import Qwen3Config
 from diffusion.text.t5 import T5_ROWS
 
 __all__ = [
@@ -55,6 +59,8 @@ times its width, beside queries, keys, values and the residual. Attention counts
 CLIP_ROWS = 77
 MAPS_OF_JOINT, TEXT_ROWS = 12, CLIP_ROWS + T5_ROWS
 """The same of a block of joint attention, for each patch and each of so many rows of text."""
+CAPTION_ROWS = 4 * RUN
+"""Of Z-Image, whose blocks hold as many maps: the rows of a long caption."""
 MAPS_OF_DECODER = 3
 """Feature maps of full size that the decoder's last level holds, of the width that comes in from below. A test compares these
 numbers with what the published networks allocate."""
@@ -65,6 +71,8 @@ MAPS_OF_CHECKPOINTS, MAPS_OF_A_BLOCK = 3, 4
 MAPS_OF_STRIPS, MAPS_OF_A_STRIP = 2, 3
 """In strips: maps of the picture's size that are kept whole, of the last level's own width, and those of the strip at work,
 of the width that comes in from below."""
+
+NetworkConfig = UNetConfig | JointTransformerConfig | ZImageConfig
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
         other, _ = locate(given.vae, offline=True)
         vae_weights = _bytes([other] if other.is_file() else weight_files(other, *VAE_STEMS), vae_width)
     latents = (unet.sample_size, unet.sample_size)
-    sizes = {"itemsize": width, "vae_itemsize": vae_width}
+    sizes: dict[str, Any] = {"itemsize": width, "vae_itemsize": vae_width}
     activations = activation_bytes(unet, autoencoder, latents, rows=rows, pictures=pictures, **sizes)
     least, of_3d = (least_bytes(unet, autoencoder, latents, in_3d=in_3d, **sizes) for in_3d in (False, True))
     row = network_bytes(unet, latents, itemsize=width)
@@ -144,7 +152,7 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
 
 
 def activation_bytes(
-    unet: UNetConfig | JointTransformerConfig,
+    unet: NetworkConfig,
     autoencoder: Sequence[int],
     latents: tuple[int, int],
     *,
@@ -165,7 +173,7 @@ def activation_bytes(
 
 
 def least_bytes(
-    unet: UNetConfig | JointTransformerConfig,
+    unet: NetworkConfig,
     autoencoder: Sequence[int],
     latents: tuple[int, int],
     *,
@@ -174,14 +182,14 @@ def least_bytes(
     vae_itemsize: int = 4,
 ) -> int:
     """Bytes of one guided picture, decoded in strips, or where in_3d of a view that is encoded with a gradient, too."""
-    group = 1 if isinstance(unet, JointTransformerConfig) or unet.multi_view is None else unet.multi_view.num_views
+    group = 1 if unet.multi_view is None else unet.multi_view.num_views
     sizes = {"itemsize": itemsize, "vae_itemsize": vae_itemsize}
     picture = activation_bytes(unet, autoencoder, latents, rows=max(2, group), pictures=1, tiled=True, **sizes)
     view = encoder_gradient_bytes(autoencoder, latents, checkpointed=True, itemsize=vae_itemsize)
     return max(picture, view) if in_3d else picture
 
 
-def network_bytes(unet: UNetConfig | JointTransformerConfig, latents: tuple[int, int], *, itemsize: int = 4) -> int:
+def network_bytes(unet: NetworkConfig, latents: tuple[int, int], *, itemsize: int = 4) -> int:
     """Bytes that a row of the network's forward holds at its widest, the text that it reads included; latents: (h, w)."""
     return itemsize * (_network_row(unet, latents) + _text_row(unet))
 
@@ -218,20 +226,21 @@ def encoder_gradient_bytes(
     return itemsize * MAPS_OF_GRAPH * one_of_each
 
 
-Measured = tuple[UNetConfig | JointTransformerConfig, tuple[int, ...], int, tuple[int, ...], int]
+Measured = tuple[NetworkConfig, tuple[int, ...], int, tuple[int, ...], int]
 """Configuration of the network, widths of the autoencoder's levels; bytes of the network, each text tower, the autoencoder."""
 
 
 def _folder(path: Path, width: int, vae_width: int) -> Measured:
     towers = [part for part in parts_of(path) if part.startswith("text_encoder")]
     network = "transformer" if (path / "transformer").is_dir() else "unet"
+    config = _config(path / network / "config.json")
     vae = read_json(path / "vae/config.json")
     widths = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or AutoencoderKLConfig.block_out_channels
     return (
-        _config(path / network / "config.json"),
+        config,
         tuple(widths),
         _bytes(weight_files(path / network, *UNET_STEMS), width),
-        tuple(_bytes(weight_files(path / part, *TEXT_STEMS), width) for part in towers),
+        tuple(width * _tower_numbers(path / part, config) for part in towers),
         _bytes(weight_files(path / "vae", *VAE_STEMS), vae_width),
     )
 
@@ -263,10 +272,12 @@ def _single_joint_file(path: Path, header: dict[str, int], width: int, vae_width
     return config_of(shapes, path), AUTOENCODER_CONFIG.block_out_channels, network * width, of_towers, vae * vae_width
 
 
-def _network_row(config: UNetConfig | JointTransformerConfig, latents: tuple[int, int]) -> int:
+def _network_row(config: NetworkConfig, latents: tuple[int, int]) -> int:
     """Numbers that one row of the network's forward holds at its widest: every skip connection, and a block at work."""
     if isinstance(config, JointTransformerConfig):
         return MAPS_OF_JOINT * config.inner_dim * (prod(latents) // config.patch_size**2 + TEXT_ROWS)
+    if isinstance(config, ZImageConfig):
+        return MAPS_OF_JOINT * config.dim * (prod(latents) // config.patch_size**2 + CAPTION_ROWS)
     maps = [channels * prod(latents) // 4**level for level, channels in enumerate(config.block_out_channels)]
     layers = per_level(config.layers_per_block, config.levels)
     skips = sum((count + 1) * numbers for count, numbers in zip(layers, maps, strict=True))
@@ -274,9 +285,9 @@ def _network_row(config: UNetConfig | JointTransformerConfig, latents: tuple[int
     return skips + max(MAPS_OF_TRANSFORMER * max(attentive, default=0), MAPS_OF_RESNET * max(maps))
 
 
-def _text_row(config: UNetConfig | JointTransformerConfig) -> int:
+def _text_row(config: NetworkConfig) -> int:
     """Numbers of the text that a row brings along: a UNet's keys and values of all its layers; a transformer's count above."""
-    if isinstance(config, JointTransformerConfig):
+    if not isinstance(config, UNetConfig):
         return 0
     layers = per_level(config.layers_per_block, config.levels)
     depths = per_level(config.transformer_layers_per_block, config.levels)
@@ -286,10 +297,21 @@ def _text_row(config: UNetConfig | JointTransformerConfig) -> int:
     return 2 * CLIP_ROWS * (width + depths[-1] * config.block_out_channels[-1])
 
 
-def _config(path: Path) -> UNetConfig | JointTransformerConfig:
+def _config(path: Path) -> NetworkConfig:
     config = read_json(path)
     with making_sense_of(path):
+        if pipeline_of(path.parents[1]) == SINGLE_STREAM_PIPELINE:
+            return ZImageConfig.from_dict(config)
         return JointTransformerConfig.from_dict(config) if path.parent.name == "transformer" else UNetConfig.from_dict(config)
+
+
+def _tower_numbers(folder: Path, network: NetworkConfig) -> int:
+    """Of a text tower: of Qwen3 those of the layers that are read."""
+    files = weight_files(folder, *TEXT_STEMS)
+    if not isinstance(network, ZImageConfig) or any(path.suffix in PICKLES for path in files):
+        return sum(map(_numbers, files))
+    config = configured(folder / "config.json", Qwen3Config.from_dict)
+    return sum(size for path in files for name, size in _header(path).items() if not is_unread(name, config))
 
 
 def _bytes(files: Sequence[Path], width: int) -> int:

@@ -24,7 +24,9 @@ from diffusion.checkpoints.textual_inversion import check_words, teach
 from diffusion.checkpoints.transformer_keys import folder_transformer
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, read_json
+from diffusion.checkpoints.z_image_keys import folder_z_image
 from diffusion.networks.joint_transformer import JointTransformer
+from diffusion.networks.z_image import ZImageTransformer
 
 # Spellings of module names in files of diffusers' early years -> today's.
 SPELLINGS = (
@@ -228,6 +230,10 @@ def modules(checkpoint: Checkpoint) -> dict[str, Module]:
     unet = checkpoint.unet.state_dict()
     if isinstance(checkpoint.unet, JointTransformer):
         named = {"transformer": [folder_transformer(unet).to_published(unet)]}
+    elif isinstance(checkpoint.unet, ZImageTransformer):
+        folder = folder_z_image(unet).to_published(unet)
+        # In ComfyUI's and kohya's files the single file's names, or the folder's under the prefix of those.
+        named = {"transformer": [folder], "unet": [folder, unet]}
     else:
         # Of text pooled by attention, as this project's first priors have it, no single file knows a name.
         is_pooling = checkpoint.unet.config.addition_embed_type == "text"

@@ -12,7 +12,7 @@ from diffusion.checkpoints.autoencoders import replace_autoencoder
 from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.defaults import TURBO_SIZE, defaults_of
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.folder import JOINT_PIPELINE, read_folder
+from diffusion.checkpoints.folder import JOINT_PIPELINE, SINGLE_STREAM_PIPELINE, read_folder
 from diffusion.checkpoints.hub import fetch
 from diffusion.checkpoints.lora import merge_lora
 from diffusion.checkpoints.lora_files import lora_file
@@ -21,6 +21,10 @@ from diffusion.checkpoints.source import Source, resolve
 from diffusion.checkpoints.stable_diffusion_3 import read_stable_diffusion_3
 from diffusion.checkpoints.textual_inversion import add_words
 from diffusion.checkpoints.weights import hash_files, read_json
+from diffusion.checkpoints.z_image import read_z_image
+
+FLOWS = {JOINT_PIPELINE: read_stable_diffusion_3, SINGLE_STREAM_PIPELINE: read_z_image}
+"""Pipelines of diffusers that are rectified flows, and what reads their folders."""
 
 
 def read(source: Source) -> Checkpoint:
@@ -35,9 +39,9 @@ def read(source: Source) -> Checkpoint:
     if path.is_dir():
         if source.averaged:
             raise PriorError(f"'averaged' was asked of the folder {path}; only single files of training hold such a copy")
-        if is_stable_diffusion_3(path):
+        if (read_flow := FLOWS.get(pipeline_of(path))) is not None:
             _refuse_prediction_type(path, options.pop("prediction_type"))
-            checkpoint = read_stable_diffusion_3(path, name=name, **options)
+            checkpoint = read_flow(path, name=name, **options)
         else:
             checkpoint = read_folder(path, name=name, **options)
     else:
@@ -72,10 +76,10 @@ def read(source: Source) -> Checkpoint:
     return checkpoint
 
 
-def is_stable_diffusion_3(folder: Path) -> bool:
-    """Whether a folder is of Stable Diffusion 3's pipeline."""
+def pipeline_of(folder: Path) -> str:
+    """The class of diffusers that a folder is of, or nothing."""
     index = folder / "model_index.json"
-    return index.exists() and read_json(index).get("_class_name") == JOINT_PIPELINE
+    return str(read_json(index).get("_class_name", "")) if index.exists() else ""
 
 
 def _refuse_prediction_type(path: Path, prediction_type: str | None) -> None:
@@ -91,6 +95,8 @@ def check_clip_skip(checkpoint: Checkpoint, clip_skip: int) -> None:
     Raises:
         PriorError: one has not.
     """
+    if not checkpoint.towers:
+        raise PriorError(f"clip_skip is {clip_skip}, and {checkpoint.card.name} has no CLIP tower; leave it out")
     fewest = min(tower.config.layers for _, tower, _ in checkpoint.towers) - (checkpoint.text_encoder_2 is not None)
     if clip_skip > fewest:
         raise PriorError(

@@ -197,7 +197,10 @@ def family(names: Iterable[str], path: Path) -> Architecture:
     for architecture in ARCHITECTURES:
         if all(any(name.startswith(tower.prefix) for name in names) for tower in architecture.towers):
             return multi_view(architecture) if CAMERA_MARK in names else architecture
+    z_image = "a Z-Image's transformer without its text tower, of which the pipeline's folder is read"
     kinds = {
+        "model.diffusion_model.cap_embedder.": z_image,
+        "cap_embedder.": z_image,
         "conditioner.embedders.0.model.": "an SDXL refiner",
         "joint_blocks.": "a Stable Diffusion 3's transformer without its text towers",
         "model.diffusion_model.double_blocks.": "a FLUX model",

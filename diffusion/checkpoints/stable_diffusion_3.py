@@ -21,8 +21,8 @@ from diffusion.checkpoints.folder import (
     TEXT_STEMS,
     UNET_STEMS,
     build_tower,
+    complete_parts_of,
     configured,
-    parts_of,
     read_autoencoder_folder,
     read_tokenizer,
 )
@@ -61,10 +61,7 @@ def read_stable_diffusion_3(folder: Path, *, name: str | None = None, dtype: tor
     Raises:
         PriorError: a file is missing, damaged, or does not fit the others.
     """
-    parts = parts_of(folder)
-    for part in parts:
-        if not (folder / part).is_dir():
-            raise PriorError(f"the prior lacks the folder {part} in {folder}; copy it again, with all its files")
+    parts = complete_parts_of(folder)
     config = configured(folder / "transformer/config.json", JointTransformerConfig.from_dict)
     files = weight_files(folder / "transformer", *UNET_STEMS)
     network = fill(

@@ -76,6 +76,11 @@ class JointTransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def max_patches(self) -> int:
+        """Along a side of a picture."""
+        return self.pos_embed_max_size
+
+    @property
     def multi_view(self) -> MultiViewConfig | None:
         """None: it takes no cameras."""
         return None

@@ -70,7 +70,8 @@ class FrozenTower(nn.Module):
 @functools.cache
 def _tower(device: str) -> tuple[TextEncoder, Tokenizer]:
     prior = Prior.load("toybox", device=device)
-    return prior.text_encoder, prior.tokenizer
+    ((_, encoder, tokenizer),) = prior.towers
+    return encoder, tokenizer
 
 
 @functools.cache

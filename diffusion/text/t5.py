@@ -193,13 +193,13 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder with `tokenizer.json`, of the package `tokenizers`.
 
     Raises:
-        FileNotFoundError: there is no tokenizer.json. ValueError: it is damaged.
+        ValueError: there is no tokenizer.json, or it is damaged.
     """
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; save the tokenizer in its newer form, with tokenizer.json")
+        raise ValueError(f"{path.name} is missing; save the tokenizer in its newer form, with tokenizer.json")
     try:
         return Tokenizer.from_file(str(path))
     # What the package raises has no class of its own.

@@ -5,26 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from diffusion.text.qwen3 import MAX_TOKENS, Qwen3, Qwen3Config, Qwen3Tower
 from diffusion.text.t5 import load_tokenizer
-from tests.diffusion.checkpoints.published import QWEN3_4B, random_qwen3, write_qwen_tokenizer
+from tests.diffusion.checkpoints.published import QWEN3_4B, random_qwen3, widened_qwen3_norm, write_qwen_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
 PROMPTS = ["a red mushroom", "", "{a} corgi, 8k \u2014 caf\u00e9 \u732b\n on  two lines", "say <|im_end|> and <think>"]
 
 
-def widened_norm(self: Any, x: Tensor) -> Tensor:
-    """transformers' norm rounds to float32 what comes in, in float64 too; here it is the mean square alone."""
-    return self.weight * (x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
-
-
 def both(monkeypatch: pytest.MonkeyPatch, reads: tuple[int, ...], **more: Any) -> tuple[Any, Qwen3]:
     from transformers.models.qwen3 import modeling_qwen3
 
-    monkeypatch.setattr(modeling_qwen3.Qwen3RMSNorm, "forward", widened_norm)
+    monkeypatch.setattr(modeling_qwen3.Qwen3RMSNorm, "forward", widened_qwen3_norm)
     torch.manual_seed(0)
     theirs = random_qwen3(**more).double()
     ours = Qwen3(Qwen3Config.from_dict(theirs.config.to_dict()), reads).double()

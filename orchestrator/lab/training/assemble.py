@@ -54,7 +54,8 @@ def unpack(folder: Path, root: Path) -> None:
     for name in ("clip", "judge"):
         if not (folder / name / "clip_config.json").exists():
             raise InputError(f"{folder} has no {name}/, so no 'dreamkiln train assemble' wrote it; give one that it wrote.")
-    towers = load_clip(folder / "clip", text=prior.text_encoder)
+    ((_, text, _),) = prior.towers
+    towers = load_clip(folder / "clip", text=text)
     assert isinstance(prior.unet, UNet2DCondition)  # a prior of ours, as the towers show
     denoiser = "denoiser" if prior.num_views is None else "views"
     modules = {

@@ -430,6 +430,11 @@ def write_qwen_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def widened_qwen3_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """transformers' norm rounds to float32 what comes in, in float64 too; here it is the mean square alone."""
+    return self.weight * (x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
 def random_qwen3(**more: Any) -> Any:
     """transformers' Qwen3 with random weights, norms included."""
     from transformers import Qwen3Config, Qwen3Model
@@ -474,3 +479,31 @@ def widened(module: Any, **replaced: str) -> Any:
     copy.__package__, copy.__file__ = module.__package__, module.__file__
     exec(compile(source, module.__file__, "exec"), vars(copy))
     return copy
+
+
+Z_IMAGE_VAE = {**SD3_VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+"""FLUX.1's."""
+
+
+def random_z_image(folder: Path, *, shift: float = 6.0) -> Any:
+    """`random_pipeline` of Z-Image, base by its shift or Turbo (3), with 8x8 latents of 16 channels as its own size."""
+    import diffusers
+
+    torch.manual_seed(0)
+    vae = {**Z_IMAGE_VAE, "block_out_channels": [16, 32, 32, 32], "norm_num_groups": 16, "sample_size": 64}
+    parts: dict[str, Any] = {
+        "transformer": diffusers.ZImageTransformer2DModel(**{**Z_IMAGE, **REDUCED_Z_IMAGE}),
+        "vae": diffusers.AutoencoderKL.from_config(vae),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=shift),
+        "text_encoder": random_qwen3(),
+        "tokenizer": write_qwen_tokenizer(folder / "tokenizer"),
+    }
+    for name, weight in parts["transformer"].named_parameters():
+        weight.data.normal_(mean=float("norm" in name), std=0.1)
+    pipeline = diffusers.ZImagePipeline(**parts)
+    _spread_norms(pipeline.vae)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    config = folder / "transformer/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 8}))
+    return pipeline

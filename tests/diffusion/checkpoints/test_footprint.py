@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.memory import Allocations, hollow_file, measured, row
+from benchmarks.memory import Allocations, hollow, hollow_file, measured, row
 from diffusion.checkpoints import footprint as module
 from diffusion.checkpoints.architectures import SD1, SDXL, Architecture
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import PROCESS_BYTES, coding_bytes, footprint
 from diffusion.checkpoints.weights import skeleton
-from diffusion.networks.autoencoder_kl import AutoencoderKL
+from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffusion.networks.joint_transformer import JointTransformer, JointTransformerConfig
+from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
 from diffusion.networks.unet import NUM_SIZES, UNet2DCondition
+from diffusion.networks.z_image import ZImageConfig, ZImageTransformer
 from diffusion.prior import MAX_CACHED_BYTES, Prior
-from tests.diffusion.checkpoints.published import SD3, SD35_MEDIUM
+from diffusion.text.qwen3 import Qwen3, Qwen3Config
+from tests.diffusion.checkpoints.published import QWEN3_4B, SD3, SD35_MEDIUM, Z_IMAGE, Z_IMAGE_VAE
 
 
 @pytest.mark.parametrize("architecture", [SD1, pytest.param(SDXL, marks=pytest.mark.slow)], ids=["SD 1", "SDXL"])
@@ -73,6 +77,49 @@ def test_activations_are_those_of_the_published_transformers(published: dict[str
     # The table of positions, of which a view is taken, is a weight.
     peak = forward.peak - network.pos_embed.pos_embed.nbytes
     assert 4 * module._network_row(config, (side, side)) == pytest.approx(peak / 2, rel=0.15)
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@torch.no_grad()
+def test_activations_are_those_of_z_image(side: int, monkeypatch):
+    """With a caption of four runs of 32 rows, which is what is counted."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: query.new_empty(query.shape))
+    config = ZImageConfig.from_dict(Z_IMAGE)
+    network = skeleton(lambda: ZImageTransformer(config))
+    text = ProjectedContext(torch.empty(2, module.CAPTION_ROWS, config.dim, device="meta"))
+    with Allocations(network) as forward:
+        network(torch.empty(2, 16, side, side, device="meta"), torch.zeros(2, device="meta"), text)
+    assert 4 * module._network_row(config, (side, side)) == pytest.approx(forward.peak / 2, rel=0.1)
+
+
+def test_z_image_as_published_fits_24_gb(tmp_path):
+    """In bfloat16 at 1024x1024 pixels, pictures and 3D steps, tower and autoencoder counted, by the files' headers alone."""
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ZImagePipeline"}))
+    autoencoder = AutoencoderKLConfig.from_dict(Z_IMAGE_VAE)
+    parts = {
+        "transformer": (Z_IMAGE, "diffusion_pytorch_model", skeleton(lambda: ZImageTransformer(ZImageConfig()))),
+        "text_encoder": (QWEN3_4B, "model", skeleton(lambda: Qwen3(Qwen3Config(), (35,)))),
+        "vae": (Z_IMAGE_VAE, "diffusion_pytorch_model", skeleton(lambda: AutoencoderKL(autoencoder))),
+    }
+    for part, (settings, stem, network) in parts.items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **settings}))
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        if part == "text_encoder":
+            # What the file has beyond what is read: the last layer and the norm.
+            last = {name.replace("layers.34.", "layers.35."): shape for name, shape in shapes.items()}
+            shapes |= {**last, "norm.weight": torch.Size((2560,))}
+        hollow(tmp_path / part / f"{stem}.safetensors", shapes)
+    half = footprint(f"{tmp_path}?dtype=bfloat16")
+    numbers = [sum(value.numel() for value in network.state_dict().values()) for _, _, network in parts.values()]
+    assert [round(number / 1e9, 3) for number in numbers] == [6.155, 3.922, 0.084]
+    assert half.weights == 2 * sum(numbers) and half.towers == (2 * numbers[1],)
+    told = [
+        round(number / 1e9, 1) for number in (half.weights, half.least_on_gpu(), half.least_on_gpu(in_3d=True), half.on_gpu)
+    ]
+    line = " | ".join(["Z-Image", "1024", "bfloat16", *map(str, told)])
+    assert f"| {line} |\n" in (Path(__file__).parents[3] / "docs/performance.md").read_text(encoding="utf-8")
+    assert told[1] <= told[2] < 24 < told[3]
 
 
 def test_weights_count_as_they_are_loaded():
