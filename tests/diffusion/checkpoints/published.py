@@ -234,15 +234,18 @@ def pads(model: str) -> list[str]:
 Saved = Callable[[str], tuple[Any, Path]]
 
 
-def random_pipeline(model: str, folder: Path) -> Any:
-    """A diffusers pipeline of reduced networks with random weights, saved to `folder` and read back from there."""
+def random_pipeline(model: str, folder: Path, **unet: Any) -> Any:
+    """A diffusers pipeline of reduced networks with random weights, saved to `folder` and read back from there.
+
+    unet: fields of its configuration in place of the reduced ones.
+    """
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(0)
     small = reduced(model)
     parts: dict[str, Any] = {
-        "unet": diffusers.UNet2DConditionModel.from_config(small["unet"]),
+        "unet": diffusers.UNet2DConditionModel.from_config({**small["unet"], **unet}),
         "vae": diffusers.AutoencoderKL.from_config(small["vae"]),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**small["text_encoder"])),
         "scheduler": getattr(diffusers, small["scheduler"]["_class_name"]).from_config(small["scheduler"]),

@@ -43,17 +43,18 @@ HOW = (
 
 
 class Family(NamedTuple):
-    """own: side of its pictures in pixels. sizes: (width, height) of its table's rows."""
+    """own: side of its pictures in pixels. heads: of its network's levels. sizes: (width, height) of its table's rows."""
 
     model: str
     own: int
+    heads: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
 
 
 FAMILIES = (
-    Family("sd15", 256, ((512, 768), (512, 512))),
-    Family("sdxl", 512, ((1216, 832), (832, 1216))),
-    Family("toybox", 64, ((64, 64), (64, 64))),
+    Family("sd15", 256, (1, 2, 2, 2), ((512, 768), (512, 512))),
+    Family("sdxl", 512, (1, 2, 2), ((1216, 832), (832, 1216))),
+    Family("toybox", 64, (), ((64, 64), (64, 64))),
 )
 
 
@@ -61,10 +62,8 @@ def prior_of(family: Family, folder: Path) -> tuple[str, Any]:
     """A prior of reduced depth and width, and diffusers' pipeline of it; its own size is half of the published one."""
     if family.model == "toybox":
         return "toybox", None
-    pipeline = random_pipeline(family.model, folder)
-    config = folder / "unet/config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": family.own // 8}))
-    return str(folder), pipeline
+    depth = {"layers_per_block": 1, "attention_head_dim": family.heads}
+    return str(folder), random_pipeline(family.model, folder, sample_size=family.own // 8, **depth)
 
 
 @torch.no_grad()
