@@ -16,6 +16,7 @@ from diffusion.checkpoints.defaults import SETTINGS, defaults_of
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import footprint
 from diffusion.checkpoints.hub import needed
+from diffusion.checkpoints.lora_files import Lora, lora_hash
 from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.z_image_keys import folder_z_image
 from diffusion.engine import Engine, EngineConfig
@@ -286,6 +287,7 @@ def test_the_tower_is_read_with_and_without_its_head(saved: Any, tmp_path: Path)
     )
 
 
+@torch.no_grad()
 def test_a_lora_changes_the_transformer_in_diffusers_names_and_in_the_single_files(saved: Any, tmp_path: Path) -> None:
     pipeline, folder = saved()
     generator = torch.manual_seed(5)
@@ -299,6 +301,14 @@ def test_a_lora_changes_the_transformer_in_diffusers_names_and_in_the_single_fil
         assert {name for name in before if not torch.equal(before[name], changed[name])} == {"layers.1.attention.to_k.weight"}
         expected = before["layers.1.attention.to_k.weight"] + 0.5 * b @ a
         torch.testing.assert_close(changed["layers.1.attention.to_k.weight"], expected)
+    # The same beside a resident prior, for one request: a side path at a third of the matrix.
+    file = tmp_path / "lora.safetensors"
+    resident = Prior.load(folder)
+    asked = resident.adapted((Lora(file=str(file), sha256=lora_hash(file), scale=0.5),))
+    x, t = noise((64, 64)).float(), torch.tensor([500.0, 30.0])
+    plain, merged, beside = (one.predict(x, t, one.condition(PROMPTS).tokens) for one in (resident, prior, asked))
+    torch.testing.assert_close(beside, merged, rtol=0, atol=1e-4)
+    assert float((merged - plain).abs().max()) > 0.01
     wide = torch.randn(144, 2, generator=generator)
     module = "diffusion_model.layers.1.attention.qkv"
     save_file({f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": wide}, tmp_path / "lora.safetensors")
