@@ -8,7 +8,7 @@ no low-rank sums: of them, and where the factors would be no smaller than the we
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def adapted(checkpoint: Model, loras: Sequence[Lora], *, merged: bool = False) -
         PriorError: a LoRA is damaged, was trained for another base, has changed since it was named, or bundles words.
     """
     networks = {name: network for name in NETWORKS if (network := getattr(checkpoint, name)) is not None}
-    copies: dict[str, nn.Module] = {name: sharing_copy(network) for name, network in networks.items()}
+    copies: dict[str, Any] = {name: sharing_copy(network) for name, network in networks.items()}
     targets = modules(replace(checkpoint, **copies))
     owner = {weight.untyped_storage().data_ptr(): place for place, weight in _parameters(copies)}
     steps: list[tuple[LoraFile, float, str, _Place | None]] = []
@@ -68,19 +68,20 @@ def adapted(checkpoint: Model, loras: Sequence[Lora], *, merged: bool = False) -
                 own.add(place)
             else:
                 side_paths.setdefault(place, []).append(part)
-    for part, parameter in own:
-        replace_parameter(copies[part], parameter, copies[part].get_parameter(parameter).clone())
+    for network, parameter in own:
+        replace_parameter(copies[network], parameter, copies[network].get_parameter(parameter).clone())
     targets = modules(replace(checkpoint, **copies))
     for file, scale, name, place in steps:
         module = targets[name]
         file.merge(name, module if place in own else Module(None, module.bias), scale)
-    num_bytes = sum(copies[part].get_parameter(parameter).nbytes for part, parameter in own)
+    num_bytes = sum(copies[network].get_parameter(parameter).nbytes for network, parameter in own)
     for place in side_paths.keys() - own:
         factors = stacked(side_paths[place], num_rows=len(copies[place[0]].get_parameter(place[1])))
         add_side_path(copies[place[0]], place[1], factors)
         num_bytes += factors.nbytes
-    touched = {part for part, _ in own | side_paths.keys()}
-    return replace(checkpoint, **{name: network for name, network in copies.items() if name in touched}), num_bytes
+    touched = {network for network, _ in own | side_paths.keys()}
+    changed = {name: copies[name] for name in touched}
+    return replace(checkpoint, **changed), num_bytes
 
 
 def _parameters(networks: Mapping[str, nn.Module]) -> Iterator[tuple["_Place", Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffusion.checkpoints.lora_files import Lora
 from jobs.batch_images import BatchImagesSpec, Failed, Generated, Row, generate_rows, read_row, row_digest, shard_range
 from jobs.errors import OutputError
 from jobs.events import ImagesPreview
@@ -164,7 +166,7 @@ class ShardWriter:
                 continue
             png = next((png for index, png in existing if index == row.index), None)
             drawn_with = loras_of(png) if png and "lora" in self._spec.table.columns else ()
-            picture = read_row(self._spec, row, self._info, lambda _, __, loras=drawn_with: loras)
+            picture = read_row(self._spec, row, self._info, functools.partial(_as_drawn, drawn_with))
             if png is None or isinstance(picture, Failed):
                 raise OutputError(
                     f"Picture {row.index} is not in shard {task.shard} of {self._store.location}, where it was written; repeat "
@@ -223,6 +225,12 @@ class ShardWriter:
         }
         self._store.require_held(self._held)
         return markers.write_marker(self._store, shard, content)
+
+
+def _as_drawn(loras: tuple[Lora, ...], texts: Sequence[str], row: Row) -> tuple[Lora, ...]:
+    """A `FindLoras` of a picture that is there: what its own file says."""
+    del texts, row
+    return loras
 
 
 class _Tally:

@@ -155,7 +155,7 @@ class Maker:
             if not who.is_owner and (places := {"init_image", "mask", "lora"} & set(table.columns)):
                 self._check_places(source, places)
         known = {field.name for field in dataclasses.fields(BatchImagesSpec)}
-        shaping = {"shard_size": form.shard_size, "output_format": form.output_format, "phash": form.phash}
+        shaping: dict[str, Any] = {"shard_size": form.shard_size, "output_format": form.output_format, "phash": form.phash}
         shaping |= {"min_clip_score": form.min_clip_score, **scored_by(settings.prior.clip)}
         plain = {
             **{name: value for name, value in settings.images.items() if name in known},
