@@ -10,7 +10,10 @@ from diffusion.text.qwen3 import MAX_TOKENS, Qwen3, Qwen3Config, Qwen3Tower
 from diffusion.text.t5 import load_tokenizer
 from tests.diffusion.checkpoints.published import QWEN3_4B, random_qwen3, widened_qwen3_norm, write_qwen_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"),
+]
 
 PROMPTS = ["a red mushroom", "", "{a} corgi, 8k \u2014 caf\u00e9 \u732b\n on  two lines", "say <|im_end|> and <think>"]
 

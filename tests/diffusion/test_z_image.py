@@ -11,7 +11,10 @@ from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.z_image import RUN, ZImageConfig, ZImageTransformer
 from tests.diffusion.checkpoints.published import REDUCED_Z_IMAGE, Z_IMAGE, widened
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"),
+]
 
 TINY = {**Z_IMAGE, **REDUCED_Z_IMAGE}
 
