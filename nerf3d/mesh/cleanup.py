@@ -46,6 +46,7 @@ OFF_MIDDLE = 0.5
 
 _IN_THE_MIDDLE = 0.1  # as near its box must come to the scene's middle
 _SMALLEST_MAIN = 0.05  # of the largest piece's volume
+_CLEARLY_LARGER = 1.5  # times the middle one's volume: equal pieces side by side are one object
 
 
 def keep_solids(vertices: np.ndarray, faces: np.ndarray, *, share: float) -> tuple[Surface, Dropped]:
@@ -53,8 +54,9 @@ def keep_solids(vertices: np.ndarray, faces: np.ndarray, *, share: float) -> tup
 
     A component stays when it encloses at least `share` of the main component's volume: volume, because a thin
     floater has much area and many faces but hardly any volume. The main component is the largest one, unless that stands off
-    the middle of the scene, where cameras look, and another one of some size stands in it. Surfaces of cavities (negative
-    volume) and whatever lies inside another component are dropped: nobody sees them and slicers cannot fill them.
+    the middle of the scene, where cameras look, and another one, clearly smaller but of some size, stands in it. Surfaces of
+    cavities (negative volume) and whatever lies inside another component are dropped: nobody sees them and slicers cannot
+    fill them.
     """
     labels = component_labels(faces)
     volumes = np.bincount(labels, signed_volumes(vertices, faces))
@@ -77,6 +79,8 @@ def _main_piece(vertices: np.ndarray, faces: np.ndarray, labels: np.ndarray, vol
     if not (is_off[candidates == largest].any() and in_middle.any()):
         return largest, candidates[:0]
     main = int(candidates[in_middle][volumes[candidates[in_middle]].argmax()])
+    if volumes[largest] < _CLEARLY_LARGER * volumes[main]:
+        return largest, candidates[:0]
     return main, candidates[is_off & (volumes[candidates] > volumes[main])]
 
 

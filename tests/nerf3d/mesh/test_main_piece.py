@@ -83,6 +83,15 @@ def test_the_largest_wins_where_the_middle_is_empty_or_holds_a_crumb():
     np.testing.assert_allclose(extract_mesh(crumb, CONFIG).bounds.mean(0), [-0.6, 0, 0], atol=0.05)
 
 
+def test_pieces_of_one_size_are_one_object_wherever_they_stand():
+    """27 balls, the one in the middle a little smaller than those around it."""
+    steps = torch.tensor([-0.55, 0.0, 0.55])
+    centres = torch.cartesian_prod(steps, steps, steps)
+    radii = torch.where(centres.norm(dim=-1) > 0, 0.17, 0.16)
+    lattice = Solid(lambda p: ((p[:, None] - centres).norm(dim=-1) - radii).amin(-1), 2.0)
+    assert extract_mesh(lattice, CONFIG).num_components == 27
+
+
 def fitted(side: int, distance, noise: float):
     """A pyramid's field of a solid whose vertices differ from it by noise, as those of a fit do."""
     from nerf3d.fields import DensePyramid, FieldConfig
