@@ -170,7 +170,7 @@ def sample_timesteps(
 
 @dataclass(frozen=True, eq=False)
 class Distilled:
-    """Score distillation's answer.
+    """Score distillation's answer to a step: the gradient of the pictures, and in some forms what they should become.
 
     Args:
         gradient: (V, 3, H, W) of a loss that is summed, not averaged, over pixels.

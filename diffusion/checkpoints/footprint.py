@@ -77,7 +77,7 @@ NetworkConfig = UNetConfig | JointTransformerConfig | ZImageConfig
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of memory.
+    """Bytes of memory that a prior takes, counted before anything of it is loaded.
 
     Args:
         weights: in the precision they are loaded in; towers: of each of those among them that read text.

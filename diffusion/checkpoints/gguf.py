@@ -147,7 +147,7 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
-        """Of its blocks."""
+        """Bytes of the tensor's blocks in the file."""
         return prod(self.shape) // self.kind.values * self.kind.num_bytes
 
 

@@ -20,7 +20,7 @@ CodingRequest = EncodeRequest | DecodeRequest | PreviewRequest | EncodeGradientR
 
 
 class Answers(Protocol):
-    """See `diffusion.prior.Prior.answer`."""
+    """Answers a request of a generator, as `diffusion.prior.Prior.answer` does."""
 
     def answer(self, request: Any) -> Any:
         """What the request asks for: latents, pictures or a gradient."""
@@ -28,7 +28,7 @@ class Answers(Protocol):
 
 
 class KeepsEncoded(Protocol):
-    """See `diffusion.prior.Prior.encode_with_graph`."""
+    """Keeps an encoder pass for its gradient, as `diffusion.prior.Prior.encode_with_graph` does."""
 
     def encode_with_graph(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Leaf images and their latents, with a graph between them."""
@@ -36,7 +36,7 @@ class KeepsEncoded(Protocol):
 
 
 class CountsMemory(Protocol):
-    """See `diffusion.prior.Prior.num_coded_at_once`."""
+    """Counts how many pictures fit at once, as `diffusion.prior.Prior.num_coded_at_once` does."""
 
     def num_coded_at_once(self, request: EncodeRequest | DecodeRequest | EncodeGradientRequest, *, share: float = 1.0) -> int:
         """Pictures of the request's size that the autoencoder has room for in a share of the free memory."""

@@ -48,7 +48,7 @@ class Model(Protocol):
 
 
 class Adapts(Protocol):
-    """See `diffusion.prior.Prior.adapted`."""
+    """Gives a model with a request's LoRAs in it, as `diffusion.prior.Prior.adapted` does."""
 
     def adapted(self, loras: tuple[Any, ...], *, in_use: Collection[tuple[Any, ...]]) -> Model | None:
         """The model with LoRAs in it."""

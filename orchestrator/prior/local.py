@@ -149,6 +149,7 @@ class LocalPrior:
         self._prior = prior
         default = EngineConfig(strict_rows=getattr(prior, "strict_rows", STRICT_ROWS))
         self.engine = Engine(prior, config=config or default)
+        self._forms_that_fit: set[Any] = set()
 
     @property
     def num_bytes(self) -> int:
@@ -235,9 +236,12 @@ class LocalPrior:
         """Hand the query to the engine; whoever owns it steps it until the answer is there.
 
         Raises:
-            PriorFailed: the device has no memory for one view, with both numbers.
+            PriorFailed: the device has no memory for one view, with both numbers; asked at a form's first query, since one
+                that was answered fits, and what is free at a later moment says less than the work itself.
         """
-        check_view_fits(self._prior, query.form)
+        if query.form not in self._forms_that_fit:
+            check_view_fits(self._prior, query.form)
+            self._forms_that_fit.add(query.form)
 
         def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
             guidance = query.guidance

@@ -138,7 +138,7 @@ UPLOAD = "/v1/uploads?name=a.csv"
         ("submit", "POST", "/v1/images", {"prompt": "a", "prior": "/etc/passwd"}, {}, 403),
         ("submit", "POST", "/v1/images", {"prompt": "a", "prior": "http://169.254.169.254/x"}, {}, 403),
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"field.kind": "os:system"}}, {}, 403),
-        ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"distillation.form": "/tmp/x.py:f"}}, {}, 403),
+        ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"distillation.form": "/some/x.py:f"}}, {}, 403),
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"runtime.address": "10.0.0.1:1"}}, {}, 403),
         ("submit", "POST", "/v1/images", {"prompt": "a", "settings": {"prior.loras": ["/etc/passwd"]}}, {}, 403),
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"prior.loras": ["x:0.5"]}}, {}, 403),

@@ -85,9 +85,7 @@ def text_to_3d(
     _send(client, jobs, group, as_json=json)
 
 
-@app.command(name="images", help="Queue images from a sentence or from a picture, or with --prompts from a table of prompts.")
-@common.with_options_of(image_options.prepare)
-def images(
+def _prepared(
     prepare: Callable[[], PreparedJob],
     user: User = None,
     priority: Priority = 0,
@@ -96,7 +94,7 @@ def images(
     state: common.State = None,
     json: common.Json = False,
 ) -> None:
-    """Queue pictures of a sentence or of a table of prompts."""
+    """Queue a job that is prepared here, where its faults can be shown."""
     client = _client(state)
     job = prepare()
     if job.mode == "overwrite" and key is not None:
@@ -105,21 +103,15 @@ def images(
     _send(client, [client.request_of(job, **fields)], None, as_json=json)
 
 
-@app.command(name="texture", help="Queue a mesh to be painted as a sentence says; see 'dreamkiln texture'.")
-@common.with_options_of(texture_verb.prepare)
-def texture(
-    prepare: Callable[[], PreparedJob],
-    user: User = None,
-    priority: Priority = 0,
-    key: Key = None,
-    paused: Paused = False,
-    state: common.State = None,
-    json: common.Json = False,
-) -> None:
-    """The mesh is read here, where its faults can be shown."""
-    client = _client(state)
-    fields = {"user": user or common.user_name(), "priority": priority, "is_paused": paused, "idempotency_key": key}
-    _send(client, [client.request_of(prepare(), **fields)], None, as_json=json)
+for _name, _prepare, _help in (
+    (
+        "images",
+        image_options.prepare,
+        "Queue images from a sentence, from a picture, or with --prompts from a table of prompts.",
+    ),
+    ("texture", texture_verb.prepare, "Queue a mesh to be painted as a sentence says; see 'dreamkiln texture'."),
+):
+    app.command(name=_name, help=_help)(common.with_options_of(_prepare)(_prepared))
 
 
 @app.command(name="export", help="Queue finished 3D runs to be cut and written again; see 'dreamkiln export'.")
