@@ -3,7 +3,8 @@
 Of each object: every format through the product's own export, the Khronos validator, UsdValidation, unlit renders in Blender
 and three.js against our own preview, prusa-slicer, seams at five mip levels, overlap, and a decimation to 20k, 5k and 1k faces.
 Objects are run folders of 'dreamkiln text-to-3d'; without any, the 24 objects of the gallery as the toybox knows them, which
-need no fit. Programs: apt-get install blender prusa-slicer chromium nodejs npm.
+need no fit. Programs:
+apt-get install blender python3-numpy prusa-slicer chromium nodejs npm.
 """
 
 from __future__ import annotations

@@ -81,7 +81,10 @@ def blender_views(files: list[Path], poses: np.ndarray, folder: Path, *, size: i
     }
     (folder / "blender.json").write_text(json.dumps(job))
     command = ["blender", "-b", "--python-exit-code", "1", "--python", str(HERE / "blender_views.py"), "--"]
-    subprocess.run([*command, str(folder / "blender.json")], check=True, capture_output=True, timeout=1800)
+    done = subprocess.run([*command, str(folder / "blender.json")], capture_output=True, text=True, timeout=1800, check=False)
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr).strip()[-600:]
+        raise RuntimeError(f"Blender drew nothing (Debian's also needs the package python3-numpy): {said}")
     return {path.name: np.stack([_read(Path(name)) for name in pictures]) for path, pictures in names.items()}
 
 
