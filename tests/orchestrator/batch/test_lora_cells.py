@@ -19,6 +19,7 @@ from orchestrator.prior.local import LocalPrior, load_prior
 from tests.fakes import save_tiny_lora, save_tiny_prior
 from tests.orchestrator.batch.batch_fakes import contents, run, spec_of, write_table
 from tests.orchestrator.batch.test_batch_jobs import StopAfter, records
+from tests.orchestrator.batch.test_batch_ray import ON_RAY
 
 NUM_ROWS = 12
 
@@ -125,6 +126,17 @@ def test_a_row_is_drawn_as_by_the_prior_with_its_lora_merged(table: Path, folder
             apart = np.abs(pixels(found[row][1]).astype(int) - pixels(merged[row][1]))
             assert apart.max() <= (1 if options else 0)
     assert not np.array_equal(pixels(found[1][1]), pixels(merged[1][1]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_strict_rows_with_several_loras_are_the_same_files_on_ray_as_in_this_process(
+    table: Path, folder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"output_format": "parquet", "strict": True}
+    drawn(table, tmp_path / "inline", folder, **options)
+    outcome = drawn(table, tmp_path / "ray", folder, **options, runtime=ON_RAY, num_workers=2)
+    assert outcome.report["num_succeeded"] == NUM_ROWS - 3 and contents(tmp_path / "ray") == contents(tmp_path / "inline")
 
 
 def test_an_interrupted_table_with_loras_goes_on_to_the_same_files(table: Path, folder: Path, tmp_path: Path) -> None:

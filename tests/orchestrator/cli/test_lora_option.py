@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from orchestrator.cli.main import main
 from orchestrator.client.prepared_job import compose_here, prepare_text_to_3d
 from orchestrator.client.remote import RemoteClient
 from orchestrator.exports.png_metadata import read_png_metadata
-from tests.fakes import save_tiny_lora
+from orchestrator.exports.reading import read_file
+from tests.fakes import FAST_OVERRIDES, save_tiny_lora
 
 QUICK = ("--num-images", "2", "--steps", "2", "--runtime", "inline", "--local", "runtime.num_threads=1")
 
@@ -62,3 +64,48 @@ def test_a_3d_job_takes_loras_too_and_a_remote_orchestrator_does_not_see_them(tm
     assert painted.loras == jobs[2].spec.loras and settings.text_to_3d("a cup", seed=0) == jobs[2].spec
     with pytest.raises(InputError, match=r"--lora names a file of this machine, which the orchestrator at --url does not see"):
         RemoteClient("http://kiln.example", "token").request_of(jobs[2])
+
+
+def test_an_object_and_a_skin_with_a_lora_say_so_and_are_resumed_with_the_same(capsys, tmp_path, monkeypatch, tiny_prior):
+    """`text-to-3d --lora` and `texture --lora` from the command line to the mesh file."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("clay", "ink")):
+        save_tiny_lora(tmp_path / f"{name}.safetensors", Path(tiny_prior), seed=seed)
+    export = ("export.preview_size=16", "export.turntable_frames=0")
+    common = ("--prior", tiny_prior, "--local", "--format", "glb", *export, "runtime.num_threads=1", "runtime.device=cpu")
+    fit = (*FAST_OVERRIDES[1:], "fit.num_steps=6", "runtime.kind=inline")
+    skin = (
+        "texture.num_steps=6",
+        "texture.rate=0.3",
+        "texture.num_views=4",
+        "texture.resolutions=[4,8]",
+        "texture.texture_size=64",
+    )
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    def made(out: str) -> tuple[dict, bytes]:
+        return json.loads(Path(out, "manifest.json").read_text()), Path(out, "mesh.glb").read_bytes()
+
+    for verb in (("text-to-3d", "a red table", *fit), ("texture", "text-to-3d/mesh.glb", "a red table", *skin)):
+        name = verb[0]
+        command = (*verb, *common)
+        assert run(*command, "--out", name)[0] == 0
+        assert run(*command, "--out", f"{name} clay", "--lora", "clay.safetensors:0.8")[0] == 0
+        (plain, without), (manifest, mesh) = made(name), made(f"{name} clay")
+        (lora,) = manifest["spec"]["loras"]
+        assert (Path(lora["file"]).name, lora["scale"]) == ("clay.safetensors", 0.8)
+        assert lora["sha256"] == hashlib.sha256(Path("clay.safetensors").read_bytes()).hexdigest()
+        assert plain["spec"].get("loras", []) == [] and manifest["fingerprint"] != plain["fingerprint"]
+        assert manifest["prior"]["weights_hash"] == plain["prior"]["weights_hash"] and mesh != without
+        again = run(*command, "--out", f"{name} clay", "--lora", "clay.safetensors:0.8")
+        assert again[0] == 0 and again[1].startswith("Already finished")
+        for other in ("ink.safetensors:0.8", "clay.safetensors"):
+            code, _, err = run(*command, "--out", f"{name} clay", "--lora", other)
+            assert code == 2 and f"{name} clay belongs to another job (loras" in err and "Traceback" not in err
+        assert made(f"{name} clay")[1] == mesh
+    skins = [read_file(Path(out, "mesh.glb")).picture for out in ("texture", "texture clay")]
+    assert (skins[0] != skins[1]).mean() > 0.2

@@ -15,14 +15,14 @@ import pytest
 
 from jobs.errors import InputError
 from jobs.events import Checkpoint, Finished, ImageReady
-from jobs.specs import ImagesSpec, TextTo3DSpec
+from jobs.specs import ImagesSpec, TextTo3DSpec, find_loras
 from orchestrator.prior.local import load_prior
 from orchestrator.run.perform import perform
 from orchestrator.runtimes.base import Attempt
 from orchestrator.runtimes.inline import InlineRuntime
 from orchestrator.runtimes.ray_runtime import PriorActor, Raised, RayRuntime
 from orchestrator.settings.groups import ExportSettings, RuntimeSettings
-from tests.fakes import FAST_FIT, FAST_MESH
+from tests.fakes import FAST_FIT, FAST_MESH, save_tiny_lora
 from tests.orchestrator.conftest import command_environment
 
 # ray opens files at interpreter exit and warns in its own modules; that is not ours to mend.
@@ -54,9 +54,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_ray_and_inline_leave_the_same_files(tiny_prior, tmp_path):
+    """Of a job with a LoRA of its own, which the prior's actor reads."""
+    save_tiny_lora(tmp_path / "clay.safetensors", tiny_prior)
+    spec = dataclasses.replace(specs(tiny_prior)[0], loras=find_loras([f"{tmp_path}/clay.safetensors:0.8"]))
     for kind in ("inline", "ray"):
         runtime = RuntimeSettings(kind=kind, num_threads=1, checkpoint_every=4)
-        perform(specs(tiny_prior)[0], out=tmp_path / kind, export=SMALL, runtime=runtime)
+        perform(spec, out=tmp_path / kind, export=SMALL, runtime=runtime)
     assert digests(tmp_path / "inline") == digests(tmp_path / "ray")
     names = [sorted(path.name for path in (tmp_path / kind).iterdir()) for kind in ("inline", "ray")]
     assert names[0] == names[1]
