@@ -32,7 +32,7 @@ from diffusion.checkpoints.adapted import adapted
 from diffusion.checkpoints.lora import modules
 from diffusion.checkpoints.lora_files import Lora
 from diffusion.checkpoints.weights import skeleton
-from diffusion.networks.layout import channels_last
+from diffusion.networks.layers import channels_last
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.prior import Prior
 from diffusion.requests import Guidance

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import describe_machine, one_line
 from benchmarks.saving import save_run
 from diffusion.checkpoints.weights import skeleton
-from diffusion.networks.layout import channels_last
+from diffusion.networks.layers import channels_last
 from diffusion.networks.projected_context import ProjectedContext, cross_attentions
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.prior import Prior

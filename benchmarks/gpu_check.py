@@ -320,7 +320,7 @@ def _inputs(config: dict[str, Any], side: int, added: bool, batch: int) -> tuple
 def _ours(config: dict[str, Any], side: int, added: bool) -> Callable[[int], Callable[[], Any]]:
     import torch
 
-    from diffusion.networks.layout import channels_last
+    from diffusion.networks.layers import channels_last
     from diffusion.networks.unet import UNet2DCondition, UNetConfig
 
     with torch.device("cuda"):

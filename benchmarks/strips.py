@@ -17,7 +17,7 @@ from diffusion import seeding
 from diffusion.checkpoints.architectures import SD1
 from diffusion.checkpoints.footprint import coding_bytes
 from diffusion.networks.autoencoder_kl import AutoencoderKL
-from diffusion.networks.layout import channels_last
+from diffusion.networks.layers import channels_last
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
 
 

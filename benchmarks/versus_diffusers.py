@@ -37,7 +37,7 @@ from diffusion.checkpoints.keymap import identity
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.weights import fill, skeleton
 from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from diffusion.networks.layout import channels_last
+from diffusion.networks.layers import channels_last
 from diffusion.networks.unet import UNet2DCondition, UNetConfig
 from diffusion.prior import TOYBOX, Prior
 from diffusion.requests import DecodeRequest, Guidance, run

@@ -32,7 +32,7 @@ from diffusion.latent_colours import LatentColours
 from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
 from diffusion.networks.joint_transformer import JointTransformer
-from diffusion.networks.layout import channels_last
+from diffusion.networks.layers import channels_last
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
 from diffusion.networks.unet import UNet2DCondition

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.networks.layers import GroupNorm, Linear, Pointwise
 from diffusion.networks.multi_view import NUM_POSITION, Views
 
 KeyValue = tuple[Tensor, Tensor]
@@ -37,10 +38,10 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"attention width {dim} is not divisible by its {num_heads} heads")
         self.num_heads = num_heads
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
-        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Identity()])
+        self.to_q = Linear(dim, dim, bias=False)
+        self.to_k = Linear(context_dim or dim, dim, bias=False)
+        self.to_v = Linear(context_dim or dim, dim, bias=False)
+        self.to_out = nn.ModuleList([Linear(dim, dim), nn.Identity()])
 
     def split(self, tokens: Tensor) -> Tensor:
         """(B, L, N*d) -> (B, N, L, d)."""
@@ -62,7 +63,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, 2 * inner)
+        self.proj = Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., inner)."""
@@ -75,7 +76,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
@@ -125,13 +126,11 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.use_linear_projection, self.joins_views = use_linear_projection, joins_views
         # 1e-6 here and 1e-5 in the residual blocks: as published, and invisible at fp32 tolerances if confused.
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        project = (
-            (lambda: nn.Linear(channels, channels)) if use_linear_projection else (lambda: nn.Conv2d(channels, channels, 1))
-        )
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        project = (lambda: Linear(channels, channels)) if use_linear_projection else (lambda: Pointwise(channels, channels))
         self.proj_in, self.proj_out = project(), project()
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, num_heads, context_dim) for _ in range(depth))
-        self.to_position = nn.Linear(NUM_POSITION, channels) if takes_positions else None
+        self.to_position = Linear(NUM_POSITION, channels) if takes_positions else None
 
     def forward(self, x_BCHW: Tensor, text: Iterator[KeyValue], views: Views | None = None) -> Tensor:
         """(B, C, H, W), of which each block takes the next keys and values (B, S, C) -> (B, C, H, W)."""
@@ -163,7 +162,7 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.positional_embedding = nn.Parameter(torch.zeros(1, dim))
-        self.k_proj, self.q_proj, self.v_proj = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.k_proj, self.q_proj, self.v_proj = Linear(dim, dim), Linear(dim, dim), Linear(dim, dim)
 
     def forward(self, tokens_BSD: Tensor) -> Tensor:
         """(B, S, D) -> (B, D)."""

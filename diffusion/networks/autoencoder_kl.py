@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from diffusion.networks.attention import attention
+from diffusion.networks.layers import GroupNorm, Linear, Pointwise
 from diffusion.networks.published import from_published
 from diffusion.networks.unet import Resampler, ResnetBlock
 
@@ -82,9 +83,9 @@ class PixelAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Identity()])
+        self.group_norm = GroupNorm(groups, channels, eps=NORM_EPS)
+        self.to_q, self.to_k, self.to_v = (Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(channels, channels), nn.Identity()])
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -157,7 +158,7 @@ class Encoder(nn.Module):
                 block.downsamplers = nn.ModuleList([HalvingConv(c)])
             self.down_blocks.append(block)
         self.mid_block = Middle(channels[-1], groups, with_attention=config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(groups, channels[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, run: Run = plainly) -> Tensor:
@@ -182,7 +183,7 @@ class Decoder(nn.Module):
             if i < len(channels) - 1:
                 block.upsamplers = nn.ModuleList([Resampler(c, up=True)])
             self.up_blocks.append(block)
-        self.conv_norm_out = nn.GroupNorm(groups, channels[-1], eps=NORM_EPS)
+        self.conv_norm_out = GroupNorm(groups, channels[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,9 +203,9 @@ class AutoencoderKL(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         latent = config.latent_channels
         if config.use_quant_conv:
-            self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
+            self.quant_conv = Pointwise(2 * latent, 2 * latent)
         if config.use_post_quant_conv:
-            self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+            self.post_quant_conv = Pointwise(latent, latent)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance, clamped to [-30, 20], of q(z | images), (B, latent_channels, H/f, W/f) each, not scaled.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import attention
+from diffusion.networks.layers import Linear
 from diffusion.networks.multi_view import MultiViewConfig
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.published import from_published
@@ -97,12 +98,12 @@ class JointAttention(nn.Module):
         super().__init__()
         dim, head_dim = config.inner_dim, config.attention_head_dim
         self.num_heads = config.num_attention_heads
-        self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_qkv = Linear(dim, 3 * dim)
+        self.to_out = nn.ModuleList([Linear(dim, dim)])
         if reads_text:
-            self.add_qkv_proj = nn.Linear(dim, 3 * dim)
+            self.add_qkv_proj = Linear(dim, 3 * dim)
         if answers_text:
-            self.to_add_out = nn.Linear(dim, dim)
+            self.to_add_out = Linear(dim, dim)
         if config.qk_norm:
             self.norm_q, self.norm_k = RMSNorm(head_dim, NORM_EPS), RMSNorm(head_dim, NORM_EPS)
             if reads_text:
@@ -132,7 +133,7 @@ class Modulation(nn.Module):
     def __init__(self, dim: int, num: int) -> None:
         super().__init__()
         self.num = num
-        self.linear = nn.Linear(dim, num * dim)
+        self.linear = Linear(dim, num * dim)
 
     def forward(self, temb_BD: Tensor) -> tuple[Tensor, ...]:
         """(B, D), through SiLU already -> `num` parts (B, 1, D)."""
@@ -149,7 +150,7 @@ class Gelu(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim, inner)
+        self.proj = Linear(dim, inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., inner)."""
@@ -161,7 +162,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([Gelu(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+        self.net = nn.ModuleList([Gelu(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
@@ -252,13 +253,13 @@ class JointTransformer(nn.Module):
         self.config = config
         self.pos_embed = PatchEmbedding(config)
         self.time_text_embed = TimeTextEmbedding(config)
-        self.context_embedder = nn.Linear(config.joint_attention_dim, config.inner_dim)
+        self.context_embedder = Linear(config.joint_attention_dim, config.inner_dim)
         last = config.num_layers - 1
         self.transformer_blocks = nn.ModuleList(
             JointBlock(config, is_last=i == last, is_dual=i in config.dual_attention_layers) for i in range(last + 1)
         )
         self.norm_out = Modulation(config.inner_dim, 2)
-        self.proj_out = nn.Linear(config.inner_dim, config.patch_size**2 * config.out_channels)
+        self.proj_out = Linear(config.inner_dim, config.patch_size**2 * config.out_channels)
 
     @property
     def context_embedding_dim(self) -> int:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.networks.layers import Linear, linear
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -41,10 +43,10 @@ class SidePath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        return F.linear(F.linear(x, self.down), self.up)
+        return linear(linear(x, self.down, None), self.up, None)
 
 
-class LowRankLinear(nn.Linear):
+class LowRankLinear(Linear):
     """A linear layer with a side path."""
 
     side_path: SidePath

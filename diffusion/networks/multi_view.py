@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion.networks.layers import Linear
 from diffusion.networks.published import from_published
 
 NUM_CAMERA = 16
@@ -86,7 +87,7 @@ class CameraEmbedding(nn.Sequential):
     """Sixteen numbers in the width of the time embedding; zeros for rows without a camera."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__(nn.Linear(NUM_CAMERA, dim), nn.SiLU(), nn.Linear(dim, dim))
+        super().__init__(Linear(NUM_CAMERA, dim), nn.SiLU(), Linear(dim, dim))
 
     def forward(self, cameras_BM: Tensor) -> Tensor:
         """(B, 16) -> (B, dim)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import AttentionPooling
+from diffusion.networks.layers import GroupNorm
 from diffusion.networks.pixel_unet import HEAD_CHANNELS, Layer
 from diffusion.networks.unet import Resampler, TimestepEmbedding, timestep_embedding
 
@@ -56,7 +57,7 @@ class NoisyEncoder(nn.Module):
                 channels = width
             if level < last:
                 self.down.append(Resampler(channels, up=False))
-        self.norm_out = nn.GroupNorm(math.gcd(32, channels), channels)
+        self.norm_out = GroupNorm(math.gcd(32, channels), channels)
         self.pool = AttentionPooling(max(1, channels // HEAD_CHANNELS), channels)
         self.proj = nn.Linear(channels, out_dim)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import Attention, KeyValue, SpatialTransformer
+from diffusion.networks.layers import GroupNorm
 from diffusion.networks.projected_context import ProjectedContext, cross_attentions
 from diffusion.networks.unet import Resampler, ResnetBlock, TextTimeEmbedding, TimestepEmbedding, timestep_embedding
 
@@ -76,7 +77,7 @@ class SelfAttentionBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-6)
+        self.norm = GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-6)
         self.attention = Attention(channels, _num_heads(channels))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class PixelUNet(nn.Module):
             if level > 0:
                 self.up.append(Resampler(channels, up=True))
 
-        self.norm_out = nn.GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-5)
+        self.norm_out = GroupNorm(math.gcd(NORM_GROUPS, channels), channels, eps=1e-5)
         self.conv_out = nn.Conv2d(channels, patch * config.out_channels, 3, padding=1)
         self._cross_attentions = cross_attentions(self)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.networks.attention import AttentionPooling, KeyValue, SpatialTransformer
+from diffusion.networks.layers import GroupNorm, Linear, Pointwise
 from diffusion.networks.multi_view import CameraEmbedding, MultiViewConfig, Views
 from diffusion.networks.projected_context import ProjectedContext, cross_attentions
 from diffusion.networks.published import from_published
@@ -159,9 +160,9 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, *, scale_dim: int | None = None) -> None:
         super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
+        self.linear_1, self.linear_2 = Linear(in_dim, dim), Linear(dim, dim)
         if scale_dim is not None:
-            self.cond_proj = nn.Linear(scale_dim, in_dim, bias=False)
+            self.cond_proj = Linear(scale_dim, in_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_dim) -> (B, dim)."""
@@ -175,7 +176,7 @@ class TextTimeEmbedding(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(text_dim), nn.LayerNorm(dim)
         self.pool = AttentionPooling(num_heads, text_dim)
-        self.proj = nn.Linear(text_dim, dim)
+        self.proj = Linear(text_dim, dim)
 
     def forward(self, context_BSD: Tensor) -> Tensor:
         """(B, S, text_dim) -> (B, dim)."""
@@ -208,14 +209,14 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, temb_dim: int | None, groups: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         if temb_dim is not None:
-            self.time_emb_proj = nn.Linear(temb_dim, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+            self.time_emb_proj = Linear(temb_dim, out_channels)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
-            self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+            self.conv_shortcut = Pointwise(in_channels, out_channels)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """(B, Cin, H, W), (B, temb_dim) already through SiLU -> (B, Cout, H, W)."""
@@ -337,7 +338,7 @@ class UNet2DCondition(nn.Module):
             attention = transformer(level) if "CrossAttn" in kind else None
             self.up_blocks.append(UNetBlock(inputs, channels[level], attention, resample="up" if level > 0 else None, **resnet))
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
         self._cross_attentions = cross_attentions(self)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
-from diffusion.networks.layout import channels_last
+from diffusion.networks.layers import channels_last
 from diffusion.networks.unet import UNet2DCondition
 from diffusion.text.clip import Clip
 from diffusion.text.tokenizer import empty_tokens
