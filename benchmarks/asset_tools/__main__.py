@@ -113,6 +113,7 @@ def _examine(field, folder: Path, node: Path, *, without: list[str], pictures: P
     found["usd"] = tools.usd_findings(files["usdz"])
     found |= measures.texture_figures(mesh)
     found["seams"] = measures.seam_differences(mesh, _true_colours(field))
+    found["steps_across_seams"] = measures.steps_across_seams(mesh)
     placed = place(mesh, longest_side=placement.size_metres)
     ours = _draw(placed)
     if "slicer" not in without:

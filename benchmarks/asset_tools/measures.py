@@ -16,8 +16,8 @@ EVEN = 0.02
 """Colours that differ by less within three texels lie on no border."""
 
 
-def seam_edges(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(faces, corners, is_seam) of each edge once: it runs from that corner of that face to the next."""
+def edge_pairs(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """(E, 2) corners of the flat face list from which each edge runs in its first and its second face, and is_seam (E,)."""
     assert mesh.texture is not None
     order = [0, 1, 1, 2, 2, 0]
     ends = mesh.faces[:, order].reshape(-1, 2)
@@ -26,7 +26,27 @@ def seam_edges(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     places = np.where(flipped, places[:, ::-1], places)
     rows = np.lexsort(np.sort(ends, 1).T)
     first, second = rows[::2], rows[1::2]  # a closed mesh has every edge twice
-    return first // 3, first % 3, (places[first] != places[second]).any(1)
+    return np.stack([first, second], 1), (places[first] != places[second]).any(1)
+
+
+def steps_across_seams(mesh: Mesh) -> list[float]:
+    """How far apart, in 255ths, the two sides of a seam show the same point of it: means at the mip levels 0 to 4."""
+    assert mesh.texture is not None
+    edges, is_seam = edge_pairs(mesh)
+    rng = np.random.default_rng(0)
+    chosen = edges[rng.choice(np.flatnonzero(is_seam), NUM_SAMPLES)]
+    along = rng.uniform(0, 1, NUM_SAMPLES)[:, None]
+    uv_map, ends = mesh.texture.uv_map, mesh.faces.reshape(-1)
+    sides = []
+    for corner in chosen.T:
+        following = corner - corner % 3 + (corner + 1) % 3
+        # Both faces name the edge's ends in opposite order.
+        first, last = np.where(ends[corner] < ends[following], (corner, following), (following, corner))
+        uvs = uv_map.uvs[uv_map.faces.reshape(-1)]
+        sides.append((1 - along) * uvs[first] + along * uvs[last])
+    levels = mip_levels(mesh.texture.base_colour)
+    differences = [np.abs(np.subtract(*(read_bilinear(level, uvs) for uvs in sides))).mean() for level in levels]
+    return [round(255 * float(difference), 3) for difference in differences]
 
 
 def seam_differences(mesh: Mesh, true_colours) -> list[float]:
@@ -36,7 +56,8 @@ def seam_differences(mesh: Mesh, true_colours) -> list[float]:
     colours, which seams like to follow, are left out on both sides: there no texture of this size is right.
     """
     assert mesh.texture is not None
-    faces, corners, is_seam = seam_edges(mesh)
+    edges, is_seam = edge_pairs(mesh)
+    faces, corners = edges[:, 0] // 3, edges[:, 0] % 3
     rng = np.random.default_rng(0)
     errors = []
     for chosen in (is_seam, ~is_seam):
