@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nerf3d.fields.base import Field, FieldConfig, FieldQuery, FieldSamples, initial_density
 from nerf3d.fields.interpolation import read, reader
 
+
 class DensePyramid(Field):
     """config.resolutions grids of density and albedo over [-1, 1]^3, vertices on the corners. No network.
 
