@@ -51,7 +51,7 @@ from diffusion.requests import (
 )
 from diffusion.seeding import sent
 from diffusion.text.chunks import chunks_of, joined, most_chunks, weighted
-from diffusion.text.clip import TextEncoder
+from diffusion.text.clip import TextEncoder, end_of_text
 from diffusion.text.prompt_syntax import not_read, plain_text
 from diffusion.text.qwen3 import MAX_TOKENS, Qwen3Tower
 from diffusion.text.row_cache import RowCache, side_by_side
@@ -263,10 +263,12 @@ class Prior(Checkpoint):
             chunked = [self._read_in_chunks(prompt, num_chunks) for prompt in prompts]
             states = torch.cat([text for text, _ in chunked])
             pooled = None if chunked[0][1] is None else torch.cat([cast(Tensor, one) for _, one in chunked])
+        if isinstance(self.unet, JointTransformer):
+            if self.text_encoder_2 is not None:
+                states = self._with_t5(states, prompts, self.unet.config.joint_attention_dim)
+            return states, at_least_float32(cast(Tensor, pooled))
         if self.text_encoder_2 is None:
             return states, None
-        if isinstance(self.unet, JointTransformer):
-            return self._with_t5(states, prompts, self.unet.config.joint_attention_dim), at_least_float32(cast(Tensor, pooled))
         return states, self._added(at_least_float32(cast(Tensor, pooled)), size or self._own_size)
 
     def _with_t5(self, states: Tensor, prompts: Sequence[str], width: int) -> Tensor:
@@ -285,10 +287,11 @@ class Prior(Checkpoint):
         return torch.cat([cast(Tensor, one) for one in of_towers], dim=-1)
 
     def _read(self, tower: TextEncoder, tokenizer: Tokenizer, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, S, width) states of the layer that this family reads, and pooled text."""
+        """(B, S, width) states of the layer that this family reads, and pooled text: without projection the end's state."""
         with self._reading(tower):
             if self.text_encoder_2 is None:
-                return tower(ids, skip=self.clip_skip - 1), None
+                states = tower(ids, skip=self.clip_skip - 1)
+                return states, end_of_text(states, ids) if isinstance(self.unet, JointTransformer) else None
             return tower.penultimate_and_pooled(ids, end_id=tokenizer.end_id, skip=self.clip_skip - 1)
 
     def _read_in_chunks(self, prompt: str, num_chunks: int) -> tuple[Tensor, Tensor | None]:

@@ -169,7 +169,7 @@ class Checkpoint:
 
     def _texts_of_joint(self, network: JointTransformer) -> list[tuple[str, str, int, str, int]]:
         config, t5 = network.config, self.text_encoder_3
-        pooled = sum(tower.config.projection_dim for _, tower, _ in self.towers)
+        pooled = sum(tower.config.projection_dim or tower.config.width for _, tower, _ in self.towers)
         width = config.joint_attention_dim if t5 is None else t5.encoder.config.d_model
         return [
             ("reads", "numbers of pooled text", config.pooled_projection_dim, "its text towers give", pooled),

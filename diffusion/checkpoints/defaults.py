@@ -88,11 +88,13 @@ class Defaults:
     """How to draw with a prior unless told otherwise.
 
     Args:
-        family: a name of FAMILIES, or "" for priors of this project, whose values are those of `jobs.specs.ImagesSpec`.
+        family: a name of FAMILIES, or "" for priors of this project, whose values are those of `jobs.specs.ImagesSpec` unless
+            their card says others.
         values: by the names in SETTINGS. origins: where each value comes from, in a few words.
         note: a sentence about what was assumed; "" for nothing.
         distilled: how it was distilled to few steps, a name of DISTILLED; "" for a model that was not.
-        recipe: how objects are distilled from it; a prior of this project names its own in `dreamkiln.json`.
+        recipe: how objects are distilled from it; a prior of this project may name its own in `dreamkiln.json`, and values
+            there under "defaults".
         image_size: side of its pictures in pixels, where a configuration or the family says so.
     """
 
@@ -120,7 +122,11 @@ def defaults_of(source: Source) -> Defaults:
     if source.location == "toybox":
         return Defaults()
     if (path / "dreamkiln.json").exists():
-        return Defaults(recipe=str(_json(path / "dreamkiln.json").get("recipe", "toybox")))
+        card = _json(path / "dreamkiln.json")
+        found = Defaults(recipe=str(card.get("recipe", "toybox")))
+        told = card.get("defaults")
+        known = {name: told[name] for name in SETTINGS if name in told} if isinstance(told, dict) else {}
+        return found.changed("dreamkiln.json", **known)
     if path.is_dir():
         found = _of_folder(path)
     else:

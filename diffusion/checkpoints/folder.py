@@ -29,10 +29,9 @@ UNET_STEMS = VAE_STEMS = ("diffusion_pytorch_model",)
 TEXT_STEMS = ("model", "pytorch_model")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
-TRANSFORMER_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler", *SECOND_TOWER)
+TRANSFORMER_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 THIRD_TOWER = ("text_encoder_3", "tokenizer_3")
 JOINT_PIPELINE = "StableDiffusion3Pipeline"
-SINGLE_STREAM_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 SINGLE_STREAM_PIPELINE = "ZImagePipeline"
 MULTI_VIEW = "multi_view"
 """The folder of what a UNet has beyond the published one, in priors of ours."""
@@ -139,13 +138,11 @@ def parts_of(folder: Path) -> tuple[str, ...]:
     """
     index = read_json(folder / "model_index.json")
     with making_sense_of(folder / "model_index.json"):
-        if index.get("_class_name") == JOINT_PIPELINE:
-            third = (index.get("text_encoder_3") or [None])[0] is not None
-            return (*TRANSFORMER_PARTS, *THIRD_TOWER) if third else TRANSFORMER_PARTS
+        second, third = ((index.get(part) or [None])[0] is not None for part in ("text_encoder_2", "text_encoder_3"))
+        towers = (*(SECOND_TOWER if second else ()), *(THIRD_TOWER if third else ()))
         if index.get("_class_name") == SINGLE_STREAM_PIPELINE:
-            return SINGLE_STREAM_PARTS
-        second = (index.get("text_encoder_2") or [None])[0] is not None
-    return (*PARTS, *SECOND_TOWER) if second else PARTS
+            return TRANSFORMER_PARTS
+        return (*(TRANSFORMER_PARTS if index.get("_class_name") == JOINT_PIPELINE else PARTS), *towers)
 
 
 def complete_parts_of(folder: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.folder import PARTS, TEXT_STEMS, THIRD_TOWER, TRANSFORMER_PARTS, UNET_STEMS, parts_of
+from diffusion.checkpoints.folder import PARTS, SECOND_TOWER, TEXT_STEMS, THIRD_TOWER, TRANSFORMER_PARTS, UNET_STEMS, parts_of
 from diffusion.checkpoints.source import HubName
 from diffusion.checkpoints.weights import candidates, weight_files
 
@@ -139,7 +139,7 @@ def needed(files: Iterable[str]) -> list[str]:
 
 def _wanted(files: set[str]) -> Iterator[str]:
     yield from files & {"model_index.json", "dreamkiln.json"}
-    for part in dict.fromkeys((*PARTS, *TRANSFORMER_PARTS, *THIRD_TOWER)):
+    for part in dict.fromkeys((*PARTS, *TRANSFORMER_PARTS, *SECOND_TOWER, *THIRD_TOWER)):
         yield from (file for file in files if re.fullmatch(rf"{part}/[\w-]+\.(json|txt)", file) and "index" not in file)
         if part.startswith(WEIGHTED):
             yield from _weights_of(files, part)

@@ -1,7 +1,8 @@
 """Stable Diffusion 3 and 3.5: folders of their pipeline, and Stability's single files with text towers.
 
 Two CLIP towers, both projected, and T5, which may be absent: its rows are zeros then, as they were for a part of the
-training (2403.03206 section 5.3.3).
+training (2403.03206 section 5.3.3). A flow of ours, trained on the toybox, has one tower, whose last layer it reads, and no
+rows of T5.
 """
 
 import functools
@@ -69,9 +70,10 @@ def read_stable_diffusion_3(folder: Path, *, name: str | None = None, dtype: tor
     )
     autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
     towers, text_files = [], []
-    for part in ("text_encoder", "text_encoder_2"):
+    second = "text_encoder_2" in parts
+    for part in ("text_encoder", "text_encoder_2") if second else ("text_encoder",):
         weight_paths = weight_files(folder / part, *TEXT_STEMS)
-        read = functools.partial(TextConfig.from_published, with_projection=True)
+        read = functools.partial(TextConfig.from_published, with_projection=second)
         text_config = configured(folder / part / "config.json", read)
         towers.append(build_tower(text_config, folder_text, Weights(weight_paths), folder / part, dtype=dtype))
         text_files += weight_paths
@@ -81,18 +83,20 @@ def read_stable_diffusion_3(folder: Path, *, name: str | None = None, dtype: tor
         text_files += t5_files
     schedule = configured(folder / "scheduler/scheduler_config.json", FlowSchedule.from_config)
     size = config.sample_size * autoencoder.config.spatial_factor
+    whose = name or folder.name
+    lacks_t5 = [f"{whose} has no T5 tower: its rows of the text are zeros."] if second and t5 is None else []
     checkpoint = Checkpoint(
-        card=PriorCard.load(folder, name=name or folder.name, image_size=size),
+        card=PriorCard.load(folder, name=whose, image_size=size),
         schedule=schedule,
         unet=network,
         autoencoder=autoencoder,
         text_encoder=towers[0],
         tokenizer=read_tokenizer(folder / "tokenizer", towers[0]),
         weights_hash=hash_files([*files, *vae_files, *text_files]),
-        text_encoder_2=towers[1],
-        tokenizer_2=read_tokenizer(folder / "tokenizer_2", towers[1]),
+        text_encoder_2=towers[1] if second else None,
+        tokenizer_2=read_tokenizer(folder / "tokenizer_2", towers[1]) if second else None,
         text_encoder_3=t5,
-        notes=[] if t5 is not None else [f"{name or folder.name} has no T5 tower: its rows of the text are zeros."],
+        notes=lacks_t5,
     )
     checkpoint.check(folder)
     return checkpoint

@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 from diffusion.errors import DiffusionError
+from diffusion.networks.joint_transformer import JointTransformer, JointTransformerConfig, begin
 from diffusion.networks.mlp import MLP, MLPConfig
 from diffusion.networks.pixel_unet import PixelUNet, PixelUNetConfig
 
-NetworkConfig = PixelUNetConfig | MLPConfig
-Network = PixelUNet | MLP
-"""forward(x (B, ...), t (B,), *, labels=None (B,), context=None (B, S, D)) -> (B, ...)."""
+NetworkConfig = PixelUNetConfig | MLPConfig | JointTransformerConfig
+Network = PixelUNet | MLP | JointTransformer
+"""forward(x (B, ...), t (B,), *, labels=None (B,), context=None (B, S, D)) -> (B, ...); a transformer always has a context."""
 
 
 def build_network(config: NetworkConfig) -> Network:
@@ -17,6 +18,8 @@ def build_network(config: NetworkConfig) -> Network:
     match config:
         case PixelUNetConfig():
             return PixelUNet(config)
+        case JointTransformerConfig():
+            return begin(JointTransformer(config))
         case MLPConfig(in_dim, hidden, out_dim, layers, num_classes):
             return MLP(in_dim, hidden, out_dim, layers=layers, num_classes=num_classes)
 

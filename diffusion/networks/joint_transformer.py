@@ -82,6 +82,16 @@ class JointTransformerConfig:
         return self.pos_embed_max_size
 
     @property
+    def num_classes(self) -> int | None:
+        """None: it knows no labels."""
+        return None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, h, w) of the latents of one picture of its own size."""
+        return (self.in_channels, self.sample_size, self.sample_size)
+
+    @property
     def multi_view(self) -> MultiViewConfig | None:
         """None: it takes no cameras."""
         return None
@@ -319,3 +329,32 @@ class JointTransformer(nn.Module):
         patch = self.config.patch_size
         grid = patches_BLP.unflatten(1, (height // patch, width // patch)).unflatten(-1, (patch, patch, -1))
         return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+@torch.no_grad()
+def begin(network: JointTransformer) -> JointTransformer:
+    """The network as training begins it: it says 0, its blocks pass on what they get, its table of positions is written.
+
+    Shifts, scales, gates and the last layer are 0 (adaLN-Zero; Peebles and Xie 2022, arXiv:2212.09748 section 3.2).
+    """
+    for module in network.modules():
+        if isinstance(module, Modulation):
+            module.linear.weight.zero_()
+            module.linear.bias.zero_()
+    network.proj_out.weight.zero_()
+    network.proj_out.bias.zero_()
+    config = network.config
+    network.pos_embed.pos_embed.copy_(position_table(config.pos_embed_max_size, config.inner_dim)[None])
+    return network
+
+
+def position_table(side: int, dim: int) -> Tensor:
+    """(side^2, dim), row by row: sines, then cosines, of the column in its first half and of the row in its second.
+
+    The frequencies are 10000^(-4 i / dim) (Vaswani et al. 2017, arXiv:1706.03762 section 3.5, for each coordinate).
+    """
+    omega = 10_000 ** (-4 * torch.arange(dim // 4, dtype=torch.float64) / dim)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns, rows = waves.repeat(side, 1), waves.repeat_interleave(side, dim=0)
+    return torch.cat([columns, rows], dim=1).float()

@@ -68,9 +68,13 @@ class FrozenTower(nn.Module):
 
 
 @functools.cache
+def toybox(device: str) -> Prior:
+    """The toybox prior, whose tower and autoencoder the small models read and draw with."""
+    return Prior.load("toybox", device=device)
+
+
 def _tower(device: str) -> tuple[TextEncoder, Tokenizer]:
-    prior = Prior.load("toybox", device=device)
-    ((_, encoder, tokenizer),) = prior.towers
+    ((_, encoder, tokenizer),) = toybox(device).towers
     return encoder, tokenizer
 
 

@@ -94,8 +94,9 @@ class TrainProgress:
         return (self.num_steps - self.step) * self.pace
 
 
-NOT_HIDDEN = ("embedding", "conv_in", "conv_out")
-"""Matrices in whose name one of these occurs are no maps between hidden spaces: AdamW trains them."""
+NOT_HIDDEN = ("embedding", "conv_in", "conv_out", "_embed", "norm1.", "norm1_context.", "norm_out.", "network.proj_out.")
+"""Matrices in whose name one of these occurs are no maps between hidden spaces: AdamW trains them. The last ones are a
+transformer's: its modulations and its last layer, which begin at zero."""
 
 CAMERA_PARTS = ("camera_embed", "to_position")
 """AdamW trains these at `CAMERA_RATE` times the rate: they begin at nothing beside a network that has learned."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion.models.base import Batch
+from diffusion.precision import autocast
 from diffusion.seeding import normal, stream
+from diffusion.text.frozen_tower import toybox
 from jobs.codec import near_matches
 from jobs.errors import InputError
 from nerf3d.toybox.studio import PART_COLOURS, Look
@@ -167,6 +170,44 @@ class ToyboxPictures:
 
 
 @dataclass(frozen=True)
+class ToyboxLatents:
+    """Renders of toybox objects as the toybox prior's autoencoder codes them."""
+
+    pictures: ToyboxPictures
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+        return toybox("cpu").latent_shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The kinds."""
+        return self.pictures.classes
+
+    palette: ClassVar[None] = None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """Scaled latents with labels and captions."""
+        pictures = self.pictures.batch(rows)
+        with autocast("cpu"):
+            latents = toybox("cpu").encode((pictures.x + 1) / 2)
+        return replace(pictures, x=latents)
+
+    def describe(self) -> dict[str, Any]:
+        """As of the pictures, and every word of the captions."""
+        words = {word for caption in self.pictures.captions for word in re.findall(r"[^\W_]+|,", caption)}
+        return self.pictures.describe() | {
+            "name": "toybox_latents",
+            "shape": list(self.shape),
+            "vocabulary": sorted(words),
+        }
+
+
+@dataclass(frozen=True)
 class Mixture:
     """sum_k weights[k] N(means[k], deviation^2 I) in the plane."""
 
@@ -222,7 +263,8 @@ class MixturePoints:
         return {"name": "mixture2d", "shape": [2], "num_items": len(self), "classes": list(self.classes)}
 
 
-DATA = ("toybox", "mixture2d")
+LATENTS = "toybox_latents"
+DATA = ("toybox", LATENTS, "mixture2d")
 
 
 def load_data(name: str, settings: DataSettings, *, size: int, say: Callable[[str], None]) -> Data:
@@ -238,6 +280,11 @@ def load_data(name: str, settings: DataSettings, *, size: int, say: Callable[[st
     match name:
         case "toybox":
             return ToyboxPictures.load(settings, size=settings.size or size, say=say)
+        case _ if name == LATENTS:
+            own = toybox("cpu").image_size
+            if settings.size not in (None, own):
+                raise InputError(f"data.size is {settings.size}, and the toybox prior's pictures are {own} wide; leave it out.")
+            return ToyboxLatents(ToyboxPictures.load(settings, size=own, say=say))
         case "mixture2d":
             return MixturePoints.draw(settings.num_pictures)
     raise InputError(f"There is no data {name!r}{near_matches(name, DATA)}; choose one of {', '.join(DATA)}.")

@@ -12,11 +12,16 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from diffusion.checkpoints.checkpoint import PriorCard
 from diffusion.errors import DiffusionError
 from diffusion.models import MODELS, model_class
 from diffusion.models.base import Model, SampleRequest
+from diffusion.models.rectified_flow import RectifiedFlow
+from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.pixel_unet import PixelUNetConfig
 from diffusion.precision import autocast
+from diffusion.prior_folder import save_flow
+from diffusion.text.frozen_tower import toybox
 from diffusion.training.loop import LoopConfig, Loss, TrainProgress, TrainState, train
 from jobs.codec import near_matches, to_plain
 from jobs.errors import InputError, Interrupted, JobFailed
@@ -24,13 +29,13 @@ from jobs.events import Progress
 from orchestrator.host.atomic import clear_output_errors, write_text
 from orchestrator.host.progress_display import Display
 from orchestrator.host.signals import signals_deferred
-from orchestrator.lab.family.data import Data, DataSettings, load_data
+from orchestrator.lab.family.data import LATENTS, Data, DataSettings, load_data
 from orchestrator.lab.family.folder import CARD, Card, load_model, save_weights
 from orchestrator.lab.family.pictures import write_samples
 from orchestrator.run.folder import held_folder
 from orchestrator.settings.overrides import diffusion_errors_are_input, override, parse
 
-CHECKPOINT, LOG, LOSS_PLOT, SAMPLES = "checkpoint.pt", "log.jsonl", "loss.png", "samples.png"
+CHECKPOINT, LOG, LOSS_PLOT, SAMPLES, PRIOR = "checkpoint.pt", "log.jsonl", "loss.png", "samples.png", "prior"
 CHECKPOINT_SECONDS = 60.0
 NUM_SAMPLES = 16
 
@@ -52,6 +57,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {"small": SMALL}
 """Settings by name, under those that are given one by one."""
 
 PICTURE_LOOP = LoopConfig(num_steps=20_000, batch_size=32, learning_rate=4e-4, warmup_steps=200, ema_decay=0.999)
+LATENT_LOOP = LoopConfig(
+    num_steps=3_000, batch_size=64, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998, optimizer="muon"
+)
 POINT_LOOP = LoopConfig(num_steps=4_000, batch_size=256, learning_rate=2e-3, warmup_steps=100, ema_decay=0.995)
 
 
@@ -88,6 +96,8 @@ class Plan:
                 f"There is no objective {objective!r}{near_matches(objective, MODELS)}; choose one of {', '.join(MODELS)}."
             )
         data_name = str(values.pop("data", "toybox"))
+        if data_name == LATENTS and objective != "rectified_flow":
+            raise InputError(f"data={LATENTS} is for objective=rectified_flow, not {objective}; give data=toybox.")
         values = _preset(values.pop("preset", None), objective, data_name) | values
         start_from = str(values.pop("start_from")) if "start_from" in values else None
         groups: dict[str, dict[str, Any]] = {"data": {}, "loop": {}, "": {}}
@@ -131,7 +141,7 @@ class Plan:
         Raises:
             InputError: a setting that the loop does not have, or a value out of range.
         """
-        default = POINT_LOOP if len(data.shape) == 1 else PICTURE_LOOP
+        default = POINT_LOOP if len(data.shape) == 1 else LATENT_LOOP if self.data_name == LATENTS else PICTURE_LOOP
         chosen = dataclasses.replace(default, **model_class(self.objective).loop_settings)
         return override(chosen, self.loop, path="loop.")
 
@@ -184,14 +194,27 @@ def train_family(settings: Mapping[str, str], out: Path, *, device: str, display
                         seconds_left=step.seconds_left,
                     )
                 )
+            if isinstance(model, RectifiedFlow) and isinstance(model.network, JointTransformer):
+                write_prior(out)
+                display.message(f"The prior is in {out / PRIOR}; use it with --prior {out / PRIOR}.")
             if model.draws:
                 display.message(f"drawing {out / SAMPLES}")
                 _draw_samples(model, data, out, display)
     return out
 
 
+def write_prior(folder: Path) -> None:
+    """FOLDER/prior, a prior like any other, from the averaged weights of a flow of the toybox prior's latents."""
+    model, card = load_model(folder)
+    assert isinstance(model, RectifiedFlow) and isinstance(model.network, JointTransformer)
+    about = PriorCard("flow-toybox", toybox("cpu").image_size, tuple(card.data["vocabulary"]), view_words=True)
+    save_flow(folder / PRIOR, card=about, transformer=model.network, schedule=model.schedule)
+
+
 def next_command(objective: str, folder: Path) -> str:
     """The command that uses a model that was trained."""
+    if (folder / PRIOR).is_dir():
+        return f"dreamkiln images SENTENCE --prior {folder / PRIOR}"
     uses = {
         "glide": "model={} prompt=SENTENCE guidance_scale=3",
         "glide_inpainting": "model={} prompt=SENTENCE options.image=PICTURE options.mask=MASK",

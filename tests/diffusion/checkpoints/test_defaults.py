@@ -33,6 +33,9 @@ def values_of(location: Path | str) -> tuple[Any, ...]:
 def test_the_toybox_and_priors_of_ours_have_their_own(tmp_path: Path) -> None:
     (tmp_path / "dreamkiln.json").write_text("{}")
     assert defaults_of(Source("toybox")).values == defaults_of(Source(str(tmp_path))).values == {}
+    (tmp_path / "dreamkiln.json").write_text('{"defaults": {"sampler": "euler", "num_steps": 30, "size": 64}}')
+    found = defaults_of(Source(str(tmp_path)))
+    assert found.values == {"sampler": "euler", "num_steps": 30} and found.origins["sampler"] == "dreamkiln.json"
 
 
 @pytest.mark.parametrize(

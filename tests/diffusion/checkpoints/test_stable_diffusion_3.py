@@ -21,7 +21,7 @@ from diffusion.checkpoints.stable_diffusion_3 import write_stable_diffusion_3_fi
 from diffusion.checkpoints.transformer_keys import folder_transformer, original_transformer
 from diffusion.engine import Engine, EngineConfig
 from diffusion.flow_schedule import FlowSchedule
-from diffusion.networks.joint_transformer import JointTransformer, JointTransformerConfig
+from diffusion.networks.joint_transformer import JointTransformer, JointTransformerConfig, begin
 from diffusion.prior import Prior
 from diffusion.requests import Condition, DecodeRequest, Guidance, run
 from diffusion.samplers import SAMPLERS, image_to_image, timesteps_for
@@ -86,6 +86,19 @@ def inputs(height: int = 8, width: int = 12) -> tuple[Tensor, Tensor, Tensor, Te
     generator = torch.manual_seed(1)
     x, text, pooled = (torch.randn(2, *shape, generator=generator).double() for shape in ((4, height, width), (5, 48), (40,)))
     return x, torch.tensor([900.5, 30.0]).double(), text, pooled
+
+
+@torch.no_grad()
+def test_a_network_begins_as_the_papers_say() -> None:
+    """It says 0, each block is the identity, and its places are diffusers' sinusoids."""
+    ours = begin(JointTransformer(JointTransformerConfig.from_dict({**TINY, **OF_35}))).double()
+    x, t, text, pooled = inputs()
+    assert torch.equal(ours(x, t, text, pooled), torch.zeros_like(x))
+    patches, words = torch.randn(2, 24, 32).double(), torch.randn(2, 5, 32).double()
+    after, words_after = ours.transformer_blocks[0](patches, words, torch.randn(2, 32).double())
+    assert torch.equal(after, patches) and torch.equal(words_after, words)
+    theirs = diffusers.SD3Transformer2DModel(**{**TINY, "sample_size": 2 * TINY["pos_embed_max_size"]})  # a table of that base
+    torch.testing.assert_close(ours.pos_embed.pos_embed.float(), theirs.pos_embed.pos_embed, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("more", [{}, OF_35], ids=["3", "3.5"])
