@@ -132,7 +132,7 @@ def eight_loras(folder: Path, *, everywhere: bool, num_steps: int, rounds: int) 
                 seeds=tuple(range(ROWS_EACH)),
                 num_steps=num_steps,
                 guidance=Guidance(scale=4.0),
-                loras=one,
+                adapters=one,
             )
             for prompt, one in zip(PROMPTS, own, strict=True)
         ]

@@ -21,7 +21,7 @@ from diffusion.checkpoints.adapted import adapted
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard, Transformer
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import MAX_TEXT_BYTES, coding_bytes, encoder_gradient_bytes, least_bytes, network_bytes
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile
 from diffusion.checkpoints.read import read
 from diffusion.checkpoints.source import TOYBOX, Source
 from diffusion.checkpoints.weights import hash_files
@@ -72,12 +72,12 @@ class Prior(Checkpoint):
     Attributes:
         latent_shape: (C, h, w) of one picture.
         lends_towers: whether the text towers stay on the CPU, and are on the device only while they read.
-        loras: what has been put into its networks for a request, see `adapted`.
+        adapted_by: what has been put into its networks for a request, see `adapted`.
     """
 
     lends_towers: bool = False
     text_cache: RowCache = field(default_factory=lambda: RowCache(MAX_CACHED_BYTES))
-    loras: tuple[Lora, ...] = ()
+    adapted_by: tuple[AdapterFile, ...] = ()
     _colours: LatentColours | None = None
 
     @classmethod
@@ -128,7 +128,7 @@ class Prior(Checkpoint):
 
     @functools.cached_property
     def adapters(self) -> "AdapterCache[Prior]":
-        """The LoRAs that requests have brought."""
+        """The LoRAs and words that requests have brought."""
         return AdapterCache(adapter_bytes(self.num_bytes))
 
     @functools.cached_property
@@ -137,8 +137,8 @@ class Prior(Checkpoint):
         modules = [part for part in vars(self).values() if isinstance(part, nn.Module)]
         return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
 
-    def adapted(self, loras: tuple[Lora, ...], *, in_use: Collection[tuple[Lora, ...]] = ()) -> "Prior | None":
-        """This prior with LoRAs in it; it shares all that they do not change, and so do the texts that it keeps.
+    def adapted(self, adapters: tuple[AdapterFile, ...], *, in_use: Collection[tuple[AdapterFile, ...]] = ()) -> "Prior | None":
+        """This prior with LoRAs and words in it; it shares all that they do not change, and so do the texts that it keeps.
 
         Args:
             in_use: what is at work, and stays.
@@ -147,14 +147,14 @@ class Prior(Checkpoint):
             None while what is in use leaves no room.
 
         Raises:
-            PriorError: a LoRA is missing, damaged, was trained for another base, or takes too much memory.
+            PriorError: a file is missing, damaged, was trained for another base, or takes too much memory.
         """
 
         def make() -> tuple[Prior, int]:
-            model, num_bytes = adapted(self, loras)
-            return replace(model, loras=loras), num_bytes
+            model, num_bytes = adapted(self, adapters)
+            return replace(model, adapted_by=adapters), num_bytes
 
-        return self.adapters.get(loras, make, in_use=in_use) if loras else self
+        return self.adapters.get(adapters, make, in_use=in_use) if adapters else self
 
     @property
     def name(self) -> str:
@@ -388,7 +388,7 @@ class Prior(Checkpoint):
 
     def _key(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Hashable:
         """Of what is kept of a prompt: a caption of Z-Image is kept in its own length, whatever it is lengthened to."""
-        return (self.loras, prompt, size, 1 if isinstance(self.unet, ZImageTransformer) else num_chunks)
+        return (self.adapted_by, prompt, size, 1 if isinstance(self.unet, ZImageTransformer) else num_chunks)
 
     @torch.no_grad()
     def _project(self, prompt: str | None, size: tuple[int, int], num_chunks: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile
 from diffusion.distillation import Distilled, Form, Weighting
 from diffusion.process import Schedule
 from diffusion.requests import Guidance
@@ -22,7 +22,7 @@ from diffusion.samplers import Spacing
 from diffusion.seeding import Key
 from jobs.errors import InputError
 
-__all__ = ["DistillationQuery", "GenerateRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo", "with_loras"]
+__all__ = ["DistillationQuery", "GenerateRequest", "LossQuery", "PicturePreview", "PriorClient", "PriorInfo", "with_adapters"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class _ViewsQuery:
     cameras: Tensor | None = None
     group_views: int = 1
     strict: bool = False
-    loras: tuple[Lora, ...] = ()
+    adapters: tuple[AdapterFile, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +123,7 @@ class DistillationQuery(_ViewsQuery):
         cameras: (V, 16) of a prior that takes them, see `nerf3d.cameras.Cameras.pose_vectors`.
         group_views: so many neighbouring views are of one object and judged together.
         strict: the answer is bit-identical whatever else the prior is asked meanwhile; otherwise its last bits may differ.
-        loras: what is put into the prior's networks for this query.
+        adapters: what is put into the prior's networks for this query.
         negative_prompt: one for all views.
         guidance: classifier-free guidance of every view.
         form, weighting: see `diffusion.distillation`.
@@ -162,12 +162,12 @@ class GenerateRequest:
         strict: each image is bit-identical whatever else the prior is asked, and whichever images are asked for with it.
         cameras: (N, 16) of a prior that takes them; None for pictures without a camera.
         group_views: so many neighbouring images are views of one object: one prompt, one seed, noise of their own.
-        loras: what is put into the prior's networks for these images.
+        adapters: what is put into the prior's networks for these images.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    loras: tuple[Lora, ...] = ()
+    adapters: tuple[AdapterFile, ...] = ()
     cameras: Tensor | None = None
     group_views: int = 1
     num_steps: int = 30
@@ -229,15 +229,15 @@ class PriorClient(Protocol):
         ...
 
 
-def with_loras(prior: PriorClient, loras: tuple[Lora, ...]) -> PriorClient:
-    """The prior as one job sees it, all of whose requests have these LoRAs; the prior itself for none."""
-    return _WithLoras(prior, loras) if loras else prior
+def with_adapters(prior: PriorClient, adapters: tuple[AdapterFile, ...]) -> PriorClient:
+    """The prior as one job sees it, all of whose requests have these LoRAs and words; the prior itself for none."""
+    return _WithAdapters(prior, adapters) if adapters else prior
 
 
 @dataclass(frozen=True)
-class _WithLoras:
+class _WithAdapters:
     prior: PriorClient
-    loras: tuple[Lora, ...]
+    adapters: tuple[AdapterFile, ...]
 
     def info(self) -> PriorInfo:
         return self.prior.info()
@@ -249,13 +249,13 @@ class _WithLoras:
         return self.prior.unknown_words(prompts)
 
     def distill(self, query: DistillationQuery) -> Distilled:
-        return self.prior.distill(replace(query, loras=self.loras))
+        return self.prior.distill(replace(query, adapters=self.adapters))
 
     def losses(self, query: LossQuery) -> Tensor:
-        return self.prior.losses(replace(query, loras=self.loras))
+        return self.prior.losses(replace(query, adapters=self.adapters))
 
     def generate(self, request: GenerateRequest) -> np.ndarray:
-        return self.prior.generate(replace(request, loras=self.loras))
+        return self.prior.generate(replace(request, adapters=self.adapters))
 
     def generate_with_previews(self, request: GenerateRequest, *, every: int) -> Generator[PicturePreview, None, np.ndarray]:
-        return (yield from self.prior.generate_with_previews(replace(request, loras=self.loras), every=every))
+        return (yield from self.prior.generate_with_previews(replace(request, adapters=self.adapters), every=every))

@@ -6,13 +6,14 @@ with one fingerprint give the same pictures and the same mesh (on one machine, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile, Embedding, Lora
 from diffusion.distillation import DistillationConfig
 from diffusion.samplers import SAMPLERS, Spacing
 from jobs import codec
@@ -32,6 +33,7 @@ __all__ = [
     "PictureSpec",
     "Spec",
     "TextTo3DSpec",
+    "find_embeddings",
     "find_loras",
 ]
 
@@ -106,7 +108,8 @@ class TextTo3DSpec(Spec):
         recipe: the name of the recipe that the settings began with, for the manifest; like formats, it shapes nothing itself.
         formats: mesh files to write, among `MESH_FORMATS`; they do not change the mesh, so not the fingerprint either.
         clip: folder of a CLIP that scores the mesh, see `diffusion.text.image_text`; "": none. The mesh stays the same.
-        loras: what is put into the prior's networks for this job, one after the other.
+        loras: what is put into the prior's networks for this job, one after the other. embeddings: textual inversions, whose
+            words its prompts may use.
         fit, distillation, mesh: the settings of the three packages that do the work.
 
     Raises:
@@ -123,6 +126,7 @@ class TextTo3DSpec(Spec):
     formats: tuple[str, ...] = field(default=("glb",), metadata=codec.NOT_IN_FINGERPRINT)
     clip: str = field(default="", metadata=codec.NOT_IN_FINGERPRINT)
     loras: tuple[Lora, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
+    embeddings: tuple[Embedding, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
     fit: FitConfig = field(default_factory=FitConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -137,6 +141,11 @@ class TextTo3DSpec(Spec):
     def title(self) -> str:
         """The prompt."""
         return self.prompt
+
+    @property
+    def adapters(self) -> tuple[AdapterFile, ...]:
+        """Its LoRAs, and after them its textual inversions."""
+        return (*self.loras, *self.embeddings)
 
     def identity(self) -> str:
         """sha256 (hex) of everything but `mesh`: a finished fit can be cut in other ways and stays the same job."""
@@ -165,7 +174,8 @@ class PictureSettings:
         mask_feather: standard deviation of the blur of a mask's edge in the prior's pixels, 0 (hard) to 10.
         width, height: of a picture in pixels, 8 to 16,384; None is the prior's own, or of an edited picture what keeps its
             aspect.
-        loras: what is put into the prior's networks for these pictures, one after the other.
+        loras: what is put into the prior's networks for these pictures, one after the other. embeddings: textual inversions,
+            whose words their prompts may use.
 
     Raises:
         InputError: a value that is not allowed, named.
@@ -187,6 +197,7 @@ class PictureSettings:
     width: int | None = None
     height: int | None = None
     loras: tuple[Lora, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
+    embeddings: tuple[Embedding, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
 
     def __post_init__(self) -> None:
         check_prompt(self.negative_prompt, name="negative prompt", allow_empty=True)
@@ -206,6 +217,11 @@ class PictureSettings:
         for name in ("width", "height"):
             if (side := getattr(self, name)) is not None:
                 _check_range(name, side, 8, MAX_SIDE)
+
+    @property
+    def adapters(self) -> tuple[AdapterFile, ...]:
+        """Its LoRAs, and after them its textual inversions."""
+        return (*self.loras, *self.embeddings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,8 +347,28 @@ def find_loras(texts: Sequence[str], folder: Path | None = None) -> tuple[Lora, 
     Raises:
         InputError: one is missing, cannot be read, or its scale is none.
     """
-    try:
+    with _in_words_of_ours():
         return tuple(Lora.named(text, folder) for text in texts)
+
+
+def find_embeddings(texts: Sequence[str], folder: Path | None = None) -> tuple[Embedding, ...]:
+    """The textual inversions of FILE or FILE:WORD, their files hashed.
+
+    Args:
+        folder: where relative paths begin; the working folder by default.
+
+    Raises:
+        InputError: one is missing or cannot be read.
+    """
+    with _in_words_of_ours():
+        return tuple(Embedding.named(text, folder) for text in texts)
+
+
+@contextlib.contextmanager
+def _in_words_of_ours() -> Iterator[None]:
+    """Turns a PriorError into an InputError."""
+    try:
+        yield
     except PriorError as error:
         message = str(error).rstrip(".")
         raise InputError(f"{message[:1].upper()}{message[1:]}.") from error

@@ -26,7 +26,7 @@ from jobs.fit_figures import GuideGradients
 from jobs.mesh_stage import TextTo3DResult, cut, judge, reaches_edge
 from jobs.opinion import score_of_views
 from jobs.pace import Pace
-from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo, with_loras
+from jobs.prior_client import DistillationQuery, PriorClient, PriorInfo, with_adapters
 from jobs.specs import TextTo3DSpec
 from jobs.words.vocabulary import warn_of_prompts, warn_of_unknown_words
 from nerf3d.cameras import Cameras
@@ -174,7 +174,7 @@ def text_to_3d(
     seconds: dict[str, float] = {}
     begin = clock()
     yield Progress(stage="prepare", step=0, total=1)
-    prior = with_loras(prior, spec.loras)
+    prior = with_adapters(prior, spec.adapters)
     info = prior.info()
     yield from (Message(text=text) for text in info.notes)
     yield from _warn_of_distilled(info)

@@ -1,4 +1,4 @@
-"""LoRAs beside a checkpoint that stays as it is: its networks once more, with the same weights and what the LoRAs change.
+"""LoRAs and words beside a checkpoint that stays as it is: its networks once more, with the same weights and what is changed.
 
 A plain LoRA becomes a low-rank side path of the layer that it changes. DoRA, LoHa, LoKr, Tucker cores and full differences are
 no low-rank sums: of them, and where the factors would be no smaller than the weight, the changed weight is kept.
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.lora import LoraFile, Module, modules
-from diffusion.checkpoints.lora_files import Lora, lora_hash
+from diffusion.checkpoints.lora_files import AdapterFile, Embedding, Lora, embedding_hash, lora_hash
+from diffusion.checkpoints.textual_inversion import add_words, check_words, num_bytes_of_words, teach, with_own_words
 from diffusion.networks.low_rank import (
     Factors,
     add_side_path,
@@ -33,8 +34,11 @@ Model = TypeVar("Model", bound=Checkpoint)
 
 
 @torch.no_grad()
-def adapted(checkpoint: Model, loras: Sequence[Lora], *, merged: bool = False) -> tuple[Model, int]:
-    """The checkpoint with LoRAs in it, equal up to rounding to what `merge_lora` makes of it with one after the other.
+def adapted(checkpoint: Model, files: Sequence[AdapterFile], *, merged: bool = False) -> tuple[Model, int]:
+    """The checkpoint with LoRAs and textual inversions in it.
+
+    It equals up to rounding what `merge_lora` makes of it with one LoRA after the other, and then `add_words` to the bit.
+    Without a LoRA that changes the UNet, the UNet is the checkpoint's own.
 
     Args:
         merged: keep whole weights of plain LoRAs too.
@@ -43,8 +47,31 @@ def adapted(checkpoint: Model, loras: Sequence[Lora], *, merged: bool = False) -
         The changed checkpoint, which shares all other weights, and the bytes of what it does not share.
 
     Raises:
-        PriorError: a LoRA is damaged, was trained for another base, has changed since it was named, or bundles words.
+        PriorError: a file is damaged, was trained for another base, or has changed since it was named.
     """
+    changed, num_bytes, words = _with_loras(checkpoint, [file for file in files if isinstance(file, Lora)], merged=merged)
+    embeddings = [file for file in files if isinstance(file, Embedding)]
+    if words or embeddings:
+        changed = with_own_words(changed)
+        for path, bundled in words:
+            check_words(changed, bundled, path)
+            teach(changed, bundled)
+        for embedding in embeddings:
+            path = Path(embedding.file)
+            _require_unchanged("embedding", path, embedding.sha256, embedding_hash(path))
+            word = embedding.word if embedding.replaces else None
+            add_words(changed, path, word, file_name=embedding.word)
+        num_bytes += num_bytes_of_words(changed)
+    return changed, num_bytes
+
+
+def _with_loras(
+    checkpoint: Model, loras: Sequence[Lora], *, merged: bool
+) -> tuple[Model, int, list[tuple[Path, dict[str, dict[str, Tensor]]]]]:
+    """See `adapted`; the words that files bundle are not taught yet."""
+    if not loras:
+        return checkpoint, 0, []
+    words: list[tuple[Path, dict[str, dict[str, Tensor]]]] = []
     networks = {name: network for name in NETWORKS if (network := getattr(checkpoint, name)) is not None}
     copies: dict[str, Any] = {name: sharing_copy(network) for name, network in networks.items()}
     targets = modules(replace(checkpoint, **copies))
@@ -53,8 +80,11 @@ def adapted(checkpoint: Model, loras: Sequence[Lora], *, merged: bool = False) -
     side_paths: dict[_Place, list[tuple[int, Factors]]] = {}
     own: set[_Place] = set()
     for lora in loras:
-        file = _unchanged(lora)
+        path = Path(lora.file)
+        _require_unchanged("LoRA", path, lora.sha256, lora_hash(path))
+        file = LoraFile.read(path)
         file.check(targets, checkpoint.card.name)
+        words.append((path, file.words))
         for name, adapter in file.adapters.items():
             weight, bias = targets[name].weight, targets[name].bias
             place = None if weight is None else owner[weight.untyped_storage().data_ptr()]
@@ -81,7 +111,7 @@ def adapted(checkpoint: Model, loras: Sequence[Lora], *, merged: bool = False) -
         num_bytes += factors.nbytes
     touched = {network for network, _ in own | side_paths.keys()}
     changed = {name: copies[name] for name in touched}
-    return replace(checkpoint, **changed), num_bytes
+    return replace(checkpoint, **changed), num_bytes, [(path, bundled) for path, bundled in words if bundled]
 
 
 def _parameters(networks: Mapping[str, nn.Module]) -> Iterator[tuple["_Place", Tensor]]:
@@ -90,21 +120,13 @@ def _parameters(networks: Mapping[str, nn.Module]) -> Iterator[tuple["_Place", T
             yield (part, name), weight
 
 
-def _unchanged(lora: Lora) -> LoraFile:
-    """The LoRA, which must still be the one that was named, and bundles no words: those would be the tokenizer's."""
-    path = Path(lora.file)
-    if (now := lora_hash(path)) != lora.sha256:
+def _require_unchanged(what: str, path: Path, sha256: str, now: str) -> None:
+    """Raises PriorError unless the file is still the one that was named."""
+    if now != sha256:
         raise PriorError(
-            f"the LoRA {path} has changed since the job was begun (sha256 {lora.sha256[:12]}, now {now[:12]}); put the first "
-            "one back, or begin a new job"
+            f"the {what} {path} has changed since the job was begun (sha256 {sha256[:12]}, now {now[:12]}); put the first one "
+            "back, or begin a new job"
         )
-    file = LoraFile.read(path)
-    if file.words:
-        raise PriorError(
-            f"the LoRA {path} bundles the word {next(iter(file.words))!r}, which a job cannot teach a shared prior; give the "
-            "LoRA with the prior, '?lora=FILE:SCALE'"
-        )
-    return file
 
 
 def _side_path(

@@ -1,4 +1,7 @@
-"""LoRAs as requests name them, by file, hash and scale; `lora` reads them. Nothing here imports torch."""
+"""LoRAs and textual inversions as requests name them, by file and hash; `lora` and `textual_inversion` read them.
+
+Nothing here imports torch.
+"""
 
 import hashlib
 import math
@@ -36,8 +39,7 @@ class Lora:
                 f"the scale of the LoRA {self.file} is {self.scale:g}; expected -{MAX_SCALE:g} to {MAX_SCALE:g}, 1 as it was "
                 "trained; give FILE:SCALE with one of these"
             )
-        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
-            raise PriorError(f"the sha256 of the LoRA {self.file} is {self.sha256[:80]!r}; expected 64 hexadecimal digits")
+        _check_hash("LoRA", self.file, self.sha256)
 
     @classmethod
     def named(cls, text: str, folder: Path | None = None) -> "Lora":
@@ -55,6 +57,54 @@ class Lora:
 
     def __str__(self) -> str:
         return f"{Path(self.file).name}:{self.scale:g}"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A textual inversion of a request.
+
+    Args:
+        file: where it lies; two of one content and one word are equal wherever they lie.
+        sha256: of the file.
+        word: what prompts call it: the file's name without suffix, or another word, which then `replaces` the file's own.
+
+    Raises:
+        PriorError: a word or a hash that is none.
+    """
+
+    file: str = field(compare=False, metadata={"fingerprint": False})
+    sha256: str
+    word: str
+    replaces: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.word.strip():
+            raise PriorError(f"the word of the embedding {self.file} is empty; give FILE or FILE:WORD")
+        _check_hash("embedding", self.file, self.sha256)
+
+    @classmethod
+    def named(cls, text: str, folder: Path | None = None) -> "Embedding":
+        """The embedding of FILE or FILE:WORD, its file hashed.
+
+        Args:
+            folder: where a relative path begins; the working folder by default.
+
+        Raises:
+            PriorError: there is no such file.
+        """
+        folder = folder or Path()
+        file, _, word = text.rpartition(":")
+        if not file or (folder / Path(text).expanduser()).exists():
+            file, word = text, ""
+        path = folder / Path(file).expanduser()
+        return cls(str(path.absolute()), embedding_hash(path), word or path.stem, bool(word))
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}:{self.word}" if self.replaces else Path(self.file).name
+
+
+AdapterFile = Lora | Embedding
+"""What is put into a prior's networks for one request."""
 
 
 def lora_file(path: Path) -> Path:
@@ -83,14 +133,29 @@ def lora_hash(path: Path) -> str:
     """
     file = lora_file(path)
     beside = file.parent / "adapter_config.json"
+    with_settings = file.name == "adapter_model.safetensors" and beside.exists()
+    return _hash_of([file, beside] if with_settings else [file], "LoRA", "FILE or FILE:SCALE")
+
+
+def embedding_hash(path: Path) -> str:
+    """sha256 (hex) of a textual inversion's file. Raises PriorError for one that is missing or cannot be read."""
+    return _hash_of([path], "embedding", "FILE or FILE:WORD")
+
+
+def _hash_of(files: list[Path], what: str, form: str) -> str:
     digest = hashlib.sha256()
-    for part in (file, beside) if file.name == "adapter_model.safetensors" and beside.exists() else (file,):
+    for part in files:
         try:
             with part.open("rb") as stream:
                 while block := stream.read(BLOCK_BYTES):
                     digest.update(block)
         except FileNotFoundError:
-            raise PriorError(f"there is no LoRA {part}; give a file as FILE or FILE:SCALE") from None
+            raise PriorError(f"there is no {what} {part}; give a file as {form}") from None
         except OSError as error:
             raise not_read(part, error) from None
     return digest.hexdigest()
+
+
+def _check_hash(what: str, file: str, sha256: str) -> None:
+    if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise PriorError(f"the sha256 of the {what} {file} is {sha256[:80]!r}; expected 64 hexadecimal digits")

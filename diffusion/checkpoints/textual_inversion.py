@@ -1,8 +1,9 @@
 """Textual inversion (2208.01618): new words for the text tower, each a few learned embeddings."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.weights import PICKLES, Weights, read_pickle
+from diffusion.networks.longer_embedding import LongerEmbedding, with_module
+
+Model = TypeVar("Model", bound=Checkpoint)
 
 # SDXL's files name the towers; other files have vectors for the only one.
 TOWERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
-def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None) -> list[str]:
+def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None, *, file_name: str | None = None) -> list[str]:
     """Teaches the text towers the words of a file; a word of several vectors takes as many tokens of the prompt.
 
     The layouts: `{word: vectors}` (diffusers), `string_to_param` (the original code and AUTOMATIC1111, with the file's field
@@ -24,6 +28,7 @@ def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None) -> li
 
     Args:
         word: what to call it in prompts, instead of the file's own word; for files with one.
+        file_name: what a file of one word answers to besides, its own name by default.
 
     Returns:
         The words, as they must be written in a prompt.
@@ -38,14 +43,26 @@ def add_words(checkpoint: Checkpoint, path: Path, word: str | None = None) -> li
         words = {word: next(iter(words.values()))}
     check_words(checkpoint, words, path)
     teach(checkpoint, words)
-    if word is None and len(words) == 1 and not _taken(checkpoint, path.stem):
+    name = file_name or path.stem
+    if word is None and len(words) == 1:
         for _, _, tokenizer in checkpoint.towers:
-            tokenizer.add(path.stem, tokenizer.encode(next(iter(words))))
+            if not tokenizer.knows(name):
+                tokenizer.add(name, tokenizer.encode(next(iter(words))))
     return list(words)
 
 
-def _taken(checkpoint: Checkpoint, word: str) -> bool:
-    return any(tokenizer.knows(word) for _, _, tokenizer in checkpoint.towers)
+def with_own_words(checkpoint: Model) -> Model:
+    """The checkpoint with tokenizers and tables of tokens of its own, which `teach` may extend; it shares all weights."""
+    parts: dict[str, Any] = {}
+    for name, tower, tokenizer in checkpoint.towers:
+        parts[name] = with_module(tower, "tower.token_embedding", LongerEmbedding(tower.tower.token_embedding))
+        parts[name.replace("text_encoder", "tokenizer")] = tokenizer.copy()
+    return replace(checkpoint, **parts)
+
+
+def num_bytes_of_words(checkpoint: Checkpoint) -> int:
+    """Bytes of the vectors that a checkpoint of `with_own_words` has been taught."""
+    return sum(tower.tower.token_embedding.rows.nbytes for _, tower, _ in checkpoint.towers)
 
 
 def check_words(checkpoint: Checkpoint, words: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
@@ -78,10 +95,14 @@ def teach(checkpoint: Checkpoint, words: Mapping[str, Mapping[str, Tensor]]) -> 
     """Adds words that `check_words` has let pass to the towers and their tokenizers."""
     for name, vectors in words.items():
         for component, tower, tokenizer in checkpoint.towers:
-            table = tower.tower.token_embedding.weight
-            rows = vectors[component].to(table)
-            tokenizer.add(name, range(len(table), len(table) + len(rows)))
-            tower.tower.token_embedding = nn.Embedding.from_pretrained(torch.cat([table, rows]))
+            table, rows = tower.tower.token_embedding, vectors[component]
+            if isinstance(table, LongerEmbedding):
+                first, longer = len(table), table.extended(rows)
+            else:
+                first = len(table.weight)
+                longer = nn.Embedding.from_pretrained(torch.cat([table.weight, rows.to(table.weight)]))
+            tokenizer.add(name, range(first, first + len(rows)))
+            tower.tower.token_embedding = longer
 
 
 def read_words(path: Path) -> dict[str, dict[str, Tensor]]:

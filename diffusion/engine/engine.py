@@ -48,10 +48,10 @@ class Model(Protocol):
 
 
 class Adapts(Protocol):
-    """Gives a model with a request's LoRAs in it, as `diffusion.prior.Prior.adapted` does."""
+    """Gives a model with a request's LoRAs and words in it, as `diffusion.prior.Prior.adapted` does."""
 
-    def adapted(self, loras: tuple[Any, ...], *, in_use: Collection[tuple[Any, ...]]) -> Model | None:
-        """The model with LoRAs in it."""
+    def adapted(self, adapters: tuple[Any, ...], *, in_use: Collection[tuple[Any, ...]]) -> Model | None:
+        """The model with LoRAs and words in it."""
         ...
 
 
@@ -150,7 +150,7 @@ class Engine:
         slots: Sequence[int] | None = None,
         preview_every: int = 0,
         size: tuple[int, int] | None = None,
-        loras: tuple[Any, ...] = (),
+        adapters: tuple[Any, ...] = (),
     ) -> Ticket:
         """Queue a request; it is let in at the next step.
 
@@ -163,7 +163,7 @@ class Engine:
                 a forward. The result is bit-identical for the same slots, alone and among others (batch-invariant).
             preview_every: denoising answers between two previews of a trajectory; 0 for none.
             size: (height, width) of the pictures in pixels, for networks that are told it; the prior's own by default.
-            loras: what is put into the networks for this request, see `diffusion.prior.Prior.adapted`. Requests with the
+            adapters: what is put into the networks for this request, see `diffusion.prior.Prior.adapted`. Requests with the
                 same ones share forwards.
         """
         prompts = tuple(prompts)
@@ -184,7 +184,7 @@ class Engine:
             preview_every=preview_every,
             submitted_at=self._clock(),
             size=size,
-            loras=loras,
+            adapters=adapters,
         )
         self._numbers += 1
         self._queued[ticket] = None
@@ -267,7 +267,7 @@ class Engine:
                 under_way[job] = under_way.get(job, 0) + len(ticket.prompts)
 
     def _start(self, ticket: Ticket) -> bool:
-        """Whether it is under way now; it stays queued while prompts are to be encoded, or its LoRAs have no room."""
+        """Whether it is under way now; it stays queued while prompts are to be encoded, or its adapters have no room."""
         try:
             ticket.model = ticket.model or self._model_of(ticket)
             if ticket.model is None:
@@ -285,12 +285,12 @@ class Engine:
         return True
 
     def _model_of(self, ticket: Ticket) -> Any:
-        """The model with the ticket's LoRAs; None while those that are at work leave no room for them."""
-        if not ticket.loras:
+        """The model with the ticket's adapters; None while those that are at work leave no room for them."""
+        if not ticket.adapters:
             return self._model
         living = (*self._queued, *self._denoising, *self._coding)
-        in_use = {other.loras for other in living if other.loras and other.model is not None}
-        return cast(Adapts, self._model).adapted(ticket.loras, in_use=in_use)
+        in_use = {other.adapters for other in living if other.adapters and other.model is not None}
+        return cast(Adapts, self._model).adapted(ticket.adapters, in_use=in_use)
 
     def _advance(self, ticket: Ticket, reply: Any) -> None:
         """Send an answer and note what is asked next."""
@@ -328,7 +328,7 @@ class Engine:
         groups: dict[Any, list[Ticket]] = {}
         for ticket in self._denoising:
             assert ticket.rows is not None
-            groups.setdefault((*ticket.rows.key, ticket.loras, ticket.strict), []).append(ticket)
+            groups.setdefault((*ticket.rows.key, _network(ticket), ticket.strict), []).append(ticket)
         key = min(groups, key=lambda key: self._last_served.get(key, -1))
         self._last_served = {key: self._last_served.get(key, -1) for key in groups} | {key: self._steps}
         members = groups[key]
@@ -478,6 +478,11 @@ class Engine:
         for (ticket, steps, _), images in zip(living, answers, strict=True):
             if not isinstance(images, Exception):
                 self._report.previews.append(Preview(ticket, steps, images))
+
+
+def _network(ticket: Ticket) -> int:
+    """Tickets with the same network share forwards: those of one LoRA, or with words of their own."""
+    return id(getattr(ticket.model, "unet", ticket.model))
 
 
 def _rows(ticket: Ticket) -> NetworkRows:

@@ -35,7 +35,7 @@ class Ticket:
         slots: for strict mode, B integers that place the rows; None otherwise.
         preview_every: denoising answers between two previews; 0 for none.
         size: (height, width) of the pictures in pixels, which some networks are told; None for the prior's own.
-        loras: what is put into the prior's networks for this request. model: the prior with them, once there is room.
+        adapters: what is put into the prior's networks for this request. model: the prior with them, once there is room.
         state: "queued" until it is let in, then "running", then "done", "failed" or "cancelled".
         steps: denoising answers so far.
         submitted_at, started_at, finished_at: by the engine's clock.
@@ -51,7 +51,7 @@ class Ticket:
     preview_every: int
     submitted_at: float
     size: tuple[int, int] | None = None
-    loras: tuple[Any, ...] = ()
+    adapters: tuple[Any, ...] = ()
     model: Any = None
     started_at: float | None = None
     finished_at: float | None = None

@@ -4,6 +4,7 @@ open_clip's own tokenizer does the work. A prior that knows few words ships only
 the embedding table of the full 49,408 tokens would outweigh the whole text tower.
 """
 
+import copy
 import functools
 import gzip
 import io
@@ -74,6 +75,12 @@ class Tokenizer:
     def add(self, word: str, ids: Iterable[int]) -> None:
         """A word of textual inversion and its ids, past the end of the vocabulary."""
         self._added[word.lower()] = list(ids)
+
+    def copy(self) -> "Tokenizer":
+        """The same, to which words may be added that this one does not get."""
+        copied = copy.copy(self)
+        copied._added = dict(self._added)
+        return copied
 
     def knows(self, word: str) -> bool:
         """Whether the word was added already, in any case."""

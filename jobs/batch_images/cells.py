@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile
 from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row
 from jobs.errors import InputError
@@ -17,11 +17,13 @@ from jobs.specs import PictureSpec
 from jobs.words.prompts import check_prompt
 
 __all__ = [
+    "ADAPTERS",
     "ALIASES",
     "SETTINGS",
+    "AdapterColumn",
     "Cause",
     "Failed",
-    "FindLoras",
+    "FindAdapters",
     "Picture",
     "extra_columns",
     "extra_values",
@@ -30,6 +32,7 @@ __all__ = [
     "read_size",
 ]
 
+AdapterColumn = Literal["lora", "textual_inversion"]
 SETTINGS = (
     "seed",
     "negative_prompt",
@@ -45,6 +48,7 @@ SETTINGS = (
     "mask",
     "strength",
     "lora",
+    "textual_inversion",
 )
 """Columns that set something for their row; an empty cell leaves the job's own value. The others are kept as they are."""
 ALIASES = {"steps": "num_steps"}
@@ -52,14 +56,16 @@ ALIASES = {"steps": "num_steps"}
 WHOLE_LIMIT = 2**64
 SHOWN_CHARACTERS = 60
 
-NO_LORA = "none"
+ADAPTERS: Mapping[AdapterColumn, str] = {"lora": "loras", "textual_inversion": "embeddings"}
+"""Columns of adapter files, FILE:SCALE and FILE:WORD with ";" between them, and the settings that they set."""
+NO_ADAPTER = "none"
 """In a cell: not even the job's own."""
 
-Cause = Literal["unreadable", "prompt", "setting", "initial image", "lora", "prior"]
+Cause = Literal["unreadable", "prompt", "setting", "initial image", "lora", "textual_inversion", "prior"]
 """Why a row has no picture."""
 
-FindLoras = Callable[[Sequence[str], Row], tuple[Lora, ...]]
-"""(FILE:SCALE as a cell says it, its row) -> those LoRAs; raises InputError."""
+FindAdapters = Callable[[AdapterColumn, Sequence[str], Row], tuple[AdapterFile, ...]]
+"""(column, files as its cell says them, its row) -> those adapters; raises InputError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,8 @@ class Picture:
         image = self.image
         guidance = (image.guidance_scale, image.guidance_rescale, image.negative_prompt)
         size = (image.width, image.height)
-        settings = (image.num_steps, image.sampler, image.timestep_spacing, *guidance, *size, image.loras, self.camera is None)
+        sampling = (image.num_steps, image.sampler, image.timestep_spacing)
+        settings = (*sampling, *guidance, *size, image.adapters, self.camera is None)
         return settings if image.init_image is None else (*settings, image.strength, image.mask is not None)
 
 
@@ -100,11 +107,12 @@ def failed(row: Row, cause: Cause, words: str) -> Failed:
     return Failed(row=row, cause=cause, message=f"{row.place}: {words.rstrip('.')}.")
 
 
-def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo, find_loras: FindLoras | None = None) -> Picture | Failed:
+def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo, find_adapters: FindAdapters | None = None) -> Picture | Failed:
     """What the row asks for, or why that cannot be drawn.
 
     Args:
-        info: the prior's, whose sizes are checked. find_loras: without it rows with a LoRA of their own fail.
+        info: the prior's, whose sizes are checked. find_adapters: without it rows with a LoRA or a textual inversion of
+            their own fail.
     """
     if row.problem is not None:
         return failed(row, "unreadable", row.problem)
@@ -125,20 +133,21 @@ def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo, find_loras: FindL
         info.size_of(image.width, image.height)
     except InputError as error:
         return failed(row, "setting", str(error))
-    try:
-        if "lora" in cells:
-            image = replace(image, loras=_loras(_text("lora", cells["lora"]), row, find_loras))
-    except InputError as error:
-        return failed(row, "lora", str(error))
+    for column, setting in ADAPTERS.items():
+        try:
+            if column in cells:
+                image = replace(image, **{setting: _adapters(column, _text(column, cells[column]), row, find_adapters)})
+        except InputError as error:
+            return failed(row, column, str(error))
     return Picture(row=row, image=image)
 
 
-def _loras(cell: str, row: Row, find_loras: FindLoras | None) -> tuple[Lora, ...]:
-    if cell.lower() == NO_LORA:
+def _adapters(column: AdapterColumn, cell: str, row: Row, find_adapters: FindAdapters | None) -> tuple[AdapterFile, ...]:
+    if cell.lower() == NO_ADAPTER:
         return ()
-    if find_loras is None:
-        raise InputError("The row has a LoRA, but LoRAs cannot be read here.")
-    return find_loras([one.strip() for one in cell.split(";") if one.strip()], row)
+    if find_adapters is None:
+        raise InputError(f"The row has a {column}, but files cannot be read here.")
+    return find_adapters(column, [one.strip() for one in cell.split(";") if one.strip()], row)
 
 
 def extra_values(spec: BatchImagesSpec, row: Row) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.requests import Guidance
-from jobs.batch_images.cells import Failed, FindLoras, Picture, failed, read_row
+from jobs.batch_images.cells import Cause, Failed, FindAdapters, Picture, failed, read_row
 from jobs.batch_images.spec import BatchImagesSpec
 from jobs.batch_images.table import Row, batched
 from jobs.errors import InputError, JobFailed
@@ -147,8 +147,9 @@ class Generation:
             except Exception as error:
                 if not self.rows_fail_alone:
                     raise
-                if isinstance(error, InputError) and group[0][0].image.loras:
-                    yield from (failed(picture.row, "lora", str(error)) for picture, _ in group)
+                if isinstance(error, InputError) and (image := group[0][0].image).adapters:
+                    cause: Cause = "lora" if image.loras else "textual_inversion"
+                    yield from (failed(picture.row, cause, str(error)) for picture, _ in group)
                     continue
                 self.prior.info()  # raises where the prior is gone; then no row is to blame
                 for one in group:
@@ -205,7 +206,7 @@ class Generation:
             masks=torch.stack(masks) if masks else None,
             strength=1.0 if first.strength is None else first.strength,
             strict=first.strict,
-            loras=first.loras,
+            adapters=first.adapters,
         )
 
     def _source(self, picture: Picture) -> EditSource | None:
@@ -223,12 +224,12 @@ def generate_rows(
     *,
     info: PriorInfo,
     load_source: LoadSource | None = None,
-    find_loras: FindLoras | None = None,
+    find_adapters: FindAdapters | None = None,
     preview_every: int = 0,
 ) -> Iterator[Generated | Failed | ImagesPreview]:
     """Draw the rows of a table: one answer a row, in their order.
 
-    Arguments and errors are those of `Generation`, find_loras is `read_row`'s.
+    Arguments and errors are those of `Generation`, find_adapters is `read_row`'s.
     """
     drawing = Generation(prior, info, spec.chunk_size, load_source, preview_every=preview_every)
-    return drawing.run(read_row(spec, row, info, find_loras) for row in rows)
+    return drawing.run(read_row(spec, row, info, find_adapters) for row in rows)

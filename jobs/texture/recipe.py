@@ -19,7 +19,7 @@ from jobs.extensions import own_form
 from jobs.fit_figures import GuideGradients
 from jobs.opinion import cameras_of_opinion, lit_views, score_of_views
 from jobs.pace import Pace
-from jobs.prior_client import PriorClient, with_loras
+from jobs.prior_client import PriorClient, with_adapters
 from jobs.text_to_3d import PriorGuide, in_the_priors_groups
 from jobs.texture.spec import TextureSpec
 from jobs.words.vocabulary import warn_of_prompts, warn_of_unknown_words
@@ -72,7 +72,7 @@ def texture(
     seconds: dict[str, float] = {}
     begin = clock()
     yield Progress(stage="prepare", step=0, total=1)
-    prior = with_loras(prior, spec.loras)
+    prior = with_adapters(prior, spec.adapters)
     info = prior.info()
     yield from warn_of_unknown_words(prior, spec.prompt)
     yield from warn_of_prompts(prior, spec.prompt, spec.distillation.negative_prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile, Embedding, Lora
 from diffusion.distillation import DistillationConfig
 from jobs import codec
 from jobs.specs import Spec, check_formats, check_seed
@@ -23,7 +23,7 @@ class TextureSpec(Spec):
         prompt: the sentence, 1 to 2,000 characters.
         mesh_sha256: sha256 of the mesh's file, which travels beside the spec.
         up: the file's upward axis.
-        seed, prior, strict, formats, loras: as `jobs.specs.TextTo3DSpec` takes them.
+        seed, prior, strict, formats, loras, embeddings: as `jobs.specs.TextTo3DSpec` takes them.
         texture, distillation: the settings of the two packages that do the work.
 
     Raises:
@@ -40,6 +40,7 @@ class TextureSpec(Spec):
     strict: bool = False
     formats: tuple[str, ...] = field(default=("glb",), metadata=codec.NOT_IN_FINGERPRINT)
     loras: tuple[Lora, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
+    embeddings: tuple[Embedding, ...] = field(default=(), metadata=codec.IN_FINGERPRINT_IF_SET)
     texture: PaintConfig = field(default_factory=PaintConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
@@ -48,6 +49,11 @@ class TextureSpec(Spec):
         check_prompt(self.distillation.negative_prompt, name="negative prompt", allow_empty=True)
         object.__setattr__(self, "formats", check_formats(self.formats))
         check_seed(self.seed)
+
+    @property
+    def adapters(self) -> tuple[AdapterFile, ...]:
+        """Its LoRAs, and after them its textual inversions."""
+        return (*self.loras, *self.embeddings)
 
     @property
     def title(self) -> str:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.lora_files import lora_hash
 from jobs.batch_images import BatchImagesSpec, Row, batched, row_digest, shard_range
+from jobs.batch_images.cells import ADAPTERS
 from jobs.codec import from_plain
 from jobs.errors import InputError, JobFailed, OutputError
 from jobs.prior_client import PriorInfo
@@ -100,10 +101,10 @@ class JobFolder:
         """Of a table that has changed, look at every row before anything is written.
 
         Raises:
-            InputError: rows whose pictures exist have changed, or a LoRA has with which some were drawn.
+            InputError: rows whose pictures exist have changed, or a LoRA or textual inversion has with which some were drawn.
         """
-        if self.manifest and "lora" in self.spec.table.columns:
-            self._check_loras()
+        if self.manifest and ADAPTERS.keys() & self.spec.table.columns.keys():
+            self._check_adapters()
         if self.manifest and not self._is_same_table:
             for shard, rows in enumerate(batched(source.rows(), self.spec.shard_size)):
                 self._kept(shard, rows)
@@ -196,7 +197,7 @@ class JobFolder:
             )
         return marker, frozenset(known)
 
-    def _check_loras(self) -> None:
+    def _check_adapters(self) -> None:
         now: dict[str, str] = {}
         for shard in sorted(self.finished):
             for file, sha256 in markers.read_marker(self._store, shard).get("loras", {}).items():
@@ -205,8 +206,9 @@ class JobFolder:
                         now[file] = lora_hash(Path(file))
                 if now.get(file, sha256) != sha256:
                     raise InputError(
-                        f"The LoRA {file} has changed since pictures of shard {shard} of {self._store.location} were drawn "
-                        f"with it (sha256 {sha256[:12]}, now {now[file][:12]}); put the first one back, or give --overwrite."
+                        f"The file {file} of a row's LoRA or textual inversion has changed since pictures of shard {shard} of "
+                        f"{self._store.location} were drawn with it (sha256 {sha256[:12]}, now {now[file][:12]}); put the "
+                        "first one back, or give --overwrite."
                     )
 
     def _check_same_job(self, manifest: Mapping[str, Any]) -> None:

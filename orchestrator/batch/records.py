@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.batch_images import BatchImagesSpec, Failed, Generated, Picture, Row, extra_columns, extra_values
+from jobs.batch_images.cells import ADAPTERS
 from orchestrator.batch.scores import score_columns
-from orchestrator.run.picture_metadata import encode_picture, lora_words
+from orchestrator.run.picture_metadata import adapter_words, encode_picture
 
 __all__ = ["COLUMNS", "Finished", "column_types", "encode", "failed", "stem"]
 
@@ -38,8 +39,6 @@ COLUMNS = {
 }
 """Name -> type of what is known of every row; the table's own columns follow. sha256 is the PNG file's."""
 NO_SCORES: Mapping[str, Any] = {}
-LORA_COLUMNS = {"lora": "text", "lora_sha256": "text"}
-"""These too, where the job or its table has LoRAs."""
 RESERVED = ("image", "file_name")
 """Names that the formats need."""
 
@@ -75,8 +74,13 @@ def column_types(spec: BatchImagesSpec) -> dict[str, str]:
 
 
 def own_columns(spec: BatchImagesSpec) -> dict[str, str]:
-    """Name -> type of what is known of every row of this job, the table's own columns apart."""
-    return COLUMNS | (LORA_COLUMNS if spec.loras or "lora" in spec.table.columns else {}) | score_columns(spec)
+    """Name -> type of what is known of every row of this job, the table's own columns apart.
+
+    Files and hashes of LoRAs and textual inversions are among it where the job or its table has some.
+    """
+    used = [name for name, setting in ADAPTERS.items() if getattr(spec, setting) or name in spec.table.columns]
+    files = [column for name in used for column in (name, f"{name}_sha256")]
+    return COLUMNS | dict.fromkeys(files, "text") | score_columns(spec)
 
 
 def encode(
@@ -135,7 +139,7 @@ def keep(
         "sha256": hashlib.sha256(png).hexdigest(),
         "prior_hash": prior_hash,
         **dict(_place(picture.row)),
-        **{name: value for name, value in lora_words(image.loras).items() if name in own_columns(spec)},
+        **{name: value for name, value in adapter_words(image).items() if name in own_columns(spec)},
         **scores,
         **_extras(spec, picture.row),
     }

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile
 from jobs.batch_images import BatchImagesSpec, Failed, Generated, Row, generate_rows, read_row, row_digest, shard_range
+from jobs.batch_images.cells import ADAPTERS, AdapterColumn
 from jobs.errors import OutputError
 from jobs.events import ImagesPreview
 from jobs.prior_client import PriorClient, PriorInfo
@@ -23,13 +24,13 @@ from orchestrator.batch.scores import PictureScores, score_columns
 from orchestrator.batch.sinks import make_sink
 from orchestrator.batch.storage import markers
 from orchestrator.batch.storage.stores import Store, open_store
+from orchestrator.batch.tables.adapters import RowAdapters
 from orchestrator.batch.tables.initial_images import InitialImages
-from orchestrator.batch.tables.loras import RowLoras
 from orchestrator.batch.tables.source import TableSource
 from orchestrator.exports.image_grid import image_grid
 from orchestrator.exports.png_metadata import encode_png
 from orchestrator.run.artefacts import PREVIEW
-from orchestrator.run.picture_metadata import commit_marker, loras_of, pixels_of
+from orchestrator.run.picture_metadata import adapters_of, commit_marker, pixels_of
 
 __all__ = ["Committed", "ShardJob", "ShardTask", "ShardWriter"]
 
@@ -97,7 +98,7 @@ class ShardWriter:
         self._store = store or open_store(job.location)
         self._sink = make_sink(job.spec, self._store)
         self._initial_images = InitialImages(job.source)
-        self._find_loras = RowLoras(job.source)
+        self._find_adapters = RowAdapters(job.source)
         self._scores = PictureScores(job.spec)
 
     def run(self, task: ShardTask) -> Iterator[int | Committed]:
@@ -165,7 +166,7 @@ class ShardWriter:
                 yield next(drawn)
                 continue
             png = next((png for index, png in existing if index == row.index), None)
-            drawn_with = loras_of(png) if png and "lora" in self._spec.table.columns else ()
+            drawn_with = adapters_of(png) if png and ADAPTERS.keys() & self._spec.table.columns.keys() else {}
             picture = read_row(self._spec, row, self._info, functools.partial(_as_drawn, drawn_with))
             if png is None or isinstance(picture, Failed):
                 raise OutputError(
@@ -184,7 +185,7 @@ class ShardWriter:
             self._prior,
             info=self._info,
             load_source=self._initial_images,
-            find_loras=self._find_loras,
+            find_adapters=self._find_adapters,
             preview_every=self._preview_every,
         )
         for answer in answers:
@@ -220,25 +221,27 @@ class ShardWriter:
             "rows_sha256": row_digest(tally.succeeded),
             "preview": preview.captions,
             "failures": tally.failures,
-            **({"loras": tally.loras} if tally.loras else {}),
+            **({"loras": tally.adapters} if tally.adapters else {}),
             **({"num_not_kept": tally.num_not_kept} if "is_kept" in score_columns(self._spec) else {}),
         }
         self._store.require_held(self._held)
         return markers.write_marker(self._store, shard, content)
 
 
-def _as_drawn(loras: tuple[Lora, ...], texts: Sequence[str], row: Row) -> tuple[Lora, ...]:
-    """A `FindLoras` of a picture that is there: what its own file says."""
+def _as_drawn(
+    found: Mapping[AdapterColumn, tuple[AdapterFile, ...]], column: AdapterColumn, texts: Sequence[str], row: Row
+) -> tuple[AdapterFile, ...]:
+    """A `FindAdapters` of a picture that is there: what its own file says."""
     del texts, row
-    return loras
+    return found[column]
 
 
 class _Tally:
-    """What the marker says about a shard's rows. loras: file -> sha256 of those that pictures were drawn with before."""
+    """What the marker says about a shard's rows. adapters: file -> sha256 of those that pictures were drawn with before."""
 
-    def __init__(self, shard: int, loras: Mapping[str, str]) -> None:
+    def __init__(self, shard: int, adapters: Mapping[str, str]) -> None:
         self._shard = shard
-        self.loras = dict(loras)
+        self.adapters = dict(adapters)
         self.succeeded: list[Row] = []
         self.failures: list[dict[str, Any]] = []
         self.num_drawn = self.num_not_kept = 0
@@ -249,7 +252,7 @@ class _Tally:
             self.num_drawn += finished.is_new
             self.num_not_kept += finished.record.get("is_kept") is False
             if isinstance(answer, Generated):
-                self.loras |= {lora.file: lora.sha256 for lora in answer.picture.image.loras}
+                self.adapters |= {one.file: one.sha256 for one in answer.picture.image.adapters}
             return
         self.failures.append(
             {

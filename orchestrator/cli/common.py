@@ -50,6 +50,14 @@ Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA for this job alone, on the shared prior; may be repeated."),
 ]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:WORD]",
+        help="A textual inversion whose word this job's prompts may use, on the shared prior; may be repeated.",
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="The same to the last bit whatever else a shared prior is asked meanwhile; slower.")
 ]
@@ -187,6 +195,7 @@ def mesh_options(
     prior: PriorName = None,
     clip: ClipFolder = None,
     lora: Loras = None,
+    embedding: Embeddings = None,
     strict: Strict = False,
     preset: Preset = None,
 ) -> dict[str, Any]:
@@ -197,6 +206,7 @@ def mesh_options(
         "prior.strict": strict or None,
         "prior.clip": clip,
         "prior.loras": lora,
+        "prior.embeddings": embedding,
         "export.formats": chosen_formats(formats),
         "fit.num_steps": steps,
         "distillation.guidance_scale": guidance_scale,

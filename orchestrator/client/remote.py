@@ -29,7 +29,8 @@ __all__ = ["RemoteClient"]
 PART_BYTES = 1024**2
 UPLOAD_SECONDS = 600.0
 TYPES = {".csv": "text/csv", ".txt": "text/plain", ".jsonl": "application/x-ndjson", ".png": "image/png"}
-APART = ("kind", "prompt", "seed", "prior", "strict", "loras", "init_image", "mask", "strength", "table", "prompt_column")
+ADAPTERS = ("loras", "embeddings")
+APART = ("kind", "prompt", "seed", "prior", "strict", *ADAPTERS, "init_image", "mask", "strength", "table", "prompt_column")
 SHAPING = ("shard_size", "output_format", "phash")
 CLIP = ("clip", "clip_hash", "min_clip_score")
 
@@ -65,8 +66,9 @@ class RemoteClient(Client):
         """The call that queues a job there, with what it needs uploaded. Its `out` stays ours: the results come back to it."""
         spec, settings = job.spec, {f"export.{name}": value for name, value in codec.to_plain(job.settings.export).items()}
         settings["runtime.preview_every"] = job.settings.runtime.preview_every
-        if spec.loras:
-            raise InputError("--lora names a file of this machine, which the orchestrator at --url does not see.")
+        for option, files in (("--lora", spec.loras), ("--embedding", spec.embeddings)):
+            if files:
+                raise InputError(f"{option} names a file of this machine, which the orchestrator at --url does not see.")
         if getattr(spec, "clip", ""):
             raise InputError("--clip names a folder of this machine, which the orchestrator at --url does not see.")
         form: dict[str, Any] = {"seed": spec.seed, "strict": spec.strict, "settings": settings}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diffusion import requests, seeding
 from diffusion.checkpoints.errors import PriorError, not_read
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile
 from diffusion.checkpoints.source import STRICT_ROWS
 from diffusion.denoising_loss import denoising_losses
 from diffusion.distillation import Distilled, at_own_size, score_distillation
@@ -111,14 +111,14 @@ class Pending:
 
         Raises:
             PriorFailed: a number that is not finite, too little memory for a single row, or the request was cancelled.
-            InputError: a LoRA that cannot be read, or does not fit the prior.
+            InputError: a LoRA or textual inversion that cannot be read, or does not fit the prior.
         """
         try:
             for ticket in self.tickets:
                 if ticket.error is not None:
                     ticket.result()
             return self.combine([ticket.result() for ticket in self.tickets])
-        except PriorError as error:  # of a request's LoRA: all else was read before
+        except PriorError as error:  # of a request's adapter: all else was read before
             raise refusal(error) from error
         except NotFinite as error:
             raise PriorFailed(f"The prior failed: {error}.") from error
@@ -245,7 +245,7 @@ class LocalPrior:
 
         def begin(condition: requests.Condition) -> Generator[requests.Request, Any, Distilled]:
             guidance = query.guidance
-            if (told_scale := getattr(self._with(query.loras), "told_scale", None)) is not None:
+            if (told_scale := getattr(self._with(query.adapters), "told_scale", None)) is not None:
                 condition, guidance = told_scale(condition, guidance)
             if getattr(self._prior, "sees_mask", False):
                 condition = yield from self._unmasked(condition)
@@ -293,7 +293,7 @@ class LocalPrior:
             job=job,
             kind="query",
             slots=slots,
-            loras=query.loras,
+            adapters=query.adapters,
         )
         return Pending((ticket,), lambda results: results[0])
 
@@ -318,14 +318,14 @@ class LocalPrior:
                 slots=_slots(part) if part.strict else None,
                 preview_every=preview_every,
                 size=part.size,
-                loras=part.loras,
+                adapters=part.adapters,
             )
 
         return Pending(tuple(map(submit, parts)), np.concatenate)
 
-    def _with(self, loras: tuple[Lora, ...]) -> Any:
-        """The prior with the LoRAs of a request that the engine has let in, and so has loaded."""
-        return cast(Any, self._prior).adapted(loras) if loras else self._prior
+    def _with(self, adapters: tuple[AdapterFile, ...]) -> Any:
+        """The prior with the adapters of a request that the engine has let in, and so has loaded."""
+        return cast(Any, self._prior).adapted(adapters) if adapters else self._prior
 
     def _wait(self, pending: Pending) -> Any:
         while not pending.finished:
@@ -361,7 +361,7 @@ class LocalPrior:
     ) -> dict[str, Any]:
         """What every sampler is told, and what this prior makes of the request."""
         prior, guidance = self._prior, request.guidance
-        if (told_scale := getattr(self._with(request.loras), "told_scale", None)) is not None:
+        if (told_scale := getattr(self._with(request.adapters), "told_scale", None)) is not None:
             condition, guidance = told_scale(condition, guidance)
         _, height, width = self._latent_shape(request.size)
         schedule = prior.schedule.fitted((height, width), patch=getattr(prior, "patch_size", 1))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.checkpoints.lora_files import Lora
+from diffusion.checkpoints.lora_files import AdapterFile, Embedding, Lora
+from jobs.batch_images.cells import ADAPTERS, AdapterColumn
 from jobs.specs import PictureSpec
 from orchestrator.exports.marks import marked
 from orchestrator.exports.png_metadata import encode_png
@@ -14,7 +15,7 @@ from orchestrator.exports.png_metadata import encode_png
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["commit_marker", "encode_picture", "lora_words", "loras_of", "picture_metadata", "pixels_of"]
+__all__ = ["adapter_words", "adapters_of", "commit_marker", "encode_picture", "picture_metadata", "pixels_of"]
 
 
 def picture_metadata(spec: PictureSpec, *, prior_hash: str) -> dict[str, str]:
@@ -35,13 +36,21 @@ def picture_metadata(spec: PictureSpec, *, prior_hash: str) -> dict[str, str]:
         "guidance_interval": "{}-{}".format(*spec.guidance_interval),
         "prior_hash": prior_hash,
         **{name: str(value) for name, value in edit.items() if spec.init_image is not None and value is not None},
-        **{name: value for name, value in lora_words(spec.loras).items() if value is not None},
+        **{name: value for name, value in adapter_words(spec).items() if value is not None},
     }
 
 
-def lora_words(loras: Sequence[Lora]) -> dict[str, str | None]:
-    """LoRAs as text chunks and columns have them: FILE:SCALE and sha256, with "; " between several; None for none."""
-    return {"lora": "; ".join(map(str, loras)) or None, "lora_sha256": "; ".join(lora.sha256 for lora in loras) or None}
+def adapter_words(spec: PictureSpec) -> dict[str, str | None]:
+    """LoRAs and textual inversions as text chunks and columns have them: FILE:SCALE or FILE:WORD, and sha256.
+
+    "; " stands between several; None for none.
+    """
+    words: dict[str, str | None] = {}
+    for column, setting in ADAPTERS.items():
+        files: tuple[AdapterFile, ...] = getattr(spec, setting)
+        words[column] = "; ".join(map(str, files)) or None
+        words[f"{column}_sha256"] = "; ".join(file.sha256 for file in files) or None
+    return words
 
 
 def pixels_of(png: bytes) -> np.ndarray:
@@ -53,15 +62,25 @@ def pixels_of(png: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def loras_of(png: bytes) -> tuple[Lora, ...]:
-    """The LoRAs that drew the picture of a PNG file of ours, by their names alone."""
+def adapters_of(png: bytes) -> dict[AdapterColumn, tuple[AdapterFile, ...]]:
+    """The LoRAs and textual inversions that drew the picture of a PNG file of ours, by their names alone."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:
         text = getattr(image, "text", {})
-    named, hashes = (text.get(key, "").split("; ") for key in ("lora", "lora_sha256"))
-    found = [(*name.rpartition(":")[::2], sha256) for name, sha256 in zip(named, hashes, strict=True) if sha256]
-    return tuple(Lora(file, sha256, float(scale)) for file, scale, sha256 in found)
+    found: dict[AdapterColumn, tuple[AdapterFile, ...]] = {}
+    for column in ADAPTERS:
+        named, hashes = (text.get(key, "").split("; ") for key in (column, f"{column}_sha256"))
+        read = [_named(column, name, sha256) for name, sha256 in zip(named, hashes, strict=True) if sha256]
+        found[column] = tuple(read)
+    return found
+
+
+def _named(column: AdapterColumn, name: str, sha256: str) -> AdapterFile:
+    file, _, said = name.rpartition(":")
+    if column == "lora":
+        return Lora(file, sha256, float(said))
+    return Embedding(file, sha256, said, replaces=True) if file else Embedding(name, sha256, Path(name).stem)
 
 
 def encode_picture(

@@ -24,7 +24,7 @@ from diffusion.checkpoints.source import Source
 from diffusion.distillation import DistillationConfig
 from jobs import codec
 from jobs.errors import InputError
-from jobs.specs import ImagesSpec, TextTo3DSpec, find_loras
+from jobs.specs import ImagesSpec, TextTo3DSpec, find_embeddings, find_loras
 from jobs.texture.spec import TextureSpec
 from nerf3d.fields import FieldConfig
 from nerf3d.fit import PRESETS, FitConfig
@@ -38,7 +38,7 @@ __all__ = ["Settings", "choices", "compose", "setting_names"]
 P = ParamSpec("P")
 R = TypeVar("R")
 CONFIG_FOLDER = Path(__file__).parent / "config"
-NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask", "loras")
+NOT_IMAGES_SETTINGS = ("prompt", "seed", "prior", "strict", "init_image", "mask", "loras", "embeddings")
 _OVERRIDE = re.compile(r"(?P<sign>[+~]*)(?P<key>[A-Za-z_][\w./@]*)(=(?P<value>.*))?", re.DOTALL)
 
 
@@ -64,8 +64,9 @@ class Settings:
 
     @functools.cached_property
     def prior_of_job(self) -> dict[str, Any]:
-        """What specs say of the prior: source, strictness and LoRAs, each hashed once. Raises InputError for a missing one."""
-        return {"prior": self.prior.source, "strict": self.prior.strict, "loras": find_loras(self.prior.loras)}
+        """What specs say of the prior: source, strictness, adapters, each hashed once. Raises InputError for a missing one."""
+        adapters = {"loras": find_loras(self.prior.loras), "embeddings": find_embeddings(self.prior.embeddings)}
+        return {"prior": self.prior.source, "strict": self.prior.strict, **adapters}
 
     def text_to_3d(self, prompt: str, *, seed: int) -> TextTo3DSpec:
         """The spec of one 3D job."""

@@ -24,12 +24,14 @@ class PriorSettings:
         clip: folder of a CLIP that scores finished meshes beside the prior (`clip_score`): of open_clip's
             (open_clip_config.json and its weights, as the hub has them) or one that was trained here; "": none.
         loras: FILE or FILE:SCALE, put into the prior's networks for this job alone; other jobs share the same prior without.
+        embeddings: FILE or FILE:WORD, textual inversions whose words the job's prompts may use, likewise.
     """
 
     source: str = "toybox"
     strict: bool = False
     clip: str = ""
     loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

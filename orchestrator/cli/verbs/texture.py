@@ -37,6 +37,7 @@ def prepare(
     negative_prompt: common.FitNegativePrompt = None,
     prior: common.PriorName = None,
     lora: common.Loras = None,
+    embedding: common.Embeddings = None,
     strict: common.Strict = False,
 ) -> PreparedJob:
     """The job with its mesh, everything checked. Raises InputError."""
@@ -50,6 +51,7 @@ def prepare(
         "prior.source": prior,
         "prior.strict": strict or None,
         "prior.loras": lora,
+        "prior.embeddings": embedding,
         "export.formats": common.chosen_formats(formats),
         "texture.num_steps": steps,
         "distillation.guidance_scale": guidance_scale,

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from jobs import codec
 from jobs.batch_images import BatchImagesSpec
+from jobs.batch_images.cells import ADAPTERS
 from jobs.errors import Conflict, InputError
 from jobs.extensions import is_extension
 from jobs.kinds import AnySpec, spec_from_json
@@ -152,7 +153,7 @@ class Maker:
         source = TableSource.find(str(path), prompt_column=form.prompt_column)
         with self._uploads.called_by_name(who):
             table = source.scan()
-            if not who.is_owner and (places := {"init_image", "mask", "lora"} & set(table.columns)):
+            if not who.is_owner and (places := {"init_image", "mask", *ADAPTERS} & set(table.columns)):
                 self._check_places(source, places)
         known = {field.name for field in dataclasses.fields(BatchImagesSpec)}
         shaping: dict[str, Any] = {"shard_size": form.shard_size, "output_format": form.output_format, "phash": form.phash}
@@ -329,8 +330,8 @@ def _image_options(form: PromptForm) -> dict[str, Any]:
 
 
 def _reads_files(spec: Mapping[str, Any]) -> bool:
-    """Whether a job has LoRAs, or a 3D job's loss or field is code of one's own."""
-    if spec.get("loras"):
+    """Whether a job has LoRAs or textual inversions, or a 3D job's loss or field is code of one's own."""
+    if spec.get("loras") or spec.get("embeddings"):
         return True
     names = (spec.get("distillation", {}).get("form", ""), spec.get("fit", {}).get("field", {}).get("kind", ""))
     return any(map(is_extension, names))

@@ -191,10 +191,17 @@ def test_a_lora_that_cannot_be_used_is_named(prior: Prior, tmp_path: Path) -> No
     saved(path, {f"{ATTENTION}.to_x.lora_A.weight": torch.ones(2, 64), f"{ATTENTION}.to_x.lora_B.weight": torch.ones(64, 2)})
     with pytest.raises(PriorError, match=r"changes .*to_x, which .* does not have; use one that was trained for the same base"):
         prior.adapted((Lora.named(str(path)),))
-    saved(path, {**lora_tensors(prior, *PLAIN), "bundle_emb.ink.string_to_param.*": torch.ones(1, 32)})
-    with pytest.raises(PriorError, match=r"bundles the word 'ink', which a job cannot teach a shared prior; give the"):
-        prior.adapted((Lora.named(str(path)),))
     assert prior.adapters.num_bytes == 0
+
+
+def test_the_words_that_a_lora_bundles_are_the_request_s(prior: Prior, folder: Path, tmp_path: Path) -> None:
+    vectors = torch.linspace(-0.5, 0.5, 2 * 32).reshape(2, 32)
+    tensors = {**lora_tensors(prior, *PLAIN), "bundle_emb.ink.string_to_param.*": vectors}
+    path = saved(tmp_path / "ink.safetensors", tensors)
+    view, merged = prior.adapted((Lora.named(str(path)),)), Prior.load(f"{folder}?lora={path}")
+    expected = merged.encode_text(["a table, ink"])[0]
+    torch.testing.assert_close(view.encode_text(["a table, ink"])[0], expected, rtol=0, atol=2e-6)
+    assert not prior.tokenizer.knows("ink") and view.tokenizer.encode("ink") == merged.tokenizer.encode("ink")
 
 
 @pytest.mark.parametrize(

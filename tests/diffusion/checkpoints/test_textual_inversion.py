@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.folder import read_folder
+from diffusion.checkpoints.lora_files import Embedding
 from diffusion.checkpoints.textual_inversion import add_words
 from diffusion.prior import Prior
 from diffusion.text.tokenizer import full_table
@@ -58,14 +59,92 @@ def test_every_layout_teaches_its_word(layout: str, saved: Saved, tmp_path: Path
     assert prior.weights_hash != Prior.load(folder).weights_hash
 
 
+def with_words(prior: Prior, *texts: str) -> Prior:
+    """The prior as a request with these textual inversions sees it."""
+    view = prior.adapted(tuple(Embedding.named(text) for text in texts))
+    assert view is not None
+    return view
+
+
 def test_diffusers_reads_the_same_prompt(tmp_path: Path) -> None:
     pipeline: Any = random_pipeline("sd15", tmp_path / "sd15")
     path, _ = write(tmp_path, "diffusers")
     pipeline.load_textual_inversion(str(path))
     prompt = ["a painting of <cat>, oil"]
     theirs = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
-    ours = Prior.load(f"{tmp_path / 'sd15'}?embedding={path}").encode_text(prompt)[0]
+    loaded = Prior.load(f"{tmp_path / 'sd15'}?embedding={path}")
+    for ours in (loaded, with_words(Prior.load(tmp_path / "sd15"), str(path))):
+        torch.testing.assert_close(ours.encode_text(prompt)[0], theirs, rtol=0, atol=3e-6)
+
+
+def test_diffusers_reads_the_same_prompt_with_both_towers_of_sdxl(tmp_path: Path) -> None:
+    """The states alone: its tower pools at the largest id, which is the word's; see the next test."""
+    pipeline: Any = random_pipeline("sdxl", tmp_path / "sdxl")
+    vectors = {"clip_l": VECTORS[:2], "clip_g": torch.linspace(-0.1, 0.1, 2 * 48).reshape(2, 48)}
+    save_file(vectors, tmp_path / "ink.safetensors")
+    for number, key in (("", "clip_l"), ("_2", "clip_g")):
+        parts = {name: getattr(pipeline, f"{name}{number}") for name in ("text_encoder", "tokenizer")}
+        pipeline.load_textual_inversion(vectors[key], token="<ink>", **parts)
+    theirs = pipeline.encode_prompt("a house, <ink>", device="cpu", do_classifier_free_guidance=False)[0]
+    ours = with_words(Prior.load(tmp_path / "sdxl"), f"{tmp_path}/ink.safetensors:<ink>").encode_text(["a house, <ink>"])[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "diffusers bin", "kohya", "automatic1111", "original"])
+def test_a_request_reads_what_a_prior_with_the_embedding_reads(layout: str, saved: Saved, tmp_path: Path) -> None:
+    path, word = write(tmp_path, layout)
+    folder = saved("sd15")[1]
+    base, loaded = Prior.load(folder), Prior.load(f"{folder}?embedding={path}")
+    prompts = [f"a {word} on the table", f"the {path.stem}", "a table"]
+    before = base.condition(prompts).tokens.clone()
+    view = with_words(base, str(path))
+    assert not view.has_condition(prompts[0])  # texts are kept apart
+    assert torch.equal(view.condition(prompts).tokens, loaded.condition(prompts).tokens)
+    assert torch.equal(base.condition(prompts).tokens, before) and not torch.equal(view.condition(prompts).tokens, before)
+    assert torch.equal(view.condition(prompts[2:]).tokens, before[2:])
+    # The network, and the table of 49,408 tokens, are the prior's own; what is kept is the vectors.
+    table = view.text_encoder.tower.token_embedding
+    assert view.unet is base.unet and table.table is base.text_encoder.tower.token_embedding
+    assert base.adapters.num_bytes == (1 if layout == "diffusers bin" else 3) * 32 * 4
+
+
+def test_several_files_and_a_name_of_the_request_s_own(saved: Saved, tmp_path: Path) -> None:
+    cat, dog = tmp_path / "cat-toy.safetensors", tmp_path / "dog.safetensors"
+    save_file({"<cat>": VECTORS}, cat)
+    save_file({"emb_params": VECTORS[:1] + 1}, dog)
+    base = Prior.load(saved("sd15")[1])
+    both = with_words(base, str(cat), f"{dog}:<wolf>")
+    encode = both.tokenizer.encode
+    assert encode("<cat> <wolf>") == [49408, 49409, 49410, 49411] and encode("dog") == base.tokenizer.encode("dog")
+    assert encode("CAT-TOY") == encode("<cat>")
+    # One content under two names is two embeddings, and under one name the same wherever it lies.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.copy(cat, moved / "cat-toy.safetensors")
+    shutil.copy(cat, moved / "tiger.safetensors")
+    named = Embedding.named(str(cat))
+    assert named == Embedding.named(str(moved / "cat-toy.safetensors")) != Embedding.named(str(moved / "tiger.safetensors"))
+    assert (str(named), str(Embedding.named(f"{dog}:<wolf>"))) == ("cat-toy.safetensors", "dog.safetensors:<wolf>")
+    assert with_words(base, str(cat)) is with_words(base, str(moved / "cat-toy.safetensors"))
+
+
+def test_an_embedding_that_a_request_cannot_use_is_named(saved: Saved, tmp_path: Path) -> None:
+    base, path = Prior.load(saved("sd15")[1]), tmp_path / "cat.safetensors"
+    with pytest.raises(PriorError, match=r"there is no embedding .*cat\.safetensors; give a file as FILE or FILE:WORD"):
+        Embedding.named(str(path))
+    save_file({"<cat>": VECTORS}, path)
+    named = Embedding.named(str(path))
+    save_file({"<cat>": VECTORS + 1}, path)
+    with pytest.raises(PriorError, match=r"the embedding .*cat\.safetensors has changed since the job was begun \(sha256 .*, "):
+        base.adapted((named,))
+    save_file({"<cat>": torch.zeros(1, 1024)}, path)
+    with pytest.raises(PriorError, match=r"are \{'text_encoder': 1024\} wide, and .* text_encoder is 32 wide"):
+        with_words(base, str(path))
+    with pytest.raises(PriorError, match=r"the word of the embedding .*cat\.safetensors is empty; give FILE or FILE:WORD"):
+        Embedding(str(path), named.sha256, " ")
+    with pytest.raises(PriorError, match=r"the sha256 of the embedding .* is 'x'; expected 64 hexadecimal digits"):
+        Embedding(str(path), "x", "cat")
+    assert base.adapters.num_bytes == 0
 
 
 def test_sdxl_has_vectors_for_both_towers(saved: Saved, tmp_path: Path) -> None:

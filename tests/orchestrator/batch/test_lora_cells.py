@@ -1,4 +1,4 @@
-"""Tables whose rows have LoRAs of their own: what is drawn, what is written beside it, and what a bad one costs."""
+"""Tables whose rows have LoRAs and textual inversions of their own: what is drawn and written, and what a bad one costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from jobs.errors import InputError, Interrupted
 from orchestrator.batch.verify import check_shards
@@ -165,9 +167,8 @@ def test_a_lora_that_changed_since_is_refused(folder: Path, table: Path, tmp_pat
     with pytest.raises(Interrupted):
         drawn(table, tmp_path / "out", folder, display=StopAfter(11))
     save_tiny_lora(own, folder / "prior", seed=8)
-    with pytest.raises(
-        InputError, match=r"The LoRA .*own\.safetensors has changed since pictures of shard 1 .* or give --overw"
-    ):
+    words = r"The file .*own\.safetensors of a row's LoRA or textual inversion has changed since pictures of shard 1 .* or gi"
+    with pytest.raises(InputError, match=words):
         drawn(table, tmp_path / "out", folder)
 
 
@@ -182,6 +183,36 @@ def test_the_jobs_own_lora_is_every_rows_that_says_none_of_its_own(folder: Path,
     specs = [spec_of(table, loras=(lora,))[0] for lora in (ink, *find_loras([f"{ink.file}:0.5"]))]
     assert len({spec.fingerprint() for spec in (plain, *specs)}) == 3
     assert json.loads((tmp_path / "out/manifest.json").read_text())["spec"]["loras"][0]["sha256"] == ink.sha256
+
+
+def test_rows_have_textual_inversions_of_their_own(folder: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("oak", "elm")):
+        save_file({"emb_params": torch.randn(2, 32, generator=torch.manual_seed(seed))}, tmp_path / f"{name}.safetensors")
+    torch.save({"conv": torch.zeros(2, 3, 3)}, tmp_path / "other.bin")
+    cells = {1: "oak.safetensors", 2: "elm.safetensors:<oak>", 3: "none", 4: "nowhere.pt", 5: "other.bin", 6: "oak.safetensors"}
+    table = write_table(tmp_path / "t.jsonl", 8, textual_inversion=cells, lora={6: str(folder / "ink.safetensors")})
+    lines = [{**json.loads(line), "prompt": "an oak table", "seed": 1} for line in table.read_text().splitlines()]
+    lines[2]["prompt"] = "an <oak> table"
+    table.write_text("\n".join(json.dumps({**line, "num_steps": 2}) for line in lines))
+    drawn(table, tmp_path / "out", folder, output_format="parquet", strict=True)
+    found = records("parquet", tmp_path / "out")
+    failures = [json.loads(line) for line in (tmp_path / "out/_failures.jsonl").read_text().splitlines()]
+    assert [(one["index"], one["cause"]) for one in failures] == [(4, "textual_inversion"), (5, "textual_inversion")]
+    assert "There is no embedding" in failures[0]["message"] and "is no textual inversion file" in failures[1]["message"]
+    names = [found[index][0]["textual_inversion"] for index in (0, 1, 2, 3, 6)]
+    assert names == [None, "oak.safetensors", "elm.safetensors:<oak>", None, "oak.safetensors"]
+    assert found[1][0]["textual_inversion_sha256"] == hash_of(tmp_path / "oak.safetensors")
+    assert found[6][0]["lora"] == "ink.safetensors:1"
+    (tmp_path / "one.png").write_bytes(found[2][1])
+    assert read_png_metadata(tmp_path / "one.png")["textual_inversion"] == "elm.safetensors:<oak>"
+    pictures = {index: pixels(found[index][1]).tobytes() for index in (0, 1, 2, 3, 6, 7)}
+    assert pictures[0] == pictures[3] == pictures[7] and len(set(pictures.values())) == 4
+    # Mended rows are drawn beside those that stay.
+    save_file({"emb_params": torch.zeros(1, 32)}, tmp_path / "nowhere.safetensors")
+    table.write_text(table.read_text().replace("nowhere.pt", "nowhere.safetensors"))
+    drawn(table, tmp_path / "out", folder, mode="retry-failed", output_format="parquet", strict=True)
+    after = records("parquet", tmp_path / "out")
+    assert after[4][0]["textual_inversion"] == "nowhere.safetensors" and all(after[i] == found[i] for i in (0, 1, 2, 3, 6, 7))
 
 
 def test_a_table_without_loras_has_no_columns_for_them(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from jobs.errors import InputError
 from orchestrator.cli.main import main
@@ -16,11 +18,12 @@ from orchestrator.exports.png_metadata import read_png_metadata
 from orchestrator.exports.reading import read_file
 from tests.fakes import FAST_OVERRIDES, save_tiny_lora
 
+PROMPT = "a red table"
 QUICK = ("--num-images", "2", "--steps", "2", "--runtime", "inline", "--local", "runtime.num_threads=1")
 
 
 def command(capsys, *arguments: str) -> tuple[int, str, str]:
-    code = main(["images", "a red table", *map(str, arguments)])
+    code = main(["images", PROMPT, *map(str, arguments)])
     output = capsys.readouterr()
     return code, output.out, output.err
 
@@ -48,6 +51,35 @@ def test_pictures_with_a_lora_say_so_and_are_resumed_with_the_same(capsys, tmp_p
     Path("bad.safetensors").write_bytes(b"x")
     code, _, err = command(capsys, *prior, "--out", "bad", "--lora", "bad.safetensors")
     assert code == 2 and "bad.safetensors (1 bytes) is truncated or not a safetensors file" in err and "Traceback" not in err
+
+
+def test_pictures_with_an_embedding_say_so_and_are_resumed_with_the_same(capsys, tmp_path, monkeypatch, tiny_prior):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("oak", "elm")):
+        save_file({"<wood>": torch.randn(2, 32, generator=torch.manual_seed(seed))}, f"{name}.safetensors")
+    prior = ("--prior", tiny_prior, *QUICK)
+    monkeypatch.setattr("tests.orchestrator.cli.test_lora_option.PROMPT", "a red <wood> table")
+    assert command(capsys, *prior, "--out", "plain")[0] == 0
+    assert command(capsys, *prior, "--out", "out", "--embedding", "oak.safetensors")[0] == 0
+    (embedding,) = json.loads(Path("out/manifest.json").read_text())["spec"]["embeddings"]
+    sha256 = hashlib.sha256(Path("oak.safetensors").read_bytes()).hexdigest()
+    assert embedding == {"file": str(tmp_path / "oak.safetensors"), "sha256": sha256, "word": "oak", "replaces": False}
+    text = read_png_metadata(Path("out/000000000.png"))
+    assert (text["textual_inversion"], text["textual_inversion_sha256"]) == ("oak.safetensors", sha256)
+    assert Path("out/000000000.png").read_bytes() != Path("plain/000000000.png").read_bytes()
+    code, _, err = command(capsys, *prior, "--out", "out", "--embedding", "elm.safetensors")
+    assert code == 2 and "out belongs to another job (embeddings" in err
+    code, _, err = command(capsys, *prior, "--out", "bad", "--embedding", "nowhere.pt:<x>")
+    assert code == 2 and "There is no embedding" in err and "Traceback" not in err
+    Path("bad.pt").write_bytes(b"x")
+    code, _, err = command(capsys, *prior, "--out", "bad", "--embedding", "bad.pt")
+    assert code == 2 and "bad.pt" in err and "Traceback" not in err
+    job = prepare_text_to_3d("a cup", compose_here([], {"prior.embeddings": ["oak.safetensors:<w>"]}), seed=0, out=None)
+    assert job.spec.embeddings[0].replaces and job.spec.adapters == job.spec.embeddings
+    with pytest.raises(
+        InputError, match=r"--embedding names a file of this machine, which the orchestrator at --url does not see"
+    ):
+        RemoteClient("http://kiln.example", "token").request_of(job)
 
 
 def test_a_3d_job_takes_loras_too_and_a_remote_orchestrator_does_not_see_them(tmp_path):

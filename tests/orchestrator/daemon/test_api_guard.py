@@ -142,6 +142,7 @@ UPLOAD = "/v1/uploads?name=a.csv"
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"runtime.address": "10.0.0.1:1"}}, {}, 403),
         ("submit", "POST", "/v1/images", {"prompt": "a", "settings": {"prior.loras": ["/etc/passwd"]}}, {}, 403),
         ("submit", "POST", "/v1/text-to-3d", {"prompt": "a", "settings": {"prior.loras": ["x:0.5"]}}, {}, 403),
+        ("submit", "POST", "/v1/images", {"prompt": "a", "settings": {"prior.embeddings": ["/etc/passwd"]}}, {}, 403),
         ("owner", "POST", "/v1/images", {"prompt": "a", "settings": {"prior.loras": ["/nowhere/x.safetensors"]}}, {}, 422),
         ("submit", "POST", "/v1/images", {"prompt": "a", "out": "/etc/cron.d/x"}, {}, 403),
         ("submit", "POST", "/v1/images", {"prompt": "a", "out": "../../x"}, {}, 422),
