@@ -199,7 +199,8 @@ def _family_of_file(path: Path) -> str:
 def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
     """What the option, or else a mark in a name, says of distillation."""
     kind, where, why = source.distilled, "?distilled=", "its name"
-    names = [source.location if not path.exists() else path.name, *(Path(location).name for location, _ in source.loras)]
+    others = [*(location for location, _ in source.loras), *([source.unet] if source.unet else [])]
+    names = [source.location if not path.exists() else path.name, *(Path(location).name for location in others)]
     if kind is None and "time_cond_proj_dim" not in found.origins["sampler"]:
         marked = ((kind, name) for name in names for kind, mark in _MARKS if mark.search(name))
         kind, where = next(marked, (None, ""))

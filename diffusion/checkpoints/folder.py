@@ -13,7 +13,9 @@ from diffusion.checkpoints.autoencoder_keys import folder_autoencoder_kl
 from diffusion.checkpoints.checkpoint import Autoencoder, Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.keymap import KeyMap, identity
+from diffusion.checkpoints.network_files import STEMS, fill_network
 from diffusion.checkpoints.text_keys import folder_text
+from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, fill, hash_files, read_json, skeleton, weight_files
 from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
@@ -25,7 +27,7 @@ from diffusion.text.tokenizer import Tokenizer
 
 Config = TypeVar("Config")
 
-UNET_STEMS = VAE_STEMS = ("diffusion_pytorch_model",)
+UNET_STEMS = VAE_STEMS = STEMS
 TEXT_STEMS = ("model", "pytorch_model")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
@@ -43,6 +45,7 @@ def read_folder(
     name: str | None = None,
     prediction_type: PredictionType | None = None,
     dtype: torch.dtype = torch.float32,
+    network_file: Path | None = None,
 ) -> Checkpoint:
     """Reads a folder of Stable Diffusion 1.x, 2.x, SDXL base, or a prior of our own.
 
@@ -50,6 +53,7 @@ def read_folder(
         name: for a folder without a card; its own name by default.
         prediction_type: instead of the one in `scheduler_config.json`.
         dtype: of UNet and text towers; the autoencoder is always float32, since SDXL's overflows in half precision.
+        network_file: with the UNet's weights, see `fill_network`.
 
     Raises:
         PriorError: a file is missing, damaged, or does not fit the others.
@@ -58,12 +62,15 @@ def read_folder(
     index, parts = read_json(folder / "model_index.json"), complete_parts_of(folder)
     second = "text_encoder_2" in parts
     unet_config = configured(folder / "unet/config.json", UNetConfig.from_dict)
-    unet_files = weight_files(folder / "unet", *UNET_STEMS)
     if (folder / MULTI_VIEW).is_dir():
         views = configured(folder / MULTI_VIEW / "config.json", MultiViewConfig.from_dict)
         unet_config = replace(unet_config, multi_view=views)
-        unet_files += weight_files(folder / MULTI_VIEW, *UNET_STEMS)
-    unet = fill(skeleton(lambda: UNet2DCondition(unet_config)), identity, Weights(unet_files), folder / "unet", dtype=dtype)
+        unet_files = weight_files(folder / "unet", *UNET_STEMS) + weight_files(folder / MULTI_VIEW, *UNET_STEMS)
+        unet = fill(skeleton(lambda: UNet2DCondition(unet_config)), identity, Weights(unet_files), folder / "unet", dtype=dtype)
+    else:
+        unet = skeleton(lambda: UNet2DCondition(unet_config))
+        layouts = {"folder": identity, "original": functools.partial(original_unet, unet_config)}
+        unet_files = fill_network(unet, folder / "unet", network_file, **layouts, dtype=dtype)
     autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
     towers, text_files = [], []
     for part in parts:

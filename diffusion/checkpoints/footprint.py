@@ -19,6 +19,7 @@ from diffusion.adapter_cache import adapter_bytes
 from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
 from diffusion.checkpoints.folder import SINGLE_STREAM_PIPELINE, TEXT_STEMS, UNET_STEMS, VAE_STEMS, configured, parts_of
 from diffusion.checkpoints.gguf import read_entries
+from diffusion.checkpoints.network_files import network_prefix
 from diffusion.checkpoints.read import locate, pipeline_of
 from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
 from diffusion.checkpoints.source import Source
@@ -135,9 +136,10 @@ def footprint(source: str, *, rows: int = 16, pictures: int = 8) -> Footprint:
     """
     given = Source.parse(source)
     path, _ = locate(given.location, offline=True)
-    measure = _folder if path.is_dir() else _single_file
     width, vae_width = BYTES[given.dtype], AUTOENCODER_BYTES[given.dtype]
-    unet, autoencoder, network, towers, vae_weights = measure(path, width, vae_width)
+    network_file = None if given.unet is None else locate(given.unet, offline=True)[0]
+    measured = _folder(path, width, vae_width, network_file) if path.is_dir() else _single_file(path, width, vae_width)
+    unet, autoencoder, network, towers, vae_weights = measured
     if given.vae is not None:
         other, _ = locate(given.vae, offline=True)
         vae_weights = _bytes([other] if other.is_file() else weight_files(other, *VAE_STEMS), vae_width)
@@ -230,7 +232,7 @@ Measured = tuple[NetworkConfig, tuple[int, ...], int, tuple[int, ...], int]
 """Configuration of the network, widths of the autoencoder's levels; bytes of the network, each text tower, the autoencoder."""
 
 
-def _folder(path: Path, width: int, vae_width: int) -> Measured:
+def _folder(path: Path, width: int, vae_width: int, network_file: Path | None) -> Measured:
     towers = [part for part in parts_of(path) if part.startswith("text_encoder")]
     network = "transformer" if (path / "transformer").is_dir() else "unet"
     config = _config(path / network / "config.json")
@@ -239,10 +241,19 @@ def _folder(path: Path, width: int, vae_width: int) -> Measured:
     return (
         config,
         tuple(widths),
-        _bytes(weight_files(path / network, *UNET_STEMS), width),
+        _bytes(weight_files(path / network, *UNET_STEMS), width) if network_file is None else _network_in(network_file, width),
         tuple(width * _tower_numbers(path / part, config) for part in towers),
         _bytes(weight_files(path / "vae", *VAE_STEMS), vae_width),
     )
+
+
+def _network_in(file: Path, width: int) -> int:
+    """Bytes of the network in a file that may hold other parts of a model too."""
+    if file.suffix in PICKLES:
+        return _bytes([file], width)
+    header = _header(file)
+    prefix = network_prefix(header)
+    return width * sum(size for name, size in header.items() if name.startswith(prefix))
 
 
 def _single_file(path: Path, width: int, vae_width: int) -> Measured:

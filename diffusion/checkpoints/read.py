@@ -39,12 +39,16 @@ def read(source: Source) -> Checkpoint:
     if path.is_dir():
         if source.averaged:
             raise PriorError(f"'averaged' was asked of the folder {path}; only single files of training hold such a copy")
+        if source.unet is not None:
+            options["network_file"] = locate(source.unet, offline=source.offline)[0]
         if (read_flow := FLOWS.get(pipeline_of(path))) is not None:
             _refuse_prediction_type(path, options.pop("prediction_type"))
             checkpoint = read_flow(path, name=name, **options)
         else:
             checkpoint = read_folder(path, name=name, **options)
     else:
+        if source.unet is not None:
+            raise PriorError(f"'unet' was given beside the file {path}; it replaces a folder's network, so give a folder")
         vae = None if source.vae is None else locate(source.vae, offline=source.offline)[0]
         checkpoint = read_single_file(path, averaged=source.averaged, vae=vae, **options)
         size = TURBO_SIZE if defaults.distilled == "turbo" else checkpoint.card.image_size

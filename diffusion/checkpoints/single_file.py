@@ -197,12 +197,13 @@ def family(names: Iterable[str], path: Path) -> Architecture:
     for architecture in ARCHITECTURES:
         if all(any(name.startswith(tower.prefix) for name in names) for tower in architecture.towers):
             return multi_view(architecture) if CAMERA_MARK in names else architecture
-    z_image = "a Z-Image's transformer without its text tower, of which the pipeline's folder is read"
+    beside = "without its text towers, which is given beside the folder of its pipeline as 'FOLDER?unet=FILE'"
     kinds = {
-        "model.diffusion_model.cap_embedder.": z_image,
-        "cap_embedder.": z_image,
+        "model.diffusion_model.cap_embedder.": f"a Z-Image's transformer {beside}",
+        "cap_embedder.": f"a Z-Image's transformer {beside}",
         "conditioner.embedders.0.model.": "an SDXL refiner",
-        "joint_blocks.": "a Stable Diffusion 3's transformer without its text towers",
+        "joint_blocks.": f"a Stable Diffusion 3's transformer {beside}",
+        "input_blocks.": f"a UNet {beside}",
         "model.diffusion_model.double_blocks.": "a FLUX model",
         "double_blocks.": "a FLUX model",
         "encoder.down.": "an autoencoder alone, which is given beside a model as '?vae=FILE'",
@@ -213,7 +214,7 @@ def family(names: Iterable[str], path: Path) -> Architecture:
         "string_to_param": "a textual inversion, which is given beside a model as '?embedding=FILE'",
         "lora_unet_": "a LoRA, which is given beside a model as '?lora=FILE'",
         "control_model.": "a ControlNet",
-        UNET: "a UNet without text towers",
+        UNET: f"a UNet {beside}",
     }
     kind = next((kind for start, kind in kinds.items() if any(name.startswith(start) for name in names)), None)
     known = ", ".join(architecture.name for architecture in reversed(ARCHITECTURES))

@@ -71,7 +71,7 @@ class Source:
         averaged: a training file's averaged UNet instead of its last one.
         loras: (location, scale), merged in this order.
         embeddings: (location, word or None), textual inversion.
-        vae: location of another autoencoder.
+        vae: location of another autoencoder. unet: of a file with the denoising network alone, in place of a folder's.
         plain_prompts: prompts are words alone, cut at the towers' length; otherwise they may be of any length, with
             (word:1.2), [word] and BREAK.
         clip_skip: 1 for the text towers' own layer, 2 for the one before.
@@ -89,6 +89,7 @@ class Source:
     loras: tuple[tuple[str, float], ...] = ()
     embeddings: tuple[tuple[str, str | None], ...] = ()
     vae: str | None = None
+    unet: str | None = None
     plain_prompts: bool = False
     clip_skip: int = 1
     distilled: str | None = None
@@ -121,7 +122,7 @@ class Source:
                 case "embedding":
                     file, _, word = value.rpartition(":")
                     options["embeddings"] += ((file, word) if file else (value, None),)
-                case "vae":
+                case "vae" | "unet":
                     options[name] = value
                 case "prompt":
                     options["plain_prompts"] = _one_of(name, value, ("plain", "weighted")) == "plain"
@@ -138,7 +139,7 @@ class Source:
                     if (there := next((word for word in NOT_HERE if wanted.startswith(word)), None)) is not None:
                         raise PriorError(f"the prior {text!r} has the option {name!r}: {NOT_HERE[there]}")
                     known = (
-                        "prediction_type, dtype, averaged, lora, embedding, vae, decode, prompt, clip_skip, distilled, "
+                        "prediction_type, dtype, averaged, lora, embedding, vae, unet, decode, prompt, clip_skip, distilled, "
                         "strict_rows, offline"
                     )
                     raise PriorError(f"the prior {text!r} has the option {name!r}; expected one of {known}")
@@ -158,9 +159,14 @@ class Source:
         Raises:
             PriorError: naming the one that is neither.
         """
-        adapters = (*(location for location, _ in (*self.loras, *self.embeddings)), *([self.vae] if self.vae else []))
-        for location in (self.location, *adapters):
+        for location in self.locations:
             resolve(location)
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """Everything that is named."""
+        adapters = (location for location, _ in (*self.loras, *self.embeddings))
+        return (self.location, *adapters, *(part for part in (self.vae, self.unet) if part))
 
 
 def resolve(location: str) -> Path | HubName:

@@ -20,7 +20,6 @@ from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.folder import (
     TEXT_STEMS,
-    UNET_STEMS,
     build_tower,
     complete_parts_of,
     configured,
@@ -28,6 +27,7 @@ from diffusion.checkpoints.folder import (
     read_tokenizer,
 )
 from diffusion.checkpoints.keymap import identity
+from diffusion.checkpoints.network_files import fill_network
 from diffusion.checkpoints.text_keys import folder_text, num_layers
 from diffusion.checkpoints.transformer_keys import folder_transformer, original_transformer
 from diffusion.checkpoints.weights import Weights, fill, hash_files, skeleton, weight_files
@@ -53,21 +53,23 @@ AUTOENCODER_CONFIG = AutoencoderKLConfig(
 _UNREAD = ("logit_scale", "transformer.text_model.embeddings.position_ids")
 
 
-def read_stable_diffusion_3(folder: Path, *, name: str | None = None, dtype: torch.dtype = torch.float32) -> Checkpoint:
+def read_stable_diffusion_3(
+    folder: Path, *, name: str | None = None, dtype: torch.dtype = torch.float32, network_file: Path | None = None
+) -> Checkpoint:
     """Reads Stable Diffusion 3 or 3.5 medium from a folder as `StableDiffusion3Pipeline.save_pretrained` writes it.
 
     Args:
         name: of the prior; the folder's own by default. dtype: of transformer and text towers.
+        network_file: with the transformer's weights, see `fill_network`.
 
     Raises:
         PriorError: a file is missing, damaged, or does not fit the others.
     """
     parts = complete_parts_of(folder)
     config = configured(folder / "transformer/config.json", JointTransformerConfig.from_dict)
-    files = weight_files(folder / "transformer", *UNET_STEMS)
-    network = fill(
-        skeleton(lambda: JointTransformer(config)), folder_transformer, Weights(files), folder / "transformer", dtype=dtype
-    )
+    network = skeleton(lambda: JointTransformer(config))
+    layouts = {"folder": folder_transformer, "original": original_transformer}
+    files = fill_network(network, folder / "transformer", network_file, **layouts, dtype=dtype)
     autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
     towers, text_files = [], []
     second = "text_encoder_2" in parts

@@ -12,30 +12,34 @@ import torch
 
 from diffusion.checkpoints.checkpoint import Checkpoint, PriorCard
 from diffusion.checkpoints.errors import making_sense_of
-from diffusion.checkpoints.folder import TEXT_STEMS, UNET_STEMS, complete_parts_of, configured, read_autoencoder_folder
+from diffusion.checkpoints.folder import TEXT_STEMS, complete_parts_of, configured, read_autoencoder_folder
 from diffusion.checkpoints.keymap import identity
+from diffusion.checkpoints.network_files import fill_network
 from diffusion.checkpoints.weights import Weights, fill, hash_files, skeleton, weight_files
-from diffusion.checkpoints.z_image_keys import folder_z_image
+from diffusion.checkpoints.z_image_keys import folder_z_image, original_z_image
 from diffusion.flow_schedule import FlowSchedule
 from diffusion.networks.z_image import ZImageConfig, ZImageTransformer
 from diffusion.text.qwen3 import Qwen3, Qwen3Config, Qwen3Tower
 from diffusion.text.t5 import load_tokenizer
 
 
-def read_z_image(folder: Path, *, name: str | None = None, dtype: torch.dtype = torch.float32) -> Checkpoint:
+def read_z_image(
+    folder: Path, *, name: str | None = None, dtype: torch.dtype = torch.float32, network_file: Path | None = None
+) -> Checkpoint:
     """Reads Z-Image or Z-Image-Turbo from a folder as `ZImagePipeline.save_pretrained` writes it.
 
     Args:
         name: of the prior; the folder's own by default. dtype: of transformer and text tower.
+        network_file: with the transformer's weights, see `fill_network`.
 
     Raises:
         PriorError: a file is missing, damaged, or does not fit the others.
     """
     complete_parts_of(folder)
     config = configured(folder / "transformer/config.json", ZImageConfig.from_dict)
-    files = weight_files(folder / "transformer", *UNET_STEMS)
     network = skeleton(lambda: ZImageTransformer(config))
-    fill(network, folder_z_image, Weights(files), folder / "transformer", dtype=dtype)
+    layouts = {"folder": folder_z_image, "original": original_z_image}
+    files = fill_network(network, folder / "transformer", network_file, **layouts, dtype=dtype)
     autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
     tower, text_files = _read_tower(folder, dtype)
     schedule = configured(folder / "scheduler/scheduler_config.json", FlowSchedule.from_config)

@@ -59,13 +59,7 @@ def _state(source: str) -> _State | None:
     from diffusion.checkpoints.weights import Weights
 
     try:
-        given = Source.parse(source)
-        places = [
-            given.location,
-            *(place for place, _ in (*given.loras, *given.embeddings)),
-            *([given.vae] if given.vae else []),
-        ]
-        resolved = [resolve(place) for place in places]
+        resolved = [resolve(place) for place in Source.parse(source).locations]
         if any(isinstance(place, HubName) for place in resolved):
             return None
         files = [file for place in resolved if isinstance(place, Path) for file in _files(place)]

@@ -103,7 +103,7 @@ def absolute_source(source: str) -> str:
         if name in ("lora", "embedding"):
             file, colon, suffix = value.rpartition(":")
             value = f"{_absolute(file)}{colon}{suffix}" if file else _absolute(value)
-        elif name == "vae":
+        elif name in ("vae", "unet"):
             value = _absolute(value)
         options.append(f"{name}{equals}{value}")
     return f"{location if location == 'toybox' else _absolute(location)}{mark}{'&'.join(options)}"

@@ -359,11 +359,11 @@ def test_what_does_not_fit_is_said(saved: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
-def test_a_single_file_is_refused_by_its_name(prefix: str, saved: Any, tmp_path: Path) -> None:
-    """It holds neither the text tower nor its tokenizer."""
+def test_a_single_file_by_itself_is_refused_by_its_name(prefix: str, saved: Any, tmp_path: Path) -> None:
+    """It holds neither the text tower nor its tokenizer; beside a folder it is read, see `test_network_files`."""
     own = Prior.load(saved()[1]).unet.state_dict()
     save_file({f"{prefix}{name}": tensor for name, tensor in own.items()}, tmp_path / "z_image.safetensors")
-    with pytest.raises(PriorError, match="it looks like a Z-Image's transformer without its text tower, of which the pipeline"):
+    with pytest.raises(PriorError, match="a Z-Image's transformer without its text towers, which is given beside the fol"):
         Prior.load(tmp_path / "z_image.safetensors")
 
 
