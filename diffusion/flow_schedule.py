@@ -41,10 +41,34 @@ class ResolutionShift:
     base_shift: float = 0.5
     max_shift: float = 1.15
 
-    def shift(self, num_patches: int) -> float:
-        """e^mu of a picture of so many patches."""
+    def shift(self, num_patches: int, num_steps: int) -> float:
+        """e^mu of a picture of so many patches, whatever the number of steps."""
+        del num_steps
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         return math.exp(self.base_shift + slope * (num_patches - self.base_image_seq_len))
+
+
+@dataclass(frozen=True)
+class EmpiricalShift:
+    """A shift e^mu whose mu depends on the patches of a picture and on the steps that are taken (as FLUX.2 has it).
+
+    mu is a line in the number of steps through two measured points, each a line in the number of patches; beyond
+    `max_image_seq_len` patches it is that of 200 steps.
+
+    Args:
+        at_10_steps, at_200_steps: slope and offset of mu over the number of patches.
+    """
+
+    at_10_steps: tuple[float, float] = (8.73809524e-05, 1.89833333)
+    at_200_steps: tuple[float, float] = (0.00016927, 0.45666666)
+    max_image_seq_len: int = 4300
+
+    def shift(self, num_patches: int, num_steps: int) -> float:
+        """e^mu of a picture of so many patches in so many steps."""
+        few, many = (slope * num_patches + offset for slope, offset in (self.at_10_steps, self.at_200_steps))
+        if num_patches > self.max_image_seq_len:
+            return math.exp(many)
+        return math.exp(few + (many - few) / 190 * (num_steps - 10))
 
 
 @dataclass(frozen=True)
@@ -67,7 +91,7 @@ class FlowSchedule(Schedule):
 
     num_train_timesteps: int = 1000
     shift: float = 1.0
-    resolution_shift: ResolutionShift | None = None
+    resolution_shift: ResolutionShift | EmpiricalShift | None = None
     timestep_spacing: FlowSpacing = "linspace"
     low_end_is_shifted: bool = True
 
@@ -185,11 +209,11 @@ class FlowSchedule(Schedule):
         """Levels before the shift, (B,) in [0, 1] -> timesteps after it, (B,) float64 in [0, T], as RFDS draws them."""
         return self.num_train_timesteps * self.shifted(fractions.double())
 
-    def fitted(self, latents: tuple[int, int], *, patch: int) -> "FlowSchedule":
+    def fitted(self, latents: tuple[int, int], *, patch: int, num_steps: int) -> "FlowSchedule":
         """With a `resolution_shift`, the schedule of pictures with latents (h, w) in patches of so many numbers a side."""
         if self.resolution_shift is None:
             return self
-        shift = self.resolution_shift.shift((latents[0] // patch) * (latents[1] // patch))
+        shift = self.resolution_shift.shift((latents[0] // patch) * (latents[1] // patch), num_steps)
         return replace(self, shift=shift, resolution_shift=None)
 
 

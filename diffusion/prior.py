@@ -221,7 +221,12 @@ class Prior(Checkpoint):
 
     @torch.no_grad()
     def told_scale(self, condition: Condition, guidance: Guidance) -> tuple[Condition, Guidance]:
-        """Of a network that is told its guidance scale (2310.04378): the condition that says it, and no other guidance."""
+        """Of a network that is told its guidance scale (2310.04378): the condition that says it, and no other guidance.
+
+        Of one that ignores guidance: the condition without its unconditional half.
+        """
+        if self.ignores_guidance:
+            return replace(condition, negative=None), replace(guidance, scale=1.0)
         if not isinstance(self.unet, UNet2DCondition) or not self.unet.scale_dim:
             return condition, guidance
         tokens = condition.tokens.clone()
@@ -242,7 +247,7 @@ class Prior(Checkpoint):
         """What the towers make of prompts: states (B, S, D) and, of SDXL, pooled text and sizes (B, A), or pooled text alone.
 
         S is the towers' length times the number of chunks (see `diffusion.text.chunks`), and of Stable Diffusion 3 the rows of
-        T5 after them, zeros without it; of Z-Image that of the longest prompt, with zeros after the shorter ones.
+        T5 after them, zeros without it; of Z-Image that of the longest prompt, with zeros after the shorter; of FLUX.2 512.
 
         Args:
             size: (height, width) of the pictures in pixels, which SDXL is told; the prior's own by default.
@@ -306,11 +311,11 @@ class Prior(Checkpoint):
 
     @property
     def reads_syntax(self) -> bool:
-        """Whether prompts may be weighted, and longer than CLIP; priors of few words, and Z-Image, read words alone."""
+        """Whether prompts may be weighted, and longer than CLIP; priors of few words, and Qwen3, read words alone."""
         return not self.plain_prompts and self.card.vocabulary is None and not isinstance(self.text_encoder, Qwen3Tower)
 
     def num_chunks(self, prompts: Sequence[str]) -> int:
-        """How often the towers' length, or of Z-Image a run of 32 rows, the longest of some prompts takes."""
+        """How often the towers' length, or of Qwen3 a run of 32 rows, the longest of some prompts takes."""
         if isinstance(self.text_encoder, Qwen3Tower):
             return max(-(-self.text_encoder.num_tokens(prompt) // RUN) for prompt in dict.fromkeys([*prompts, ""]))
         if not self.reads_syntax:

@@ -61,7 +61,7 @@ class Schedule(ABC):
     def final_alphas_cumprod(self) -> float:
         """alpha^2 after the last step of DDIM and PNDM."""
 
-    def fitted(self, latents: tuple[int, int], *, patch: int) -> "Schedule":
+    def fitted(self, latents: tuple[int, int], *, patch: int, num_steps: int) -> "Schedule":
         """This schedule for pictures of these latents (h, w), of which a network sees patches of so many numbers a side."""
         return self
 

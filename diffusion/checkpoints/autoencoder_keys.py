@@ -14,12 +14,14 @@ OLD_ATTENTION = (
     (r"(\.attentions\.\d+)\.value\.", r"\1.to_v."),
     (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
 )
+UNREAD = frozenset({"bn.num_batches_tracked"})
+"""Training's count of FLUX.2's statistics."""
 
 
 def original_modules(config: AutoencoderKLConfig) -> dict[str, str]:
     """Our module names -> the original ones. The decoder's levels are counted from the finest there."""
     levels = len(config.block_out_channels)
-    table = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    table = {name: name for name in ("quant_conv", "post_quant_conv", "bn")}
     for half in ("encoder", "decoder"):
         table |= {f"{half}.{name}": f"{half}.{name}" for name in ("conv_in", "conv_out")}
         table[f"{half}.conv_norm_out"] = f"{half}.norm_out"
@@ -42,12 +44,12 @@ def original_autoencoder_kl(config: AutoencoderKLConfig, keys: Iterable[str]) ->
     """The map of an AutoencoderKL with these keys; the attention's matrices are 1x1 convolutions there."""
     pairs = module_pairs(original_modules(config), keys)
     matrices = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
-    return KeyMap(tuple(replace(pair, form="matrix") if pair.ours.endswith(matrices) else pair for pair in pairs))
+    return KeyMap(tuple(replace(pair, form="matrix") if pair.ours.endswith(matrices) else pair for pair in pairs), UNREAD)
 
 
 def folder_autoencoder_kl(keys: Iterable[str]) -> KeyMap:
     """The map of a folder's AutoencoderKL, whatever its age."""
-    return identity(keys, renamed=OLD_ATTENTION)
+    return identity(keys, ignored=UNREAD, renamed=OLD_ATTENTION)
 
 
 def original_autoencoder_tiny(keys: Iterable[str]) -> KeyMap:

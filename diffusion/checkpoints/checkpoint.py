@@ -10,9 +10,10 @@ from diffusion.checkpoints.source import STRICT_ROWS
 from diffusion.checkpoints.weights import read_json
 from diffusion.networks.autoencoder_kl import AutoencoderKL
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny
+from diffusion.networks.flux2 import Flux2Transformer
 from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.unet import UNet2DCondition
-from diffusion.networks.z_image import ZImageTransformer
+from diffusion.networks.z_image import ZImageConfig, ZImageTransformer
 from diffusion.process import Schedule
 from diffusion.text.clip import TextEncoder
 from diffusion.text.qwen3 import Qwen3Tower
@@ -20,7 +21,7 @@ from diffusion.text.t5 import T5Tower
 from diffusion.text.tokenizer import Tokenizer
 
 Autoencoder = AutoencoderKL | AutoencoderTiny
-Transformer = JointTransformer | ZImageTransformer
+Transformer = JointTransformer | ZImageTransformer | Flux2Transformer
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Checkpoint:
 
     Attributes:
         weights_hash: sha256 of all that was read into the networks and, where it is not Stable Diffusion's, of the schedule.
-        unet: the network: a UNet, or the transformer of Stable Diffusion 3 or Z-Image.
-        text_encoder, tokenizer: the first CLIP tower and its tokenizer, or Z-Image's Qwen3, which has its own, and None.
+        unet: the network: a UNet, or the transformer of Stable Diffusion 3, Z-Image or FLUX.2.
+        text_encoder, tokenizer: the first CLIP tower and its tokenizer, or Qwen3, which has its own, and None.
         text_encoder_2, tokenizer_2: the second tower, of SDXL and Stable Diffusion 3; None otherwise.
         text_encoder_3: Stable Diffusion 3's T5, which may be absent.
         plain_prompts: whether prompts are words alone, without weights and BREAK, cut at the towers' length.
@@ -82,6 +83,7 @@ class Checkpoint:
         clip_skip: 1 for the layer of the text towers that the model was trained with, 2 for the one before, and so on.
         notes: sentences about what was passed over or assumed while it was read.
         distilled: how it was distilled to few steps, a name of `diffusion.checkpoints.defaults.DISTILLED`; "" if it was not.
+        ignores_guidance: whether it was distilled so that every guidance scale counts as none, as FLUX.2 klein was.
         zeros_for_empty_negative: whether an empty negative prompt is all zeros instead of being encoded, as SDXL has it.
     """
 
@@ -103,10 +105,11 @@ class Checkpoint:
     decoding: str = "auto"
     strict_rows: int = STRICT_ROWS
     distilled: str = ""
+    ignores_guidance: bool = False
 
     @property
     def towers(self) -> list[tuple[str, TextEncoder, Tokenizer]]:
-        """(published name, tower, tokenizer) of the CLIP towers: one, two, or none of Z-Image."""
+        """(published name, tower, tokenizer) of the CLIP towers: one, two, or none of Z-Image and FLUX.2."""
         if isinstance(self.text_encoder, Qwen3Tower) or self.tokenizer is None:
             return []
         towers = [("text_encoder", self.text_encoder, self.tokenizer)]
@@ -152,7 +155,7 @@ class Checkpoint:
         fits = [
             ("takes", "latent channels", config.in_channels, "its autoencoder makes", latents),
             ("gives", "latent channels", config.out_channels, "its autoencoder reads", latents),
-            *(self._texts_of_joint(network) if isinstance(network, JointTransformer) else self._text_of_single_stream(network)),
+            *(self._texts_of_joint(network) if isinstance(network, JointTransformer) else self._text_of_qwen3(network)),
         ]
         for does, what, ours, who, theirs in fits:
             if ours != theirs:
@@ -176,10 +179,12 @@ class Checkpoint:
             ("reads text of", "numbers a row", config.joint_attention_dim, "its T5 tower gives", width),
         ]
 
-    def _text_of_single_stream(self, network: ZImageTransformer) -> list[tuple[str, str, int, str, int]]:
+    def _text_of_qwen3(self, network: ZImageTransformer | Flux2Transformer) -> list[tuple[str, str, int, str, int]]:
         assert isinstance(self.text_encoder, Qwen3Tower)
-        width = self.text_encoder.encoder.config.hidden_size
-        return [("reads text of", "numbers a row", network.config.cap_feat_dim, "its text tower gives", width)]
+        encoder, config = self.text_encoder.encoder, network.config
+        read = config.cap_feat_dim if isinstance(config, ZImageConfig) else config.joint_attention_dim
+        given = len(encoder.reads) * encoder.config.hidden_size
+        return [("reads text of", "numbers a row", read, "its text tower gives", given)]
 
 
 def inpainting_channels(latents: int) -> int:

@@ -17,7 +17,8 @@ SETTINGS = ("num_steps", "guidance_scale", "guidance_rescale", "sampler", "times
 _FAMILY = "the family's usual value"
 # Steps, guidance, rescale, sampler and spacing as the owners of each family expect them; None is the schedule's own spacing.
 _STABLE_DIFFUSION = (25, 7.5, 0.0, "dpmpp_2m", "karras")
-_FLOWS = ("Stable Diffusion 3", "Stable Diffusion 3.5", "Z-Image")
+KLEIN = "FLUX.2 klein"
+_FLOWS = ("Stable Diffusion 3", "Stable Diffusion 3.5", "Z-Image", KLEIN)
 FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
     "Stable Diffusion 1.x": _STABLE_DIFFUSION,
     "Stable Diffusion 2.x": _STABLE_DIFFUSION,
@@ -27,6 +28,7 @@ FAMILIES: dict[str, tuple[int, float, float, str, str | None]] = {
     "Stable Diffusion 3.5": (40, 4.5, 0.0, "euler", None),
     # Its pipeline says 5 and guides with positive + 5 (positive - negative).
     "Z-Image": (50, 6.0, 0.0, "euler", None),
+    KLEIN: (50, 4.0, 0.0, "euler", None),
     "Stable Diffusion": _STABLE_DIFFUSION,
 }
 # Of a single file, whose configuration is its family's; Stable Diffusion 2.x was published at 512 and, with v-prediction, 768.
@@ -38,11 +40,13 @@ IMAGE_SIZES = {
     "Stable Diffusion 3": 1024,
     "Stable Diffusion 3.5": 1024,
     "Z-Image": 1024,
+    KLEIN: 1024,
 }
 TURBO_SIZE = 512
 """Of the models distilled from Stable Diffusion 2.1 and XL alike."""
 CLIP_LAYERS = {
     **dict.fromkeys(("Stable Diffusion 2.x", "Stable Diffusion XL", *_FLOWS), "last but one"),
+    KLEIN: "ninth, eighteenth and twenty-seventh",
     "Stable Diffusion": "family's",
 }
 """The layer of the text towers that a family was trained with; the others take the last. `?clip_skip=` counts back from it."""
@@ -56,6 +60,7 @@ DISTILLED: dict[str, tuple[int, float, float, str, str | None]] = {
     "hyper": (8, 1.0, 0.0, "ddim", "trailing"),
     "lcm": (4, 8.5, 0.0, "lcm", None),
     "lcm-lora": (4, 1.5, 0.0, "lcm", None),
+    "steps": (4, 1.0, 0.0, "euler", None),
 }
 Z_IMAGE_TURBO = (8, *DISTILLED["turbo"][1:])
 """Eight evaluations of the network; upstream's nine steps end in one that is skipped."""
@@ -150,6 +155,8 @@ def _of_folder(folder: Path) -> Defaults:
         family = "Stable Diffusion 3.5" if unet.get("qk_norm") else "Stable Diffusion 3"
         if "cap_feat_dim" in unet:
             family, unet = "Z-Image", {"sample_size": IMAGE_SIZES["Z-Image"] // 8, **unet}
+        elif "num_single_layers" in unet:
+            family, unet = KLEIN, {"sample_size": IMAGE_SIZES[KLEIN] // 8, **unet}
     elif (folder / "text_encoder_2").is_dir():
         family = "Stable Diffusion XL"
     else:
@@ -191,6 +198,8 @@ def _family_of_file(path: Path) -> str:
         return "Stable Diffusion 1.x"
     if re.search(r"z[-_ ]?image", str(path), re.IGNORECASE):
         return "Z-Image"
+    if re.search(r"flux[._-]?2.*klein", str(path), re.IGNORECASE):
+        return KLEIN
     if third := re.search(r"(?:sd|stable[-_ ]?diffusion)[-_ ]?3(?P<half>[._]5)?(?!\d)", str(path), re.IGNORECASE):
         return "Stable Diffusion 3.5" if third["half"] else "Stable Diffusion 3"
     return "Stable Diffusion XL" if re.search(r"xl(?![a-z])", str(path), re.IGNORECASE) else "Stable Diffusion"
@@ -207,6 +216,11 @@ def _distilled(source: Source, path: Path, found: Defaults) -> Defaults:
     shift = _json(path / "scheduler/scheduler_config.json").get("shift")
     if kind is None and found.family == "Z-Image" and shift == Z_IMAGE_TURBO_SHIFT:
         kind, where, why = "turbo", path.name, f"its scheduler's shift of {shift:g}"
+    if kind is None and found.family == KLEIN:
+        if path.is_dir() and _json(path / "model_index.json").get("is_distilled"):
+            kind, where, why = "steps", path.name, "its model_index.json"
+        elif not path.exists() and "base" not in source.location.lower():
+            kind, where = "steps", source.location
     if kind is None or kind == "none":
         return found
     is_z_turbo = kind == "turbo" and found.family == "Z-Image"

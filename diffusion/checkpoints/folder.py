@@ -35,6 +35,7 @@ TRANSFORMER_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "schedul
 THIRD_TOWER = ("text_encoder_3", "tokenizer_3")
 JOINT_PIPELINE = "StableDiffusion3Pipeline"
 SINGLE_STREAM_PIPELINE = "ZImagePipeline"
+KLEIN_PIPELINE = "Flux2KleinPipeline"
 MULTI_VIEW = "multi_view"
 """The folder of what a UNet has beyond the published one, in priors of ours."""
 
@@ -116,8 +117,9 @@ def read_autoencoder_folder(folder: Path) -> tuple[Autoencoder, list[Path]]:
     if name == "AutoencoderTiny":
         tiny = configured(folder / "config.json", AutoencoderTinyConfig.from_dict)
         return fill(skeleton(lambda: AutoencoderTiny(tiny)), identity, Weights(files), folder), files
-    if name == "AutoencoderKL":
-        kl = configured(folder / "config.json", AutoencoderKLConfig.from_dict)
+    if name in ("AutoencoderKL", "AutoencoderKLFlux2"):
+        usual = AutoencoderKLConfig.FLUX2 if name == "AutoencoderKLFlux2" else {}
+        kl = configured(folder / "config.json", lambda config: AutoencoderKLConfig.from_dict({**usual, **config}))
         return fill(skeleton(lambda: AutoencoderKL(kl)), folder_autoencoder_kl, Weights(files), folder), files
     raise PriorError(f"the autoencoder in {folder} is a {name}; expected AutoencoderKL or AutoencoderTiny; use another one")
 
@@ -147,7 +149,7 @@ def parts_of(folder: Path) -> tuple[str, ...]:
     with making_sense_of(folder / "model_index.json"):
         second, third = ((index.get(part) or [None])[0] is not None for part in ("text_encoder_2", "text_encoder_3"))
         towers = (*(SECOND_TOWER if second else ()), *(THIRD_TOWER if third else ()))
-        if index.get("_class_name") == SINGLE_STREAM_PIPELINE:
+        if index.get("_class_name") in (SINGLE_STREAM_PIPELINE, KLEIN_PIPELINE):
             return TRANSFORMER_PARTS
         return (*(TRANSFORMER_PARTS if index.get("_class_name") == JOINT_PIPELINE else PARTS), *towers)
 
@@ -203,7 +205,7 @@ def refuse_other_families(folder: Path) -> None:
     Raises:
         PriorError: it is one, named.
     """
-    known = "use a folder of Stable Diffusion 1.x, 2.x, SDXL base, 3 or Z-Image"
+    known = "use a folder of Stable Diffusion 1.x, 2.x, SDXL base, 3, Z-Image or FLUX.2 klein"
     if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
         name = str(read_json(folder / "config.json").get("_class_name"))
         what = OTHER_FOLDERS.get(name, f"one network ({name})")
@@ -212,7 +214,7 @@ def refuse_other_families(folder: Path) -> None:
         raise PriorError(f"the folder {folder} holds a LoRA, which is given beside a model as '?lora=FOLDER'; {known}")
     index = read_json(folder / "model_index.json")
     pipeline = str(index.get("_class_name", ""))
-    if pipeline in (JOINT_PIPELINE, SINGLE_STREAM_PIPELINE):
+    if pipeline in (JOINT_PIPELINE, SINGLE_STREAM_PIPELINE, KLEIN_PIPELINE):
         return
     other = next((what for start, what in OTHER_PIPELINES.items() if pipeline.startswith(start)), None)
     if other is not None:

@@ -11,28 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from diffusion.adapter_cache import adapter_bytes
 from diffusion.checkpoints.errors import PriorError, making_sense_of, not_read
-from diffusion.checkpoints.folder import SINGLE_STREAM_PIPELINE, TEXT_STEMS, UNET_STEMS, VAE_STEMS, configured, parts_of
+from diffusion.checkpoints.folder import TEXT_STEMS, UNET_STEMS, VAE_STEMS, configured, parts_of
 from diffusion.checkpoints.gguf import read_entries
 from diffusion.checkpoints.network_files import network_prefix
+from diffusion.checkpoints.qwen3_flows import FAMILIES, is_unread
 from diffusion.checkpoints.read import locate, pipeline_of
 from diffusion.checkpoints.single_file import AUTOENCODER, UNET, family
 from diffusion.checkpoints.source import Source
 from diffusion.checkpoints.stable_diffusion_3 import AUTOENCODER_CONFIG, CLIP_G, CLIP_L, MARK, config_of
 from diffusion.checkpoints.weights import GGUF, PICKLES, read_json, weight_files
-from diffusion.checkpoints.z_image import is_unread
 from diffusion.engine.memory import SURELY_FREE
 from diffusion.networks.autoencoder_kl import AutoencoderKLConfig
+from diffusion.networks.flux2 import Flux2Config
 from diffusion.networks.joint_transformer import JointTransformerConfig
 from diffusion.networks.strips import STRIP_ROWS
 from diffusion.networks.unet import UNetConfig, per_level
 from diffusion.networks.z_image import RUN, ZImageConfig
-from diffusion.text.qwen3 import Qwen3Config
+from diffusion.text.qwen3 import MAX_TOKENS, Qwen3Config
 from diffusion.text.t5 import T5_ROWS
 
 __all__ = [
@@ -60,6 +61,8 @@ times its width, beside queries, keys, values and the residual. Attention counts
 CLIP_ROWS = 77
 MAPS_OF_JOINT, TEXT_ROWS = 12, CLIP_ROWS + T5_ROWS
 """The same of a block of joint attention, for each patch and each of so many rows of text."""
+MAPS_OF_PARALLEL = 21
+"""The same of FLUX.2's single blocks, whose attention and feed-forward are computed from one matrix."""
 CAPTION_ROWS = 4 * RUN
 """Of Z-Image, whose blocks hold as many maps: the rows of a long caption."""
 MAPS_OF_DECODER = 3
@@ -73,7 +76,7 @@ MAPS_OF_STRIPS, MAPS_OF_A_STRIP = 2, 3
 """In strips: maps of the picture's size that are kept whole, of the last level's own width, and those of the strip at work,
 of the width that comes in from below."""
 
-NetworkConfig = UNetConfig | JointTransformerConfig | ZImageConfig
+NetworkConfig = UNetConfig | JointTransformerConfig | ZImageConfig | Flux2Config
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,7 @@ def _folder(path: Path, width: int, vae_width: int, network_file: Path | None) -
         config,
         tuple(widths),
         _bytes(weight_files(path / network, *UNET_STEMS), width) if network_file is None else _network_in(network_file, width),
-        tuple(width * _tower_numbers(path / part, config) for part in towers),
+        tuple(width * _tower_numbers(path / part) for part in towers),
         _bytes(weight_files(path / "vae", *VAE_STEMS), vae_width),
     )
 
@@ -289,6 +292,8 @@ def _network_row(config: NetworkConfig, latents: tuple[int, int]) -> int:
         return MAPS_OF_JOINT * config.inner_dim * (prod(latents) // config.patch_size**2 + TEXT_ROWS)
     if isinstance(config, ZImageConfig):
         return MAPS_OF_JOINT * config.dim * (prod(latents) // config.patch_size**2 + CAPTION_ROWS)
+    if isinstance(config, Flux2Config):
+        return MAPS_OF_PARALLEL * config.inner_dim * (prod(latents) // config.patch_size**2 + MAX_TOKENS)
     maps = [channels * prod(latents) // 4**level for level, channels in enumerate(config.block_out_channels)]
     layers = per_level(config.layers_per_block, config.levels)
     skips = sum((count + 1) * numbers for count, numbers in zip(layers, maps, strict=True))
@@ -311,18 +316,19 @@ def _text_row(config: NetworkConfig) -> int:
 def _config(path: Path) -> NetworkConfig:
     config = read_json(path)
     with making_sense_of(path):
-        if pipeline_of(path.parents[1]) == SINGLE_STREAM_PIPELINE:
-            return ZImageConfig.from_dict(config)
+        if (family := FAMILIES.get(pipeline_of(path.parents[1]))) is not None:
+            return cast(NetworkConfig, family.config.from_dict(config))
         return JointTransformerConfig.from_dict(config) if path.parent.name == "transformer" else UNetConfig.from_dict(config)
 
 
-def _tower_numbers(folder: Path, network: NetworkConfig) -> int:
+def _tower_numbers(folder: Path) -> int:
     """Of a text tower: of Qwen3 those of the layers that are read."""
     files = weight_files(folder, *TEXT_STEMS)
-    if not isinstance(network, ZImageConfig) or any(path.suffix in PICKLES for path in files):
+    family = FAMILIES.get(pipeline_of(folder.parent))
+    if family is None or any(path.suffix in PICKLES for path in files):
         return sum(map(_numbers, files))
-    config = configured(folder / "config.json", Qwen3Config.from_dict)
-    return sum(size for path in files for name, size in _header(path).items() if not is_unread(name, config))
+    last = family.reads(configured(folder / "config.json", Qwen3Config.from_dict).num_hidden_layers)[-1]
+    return sum(size for path in files for name, size in _header(path).items() if not is_unread(name, last))
 
 
 def _bytes(files: Sequence[Path], width: int) -> int:

@@ -21,10 +21,11 @@ from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.lora_files import lora_file
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.textual_inversion import check_words, teach
-from diffusion.checkpoints.transformer_keys import folder_transformer
+from diffusion.checkpoints.transformer_keys import folder_transformer, original_flux2
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, read_json
 from diffusion.checkpoints.z_image_keys import folder_z_image
+from diffusion.networks.flux2 import Flux2Transformer
 from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.z_image import ZImageTransformer
 
@@ -230,6 +231,9 @@ def modules(checkpoint: Checkpoint) -> dict[str, Module]:
     unet = checkpoint.unet.state_dict()
     if isinstance(checkpoint.unet, JointTransformer):
         named = {"transformer": [folder_transformer(unet).to_published(unet)]}
+    elif isinstance(checkpoint.unet, Flux2Transformer):
+        folder = folder_transformer(unet).to_published(unet)
+        named = {"transformer": [folder], "unet": [folder, original_flux2(unet).to_published(unet)]}
     elif isinstance(checkpoint.unet, ZImageTransformer):
         folder = folder_z_image(unet).to_published(unet)
         # In ComfyUI's and kohya's files the single file's names, or the folder's under the prefix of those.

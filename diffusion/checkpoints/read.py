@@ -12,18 +12,18 @@ from diffusion.checkpoints.autoencoders import replace_autoencoder
 from diffusion.checkpoints.checkpoint import Checkpoint
 from diffusion.checkpoints.defaults import TURBO_SIZE, defaults_of
 from diffusion.checkpoints.errors import PriorError
-from diffusion.checkpoints.folder import JOINT_PIPELINE, SINGLE_STREAM_PIPELINE, read_folder
+from diffusion.checkpoints.folder import JOINT_PIPELINE, read_folder
 from diffusion.checkpoints.hub import fetch
 from diffusion.checkpoints.lora import merge_lora
 from diffusion.checkpoints.lora_files import lora_file
+from diffusion.checkpoints.qwen3_flows import FAMILIES, read_qwen3_flow
 from diffusion.checkpoints.single_file import read_single_file
 from diffusion.checkpoints.source import Source, resolve
 from diffusion.checkpoints.stable_diffusion_3 import read_stable_diffusion_3
 from diffusion.checkpoints.textual_inversion import add_words
 from diffusion.checkpoints.weights import hash_files, read_json
-from diffusion.checkpoints.z_image import read_z_image
 
-FLOWS = {JOINT_PIPELINE: read_stable_diffusion_3, SINGLE_STREAM_PIPELINE: read_z_image}
+FLOWS = {JOINT_PIPELINE: read_stable_diffusion_3, **dict.fromkeys(FAMILIES, read_qwen3_flow)}
 """Pipelines of diffusers that are rectified flows, and what reads their folders."""
 
 

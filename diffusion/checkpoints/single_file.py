@@ -204,6 +204,8 @@ def family(names: Iterable[str], path: Path) -> Architecture:
         "conditioner.embedders.0.model.": "an SDXL refiner",
         "joint_blocks.": f"a Stable Diffusion 3's transformer {beside}",
         "input_blocks.": f"a UNet {beside}",
+        "model.diffusion_model.double_stream_modulation_img.": f"a FLUX.2's transformer {beside}",
+        "double_stream_modulation_img.": f"a FLUX.2's transformer {beside}",
         "model.diffusion_model.double_blocks.": "a FLUX model",
         "double_blocks.": "a FLUX model",
         "encoder.down.": "an autoencoder alone, which is given beside a model as '?vae=FILE'",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffusion.schedule import PredictionType
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-DISTILLED = ("none", "turbo", "lightning", "hyper", "lcm", "lcm-lora")
+DISTILLED = ("none", "turbo", "lightning", "hyper", "lcm", "lcm-lora", "steps")
 NOT_HERE = {
     "controlnet": "ControlNets are not here; give a picture with --init-image and --strength",
     "ip_adapter": "IP-Adapters are not here; give a picture with --init-image and --strength",

@@ -1,7 +1,7 @@
-"""The joint transformer's keys in the folders and in Stability's single files <-> ours, as tables in both directions.
+"""Joint transformers' keys in the folders and in single files <-> ours, as tables in both directions: SD 3's and FLUX.2's.
 
 In a single file queries, keys and values are one matrix, as in ours; in a folder they are three. Two norms, the network's
-last and that of the last block's text, have shift before scale in a single file and scale before shift in a folder and here.
+last and that of SD 3's last block's text, have shift before scale in a single file and scale before shift in a folder and here.
 """
 
 from collections.abc import Iterable
@@ -79,3 +79,49 @@ def original_transformer(keys: Iterable[str]) -> KeyMap:
 def num_blocks(keys: Iterable[str]) -> int:
     """Blocks of a network with these keys, in our names."""
     return len({key.split(".")[1] for key in keys if key.startswith("transformer_blocks.")})
+
+
+FLUX2_TOP = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+FLUX2_DOUBLE = {
+    "attn.to_qkv": "img_attn.qkv",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.add_qkv_proj": "txt_attn.qkv",
+    "attn.to_add_out": "txt_attn.proj",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+}
+FLUX2_SINGLE = {
+    "attn.to_qkv_mlp_proj": "linear1",
+    "attn.to_out": "linear2",
+    "attn.norm_q.weight": "norm.query_norm.scale",
+    "attn.norm_k.weight": "norm.key_norm.scale",
+}
+
+
+def original_flux2(keys: Iterable[str]) -> KeyMap:
+    """The map of a FLUX.2 transformer with these keys in a single file, whose norms have a `scale`, in ComfyUI's a `weight`."""
+    keys = list(keys)
+    table = dict(FLUX2_TOP)
+    double, single = ("transformer_blocks", "double_blocks"), ("single_transformer_blocks", "single_blocks")
+    for (ours, theirs), names in ((double, FLUX2_DOUBLE), (single, FLUX2_SINGLE)):
+        for i in {key.split(".")[1] for key in keys if key.startswith(f"{ours}.")}:
+            table |= {f"{ours}.{i}.{a}": f"{theirs}.{i}.{b}" for a, b in names.items()}
+    pairs = (pair for key in keys for pair in module_pairs(table, [key]))
+    swapped = (Pair(pair.ours, pair.theirs, "swapped") if pair.ours.startswith("norm_out.") else pair for pair in pairs)
+    return KeyMap(tuple(swapped), renamed=((r"\.(query|key)_norm\.weight$", r".\1_norm.scale"),))

@@ -1,10 +1,11 @@
 """The KL autoencoder of latent diffusion / Stable Diffusion (2112.10752 section 3.1), under its published names."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +26,9 @@ NORM_EPS = 1e-6
 class AutoencoderKLConfig:
     """`vae/config.json` of an AutoencoderKL; the defaults are Stable Diffusion's.
 
+    Args:
+        batch_norm_eps: of a `PatchNorm` in place of scaling and shift, as an AutoencoderKLFlux2 has it; None for none.
+
     Raises:
         ValueError: a setting that would change the result and is not offered.
     """
@@ -40,6 +44,7 @@ class AutoencoderKLConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    batch_norm_eps: float | None = None
 
     FIXED: ClassVar[dict[str, Any]] = {
         "act_fn": ("silu",),
@@ -47,7 +52,11 @@ class AutoencoderKLConfig:
         "up_block_types": ("UpDecoderBlock2D",),
         "latents_mean": (None,),
         "latents_std": (None,),
+        "patch_size": (2,),
+        "decoder_block_out_channels": (None,),
     }
+    FLUX2: ClassVar[dict[str, Any]] = {"latent_channels": 32, "scaling_factor": 1.0, "batch_norm_eps": 1e-4}
+    """What the class AutoencoderKLFlux2 has where its configuration says nothing."""
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "AutoencoderKLConfig":
@@ -194,6 +203,40 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
+class PatchNorm(nn.Module):
+    """Batch norm with the statistics of training, of each channel and place in a patch of 2x2 latents (FLUX.2).
+
+    Args:
+        channels: of the latents. eps: added to the variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        # By channel, row and column in the patch.
+        self.register_buffer("running_mean", torch.zeros(4 * channels))
+        self.register_buffer("running_var", torch.ones(4 * channels))
+
+    def normed(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w), h and w even -> the same of zero mean and unit variance."""
+        mean, deviation = self._places(latents)
+        return (latents - mean) / deviation
+
+    def undone(self, latents: Tensor) -> Tensor:
+        """The inverse of `normed`."""
+        mean, deviation = self._places(latents)
+        return latents * deviation + mean
+
+    def _places(self, latents: Tensor) -> Iterator[Tensor]:
+        """Mean and standard deviation at each latent, (C, h, w)."""
+        height, width = latents.shape[2:]
+        for values in (self.running_mean, (self.running_var + self.eps).sqrt()):
+            yield values.reshape(-1, 2, 2).repeat(1, height // 2, width // 2)
+
+
 class AutoencoderKL(nn.Module):
     """Images (B, 3, H, W) in [0, 1] <-> latents (B, latent_channels, H/f, W/f) of about unit variance."""
 
@@ -206,6 +249,8 @@ class AutoencoderKL(nn.Module):
             self.quant_conv = Pointwise(2 * latent, 2 * latent)
         if config.use_post_quant_conv:
             self.post_quant_conv = Pointwise(latent, latent)
+        if config.batch_norm_eps is not None:
+            self.bn = PatchNorm(latent, config.batch_norm_eps)
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance, clamped to [-30, 20], of q(z | images), (B, latent_channels, H/f, W/f) each, not scaled.
@@ -235,7 +280,10 @@ class AutoencoderKL(nn.Module):
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """What the encoder gives (B, 2 C, h, w) -> the scaled mean latents (B, C, h, w)."""
-        return (self._moments(hidden)[0] - self.config.shift_factor) * self.config.scaling_factor
+        mean = self._moments(hidden)[0]
+        if hasattr(self, "bn"):
+            return self.bn.normed(mean)
+        return (mean - self.config.shift_factor) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> images in [0, 1], not clamped; differentiable."""
@@ -243,5 +291,8 @@ class AutoencoderKL(nn.Module):
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Scaled latents -> what the decoder takes, (B, C, h, w)."""
-        raw = latents / self.config.scaling_factor + self.config.shift_factor
+        if hasattr(self, "bn"):
+            raw = self.bn.undone(latents)
+        else:
+            raw = latents / self.config.scaling_factor + self.config.shift_factor
         return self.post_quant_conv(raw) if hasattr(self, "post_quant_conv") else raw

@@ -7,6 +7,7 @@ Queries, keys and values of a stream are one matrix here.
 Shapes: B rows, L patches, S rows of text, D = heads x head_dim.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffusion.networks.multi_view import MultiViewConfig
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.published import from_published
 from diffusion.networks.rms_norm import RMSNorm
+from diffusion.networks.rotary import rotated
 from diffusion.networks.unet import TimestepEmbedding, timestep_embedding
 
 NORM_EPS = 1e-6
@@ -101,30 +103,47 @@ class JointAttention(nn.Module):
     """Attention over patches and text side by side, each with its own projections; over patches alone without text.
 
     Args:
+        config: widths and heads; another family's with fields of these names will do.
         reads_text: whether there is a text. answers_text: whether the text goes on afterwards.
+        bias: of all projections. norm: of queries and keys, where the configuration has one.
     """
 
-    def __init__(self, config: JointTransformerConfig, *, reads_text: bool, answers_text: bool = False) -> None:
+    def __init__(
+        self,
+        config: Any,
+        *,
+        reads_text: bool,
+        answers_text: bool = False,
+        bias: bool = True,
+        norm: Callable[[int, float], nn.Module] = RMSNorm,
+    ) -> None:
         super().__init__()
         dim, head_dim = config.inner_dim, config.attention_head_dim
         self.num_heads = config.num_attention_heads
-        self.to_qkv = Linear(dim, 3 * dim)
-        self.to_out = nn.ModuleList([Linear(dim, dim)])
+        self.to_qkv = Linear(dim, 3 * dim, bias=bias)
+        self.to_out = nn.ModuleList([Linear(dim, dim, bias=bias)])
         if reads_text:
-            self.add_qkv_proj = Linear(dim, 3 * dim)
+            self.add_qkv_proj = Linear(dim, 3 * dim, bias=bias)
         if answers_text:
-            self.to_add_out = Linear(dim, dim)
+            self.to_add_out = Linear(dim, dim, bias=bias)
         if config.qk_norm:
-            self.norm_q, self.norm_k = RMSNorm(head_dim, NORM_EPS), RMSNorm(head_dim, NORM_EPS)
+            self.norm_q, self.norm_k = norm(head_dim, NORM_EPS), norm(head_dim, NORM_EPS)
             if reads_text:
-                self.norm_added_q, self.norm_added_k = RMSNorm(head_dim, NORM_EPS), RMSNorm(head_dim, NORM_EPS)
+                self.norm_added_q, self.norm_added_k = norm(head_dim, NORM_EPS), norm(head_dim, NORM_EPS)
 
-    def forward(self, x_BLD: Tensor, text_BSD: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, L, D) and (B, S, D) -> the same; None in the place of a text that does not go on."""
+    def forward(
+        self, x_BLD: Tensor, text_BSD: Tensor | None = None, rotations: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) and (B, S, D) -> the same; None in the place of a text that does not go on.
+
+        rotations: of queries and keys by their positions, (1, L + S, head_dim / 2, 2), patches first; None for none.
+        """
         query, key, value = self._heads(self.to_qkv(x_BLD), "norm_q", "norm_k")
         if text_BSD is not None:
             added = self._heads(self.add_qkv_proj(text_BSD), "norm_added_q", "norm_added_k")
             query, key, value = (torch.cat(pair, dim=2) for pair in zip((query, key, value), added, strict=True))
+        if rotations is not None:
+            query, key = rotated(query, rotations), rotated(key, rotations)
         out = attention(query, key, value).transpose(1, 2).flatten(2)
         patches, text = out[:, : x_BLD.shape[1]], out[:, x_BLD.shape[1] :]
         return self.to_out[0](patches), self.to_add_out(text) if hasattr(self, "to_add_out") else None
@@ -140,10 +159,10 @@ class JointAttention(nn.Module):
 class Modulation(nn.Module):
     """The timestep as shifts, scales and gates (adaptive layer norm; Peebles and Xie 2022, arXiv:2212.09748)."""
 
-    def __init__(self, dim: int, num: int) -> None:
+    def __init__(self, dim: int, num: int, *, bias: bool = True) -> None:
         super().__init__()
         self.num = num
-        self.linear = Linear(dim, num * dim)
+        self.linear = Linear(dim, num * dim, bias=bias)
 
     def forward(self, temb_BD: Tensor) -> tuple[Tensor, ...]:
         """(B, D), through SiLU already -> `num` parts (B, 1, D)."""

@@ -10,11 +10,15 @@ from torch import Tensor
 
 
 @functools.cache
-def rotation_table(dim: int, length: int, theta: float) -> Tensor:
-    """Cosine and sine of an axis that turns `dim` numbers: (length, dim / 2, 2) float32, angles rounded to it as published."""
+def rotation_table(dim: int, length: int, theta: float, *, rounds_angles: bool = True) -> Tensor:
+    """Cosine and sine of an axis that turns `dim` numbers: (length, dim / 2, 2) float32.
+
+    rounds_angles: to float32 before, as Z-Image has it, and FLUX.2 has it not.
+    """
     frequencies = 1 / theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies).float()
-    return torch.view_as_real(torch.polar(torch.ones_like(angles), angles))
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    angles = angles.float() if rounds_angles else angles
+    return torch.view_as_real(torch.polar(torch.ones_like(angles), angles)).float()
 
 
 def rotated(x_BNLd: Tensor, rotations: Tensor) -> Tensor:

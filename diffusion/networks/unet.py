@@ -158,9 +158,9 @@ def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift
 class TimestepEmbedding(nn.Module):
     """Two linear layers with SiLU between."""
 
-    def __init__(self, in_dim: int, dim: int, *, scale_dim: int | None = None) -> None:
+    def __init__(self, in_dim: int, dim: int, *, scale_dim: int | None = None, bias: bool = True) -> None:
         super().__init__()
-        self.linear_1, self.linear_2 = Linear(in_dim, dim), Linear(dim, dim)
+        self.linear_1, self.linear_2 = Linear(in_dim, dim, bias=bias), Linear(dim, dim, bias=bias)
         if scale_dim is not None:
             self.cond_proj = Linear(scale_dim, in_dim, bias=False)
 

@@ -21,6 +21,7 @@ MAX_TOKENS = 512
 # The published template for one question of a user, with room for an answer; without thinking its thoughts are empty.
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 NO_THOUGHTS = "<think>\n\n</think>\n\n"
+FILLING = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,16 @@ class Qwen3(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(reads[-1]))
 
-    def forward(self, ids_BS: Tensor) -> Tensor:
-        """(B, S) int64 -> (B, S, len(reads) hidden_size), the layers' states side by side."""
+    def forward(self, ids_BS: Tensor, num_attended: int | None = None) -> Tensor:
+        """(B, S) int64 -> (B, S, len(reads) hidden_size), the layers' states side by side.
+
+        num_attended: so many first tokens are attended to, and padding behind them attends to these alone; all by default.
+        """
         x = self.embed_tokens(ids_BS)
         length = ids_BS.shape[1]
         rotation = self._rotation(length, x)
         mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        mask[:, num_attended:] &= num_attended is None
         states = []
         for number, layer in enumerate(self.layers, start=1):
             x = layer(x, rotation, mask)
@@ -163,12 +168,19 @@ class Qwen3Tower(nn.Module):
 
     Args:
         tokenizer: of the package `tokenizers`. thinks: whether the template leaves room for thoughts, as Z-Image has it, or
-            says that there are none, as FLUX.2 klein has it.
+            says that there are none, as FLUX.2 klein has it. is_filled: whether prompts are filled up to MAX_TOKENS, and all
+            of these read, as FLUX.2 klein has it.
+
+    Raises:
+        ValueError: prompts are to be filled up with a token that the tokenizer does not have.
     """
 
-    def __init__(self, encoder: Qwen3, tokenizer: Any, *, thinks: bool = True) -> None:
+    def __init__(self, encoder: Qwen3, tokenizer: Any, *, thinks: bool = True, is_filled: bool = False) -> None:
         super().__init__()
-        self.encoder, self.tokenizer, self.thinks = encoder, tokenizer, thinks
+        self.encoder, self.tokenizer, self.thinks, self.is_filled = encoder, tokenizer, thinks, is_filled
+        self.filling = tokenizer.token_to_id(FILLING)
+        if is_filled and self.filling is None:
+            raise ValueError(f"the tokenizer lacks {FILLING}, by which prompts are filled up; copy tokenizer.json again")
         tokenizer.no_truncation()
         tokenizer.no_padding()
 
@@ -177,10 +189,12 @@ class Qwen3Tower(nn.Module):
         return cast(list[int], self.tokenizer.encode(TEMPLATE.format(prompt) + ("" if self.thinks else NO_THOUGHTS)).ids)
 
     def num_tokens(self, prompt: str) -> int:
-        """How many of them are read: at most MAX_TOKENS."""
-        return min(len(self.tokens(prompt)), MAX_TOKENS)
+        """How many rows of states it has: at most MAX_TOKENS, and so many where prompts are filled up."""
+        return MAX_TOKENS if self.is_filled else min(len(self.tokens(prompt)), MAX_TOKENS)
 
     def forward(self, prompt: str) -> Tensor:
         """(1, S, D), S = `num_tokens`."""
-        ids = torch.tensor([self.tokens(prompt)[:MAX_TOKENS]], dtype=torch.int64)
-        return self.encoder(ids.to(self.encoder.embed_tokens.weight.device))
+        words = self.tokens(prompt)[:MAX_TOKENS]
+        filling = [self.filling] * (MAX_TOKENS - len(words)) if self.is_filled else []
+        ids = torch.tensor([[*words, *filling]], dtype=torch.int64)
+        return self.encoder(ids.to(self.encoder.embed_tokens.weight.device), len(words))

@@ -364,7 +364,7 @@ class LocalPrior:
         if (told_scale := getattr(self._with(request.adapters), "told_scale", None)) is not None:
             condition, guidance = told_scale(condition, guidance)
         _, height, width = self._latent_shape(request.size)
-        schedule = prior.schedule.fitted((height, width), patch=getattr(prior, "patch_size", 1))
+        schedule = prior.schedule.fitted((height, width), patch=getattr(prior, "patch_size", 1), num_steps=request.num_steps)
         card = getattr(prior, "card", None)
         careful = request.sampler in SECOND_ORDER_FROM_NOISE and getattr(card, "first_order_from_noise", False)
         return {

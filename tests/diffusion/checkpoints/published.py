@@ -510,3 +510,77 @@ def random_z_image(folder: Path, *, shift: float = 6.0) -> Any:
     config = folder / "transformer/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 8}))
     return pipeline
+
+
+KLEIN = {
+    "attention_head_dim": 128,
+    "axes_dims_rope": [32, 32, 32, 32],
+    "eps": 1e-6,
+    "guidance_embeds": False,
+    "in_channels": 128,
+    "joint_attention_dim": 7680,
+    "mlp_ratio": 3.0,
+    "num_attention_heads": 24,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "out_channels": None,
+    "patch_size": 1,
+    "rope_theta": 2000,
+    "timestep_guidance_channels": 256,
+}
+"""FLUX.2-klein-4B's transformer, base and distilled."""
+REDUCED_KLEIN = {"attention_head_dim": 16, "axes_dims_rope": [4, 4, 4, 4], "num_attention_heads": 3, "joint_attention_dim": 144}
+REDUCED_KLEIN |= {"num_layers": 2, "num_single_layers": 3}
+KLEIN_VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 32, "norm_num_groups": 32, "sample_size": 1024}
+KLEIN_VAE |= {name: VAE[name] for name in ("act_fn", "down_block_types", "up_block_types", "layers_per_block")}
+KLEIN_VAE |= {"batch_norm_eps": 1e-4, "batch_norm_momentum": 0.1, "patch_size": [2, 2]}
+KLEIN_LAYERS = (1, 2, 3)
+"""Of the reduced tower's four, as 9, 18 and 27 are of 36."""
+
+
+def random_klein_transformer() -> Any:
+    """diffusers' class at a reduced width, with random weights."""
+    import diffusers
+
+    network = diffusers.Flux2Transformer2DModel(**{**KLEIN, **REDUCED_KLEIN}).eval()
+    for name, weight in network.named_parameters():
+        weight.data.normal_(mean=float("norm_" in name and "norm_out" not in name), std=0.1)
+    return network
+
+
+def random_klein_autoencoder() -> Any:
+    """diffusers' class at a reduced width, with random weights and statistics."""
+    import diffusers
+
+    vae = diffusers.AutoencoderKLFlux2(
+        **{**KLEIN_VAE, "block_out_channels": [16, 32, 32, 32], "norm_num_groups": 16, "sample_size": 64}
+    )
+    _spread_norms(vae)
+    vae.bn.running_mean.normal_(std=0.5)
+    vae.bn.running_var.uniform_(0.5, 3)
+    return vae.eval()
+
+
+def random_klein(folder: Path, *, is_distilled: bool = False) -> Any:
+    """`random_pipeline` of FLUX.2 klein, base or distilled, with 8x8 latents of 32 channels as its own size."""
+    import diffusers
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    tower = Qwen3ForCausalLM(Qwen3Config(**{**QWEN3_4B, **REDUCED_QWEN3})).eval()
+    for name, weight in tower.named_parameters():
+        weight.data.normal_(mean=float("norm" in name), std=0.2)
+    tokenizer = write_qwen_tokenizer(folder / "tokenizer")
+    pipeline = diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=random_klein_autoencoder(),
+        text_encoder=tower,
+        tokenizer=tokenizer,
+        transformer=random_klein_transformer(),
+        is_distilled=is_distilled,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    config = folder / "transformer/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 8}))
+    return pipeline

@@ -18,6 +18,7 @@ from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import PROCESS_BYTES, coding_bytes, footprint
 from diffusion.checkpoints.weights import skeleton
 from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from diffusion.networks.flux2 import Flux2Config, Flux2Transformer
 from diffusion.networks.joint_transformer import JointTransformer, JointTransformerConfig
 from diffusion.networks.projected_context import ProjectedContext
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
@@ -25,7 +26,7 @@ from diffusion.networks.unet import NUM_SIZES, UNet2DCondition
 from diffusion.networks.z_image import ZImageConfig, ZImageTransformer
 from diffusion.prior import MAX_CACHED_BYTES, Prior
 from diffusion.text.qwen3 import Qwen3, Qwen3Config
-from tests.diffusion.checkpoints.published import QWEN3_4B, SD3, SD35_MEDIUM, Z_IMAGE, Z_IMAGE_VAE
+from tests.diffusion.checkpoints.published import KLEIN, KLEIN_VAE, QWEN3_4B, SD3, SD35_MEDIUM, Z_IMAGE, Z_IMAGE_VAE
 
 
 @pytest.mark.parametrize("architecture", [SD1, pytest.param(SDXL, marks=pytest.mark.slow)], ids=["SD 1", "SDXL"])
@@ -92,34 +93,56 @@ def test_activations_are_those_of_z_image(side: int, monkeypatch):
     assert 4 * module._network_row(config, (side, side)) == pytest.approx(forward.peak / 2, rel=0.1)
 
 
-def test_z_image_as_published_fits_24_gb(tmp_path):
+@pytest.mark.parametrize("side", [64, 128])
+@torch.no_grad()
+def test_activations_are_those_of_klein(side: int, monkeypatch):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: query.new_empty(query.shape))
+    config = Flux2Config.from_dict(KLEIN)
+    network = skeleton(lambda: Flux2Transformer(config))
+    text = ProjectedContext(torch.empty(2, 512, config.inner_dim, device="meta"))
+    with Allocations(network) as forward:
+        network(torch.empty(2, 32, side, side, device="meta"), torch.zeros(2, device="meta"), text)
+    assert 4 * module._network_row(config, (side, side)) == pytest.approx(forward.peak / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("family", ["Z-Image", "FLUX.2 klein 4B"])
+def test_flows_with_qwen3_as_published_fit_24_gb(family, tmp_path):
     """In bfloat16 at 1024x1024 pixels, pictures and 3D steps, tower and autoencoder counted, by the files' headers alone."""
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ZImagePipeline"}))
-    autoencoder = AutoencoderKLConfig.from_dict(Z_IMAGE_VAE)
+    is_klein = family != "Z-Image"
+    pipeline = "Flux2KleinPipeline" if is_klein else "ZImagePipeline"
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    vae = {**AutoencoderKLConfig.FLUX2, **KLEIN_VAE} if is_klein else Z_IMAGE_VAE
+    autoencoder = AutoencoderKLConfig.from_dict(vae)
+    settings, network, reads = (
+        (KLEIN, lambda: Flux2Transformer(Flux2Config()), (9, 18, 27))
+        if is_klein
+        else (Z_IMAGE, lambda: ZImageTransformer(ZImageConfig()), (35,))
+    )
     parts = {
-        "transformer": (Z_IMAGE, "diffusion_pytorch_model", skeleton(lambda: ZImageTransformer(ZImageConfig()))),
-        "text_encoder": (QWEN3_4B, "model", skeleton(lambda: Qwen3(Qwen3Config(), (35,)))),
-        "vae": (Z_IMAGE_VAE, "diffusion_pytorch_model", skeleton(lambda: AutoencoderKL(autoencoder))),
+        "transformer": (settings, "diffusion_pytorch_model", skeleton(network)),
+        "text_encoder": (QWEN3_4B, "model", skeleton(lambda: Qwen3(Qwen3Config(), reads))),
+        "vae": (vae, "diffusion_pytorch_model", skeleton(lambda: AutoencoderKL(autoencoder))),
     }
     for part, (settings, stem, network) in parts.items():
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **settings}))
         shapes = {name: value.shape for name, value in network.state_dict().items()}
         if part == "text_encoder":
-            # What the file has beyond what is read: the last layer and the norm.
-            last = {name.replace("layers.34.", "layers.35."): shape for name, shape in shapes.items()}
-            shapes |= {**last, "norm.weight": torch.Size((2560,))}
+            # What the file has beyond what is read: further layers and the norm.
+            for number in range(reads[-1], 36):
+                shapes |= {name.replace("layers.0.", f"layers.{number}."): shape for name, shape in shapes.items()}
+            shapes |= {"norm.weight": torch.Size((2560,))}
         hollow(tmp_path / part / f"{stem}.safetensors", shapes)
     half = footprint(f"{tmp_path}?dtype=bfloat16")
     numbers = [sum(value.numel() for value in network.state_dict().values()) for _, _, network in parts.values()]
-    assert [round(number / 1e9, 3) for number in numbers] == [6.155, 3.922, 0.084]
+    assert [round(number / 1e9, 3) for number in numbers] == ([3.876, 3.114, 0.084] if is_klein else [6.155, 3.922, 0.084])
     assert half.weights == 2 * sum(numbers) and half.towers == (2 * numbers[1],)
     told = [
         round(number / 1e9, 1) for number in (half.weights, half.least_on_gpu(), half.least_on_gpu(in_3d=True), half.on_gpu)
     ]
-    line = " | ".join(["Z-Image", "1024", "bfloat16", *map(str, told)])
-    assert f"| {line} |\n" in (Path(__file__).parents[3] / "docs/performance.md").read_text(encoding="utf-8")
-    assert told[1] <= told[2] < 24 < told[3]
+    line = " | ".join([family, "1024", "bfloat16", *map(str, told)])
+    assert f"| {line} |\n" in (Path(__file__).parents[3] / "docs/performance.md").read_text(encoding="utf-8"), line
+    assert told[1] <= told[2] < 24
 
 
 def test_weights_count_as_they_are_loaded():

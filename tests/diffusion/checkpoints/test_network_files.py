@@ -16,18 +16,26 @@ from diffusion.checkpoints.defaults import defaults_of
 from diffusion.checkpoints.errors import PriorError
 from diffusion.checkpoints.footprint import footprint
 from diffusion.checkpoints.source import Source
-from diffusion.checkpoints.transformer_keys import original_transformer
+from diffusion.checkpoints.transformer_keys import original_flux2, original_transformer
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.z_image_keys import original_z_image
+from diffusion.networks.flux2 import Flux2Transformer
 from diffusion.networks.joint_transformer import JointTransformer
 from diffusion.networks.unet import UNet2DCondition
+from diffusion.networks.z_image import ZImageTransformer
 from diffusion.prior import Prior
-from tests.diffusion.checkpoints.published import random_pipeline, random_stable_diffusion_3, random_z_image
+from tests.diffusion.checkpoints.published import random_klein, random_pipeline, random_stable_diffusion_3, random_z_image
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning"
 )
-FAMILIES = {"sd15": "", "sdxl": "model.diffusion_model.", "sd3": "diffusion_model.", "z_image": ""}
+FAMILIES = {
+    "sd15": "",
+    "sdxl": "model.diffusion_model.",
+    "sd3": "diffusion_model.",
+    "z_image": "",
+    "klein": "model.diffusion_model.",
+}
 """With the prefix that a file of its network has, one of those that are in use."""
 
 
@@ -40,6 +48,8 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
             random_stable_diffusion_3(folder, with_t5=False, is_35=True)
         elif family == "z_image":
             random_z_image(folder)
+        elif family == "klein":
+            random_klein(folder)
         else:
             random_pipeline(family, folder)
         return folder
@@ -53,7 +63,12 @@ def original(prior: Prior) -> dict[str, Tensor]:
     if isinstance(network, UNet2DCondition):
         layout = original_unet(network.config, own)
     else:
-        layout = original_transformer(own) if isinstance(network, JointTransformer) else original_z_image(own)
+        layouts = {
+            JointTransformer: original_transformer,
+            ZImageTransformer: original_z_image,
+            Flux2Transformer: original_flux2,
+        }
+        layout = layouts[type(network)](own)
     return {name: tensor.contiguous() for name, tensor in layout.to_published(own).items()}
 
 
