@@ -13,7 +13,7 @@ from diffusion.checkpoints.autoencoder_keys import folder_autoencoder_kl
 from diffusion.checkpoints.checkpoint import Autoencoder, Checkpoint, PriorCard
 from diffusion.checkpoints.errors import PriorError, making_sense_of
 from diffusion.checkpoints.keymap import KeyMap, identity
-from diffusion.checkpoints.network_files import STEMS, fill_network
+from diffusion.checkpoints.network_files import STEMS, Layout, fill_network
 from diffusion.checkpoints.text_keys import folder_text
 from diffusion.checkpoints.unet_keys import original_unet
 from diffusion.checkpoints.weights import Weights, fill, hash_files, read_json, skeleton, weight_files
@@ -70,7 +70,7 @@ def read_folder(
         unet = fill(skeleton(lambda: UNet2DCondition(unet_config)), identity, Weights(unet_files), folder / "unet", dtype=dtype)
     else:
         unet = skeleton(lambda: UNet2DCondition(unet_config))
-        layouts = {"folder": identity, "original": functools.partial(original_unet, unet_config)}
+        layouts: dict[str, Layout] = {"folder": identity, "original": functools.partial(original_unet, unet_config)}
         unet_files = fill_network(unet, folder / "unet", network_file, **layouts, dtype=dtype)
     autoencoder, vae_files = read_autoencoder_folder(folder / "vae")
     towers, text_files = [], []

@@ -136,7 +136,8 @@ def read_row(spec: BatchImagesSpec, row: Row, info: PriorInfo, find_adapters: Fi
     for column, setting in ADAPTERS.items():
         try:
             if column in cells:
-                image = replace(image, **{setting: _adapters(column, _text(column, cells[column]), row, find_adapters)})
+                found: dict[str, Any] = {setting: _adapters(column, _text(column, cells[column]), row, find_adapters)}
+                image = replace(image, **found)
         except InputError as error:
             return failed(row, column, str(error))
     return Picture(row=row, image=image)

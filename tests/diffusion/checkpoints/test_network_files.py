@@ -37,6 +37,7 @@ FAMILIES = {
     "klein": "model.diffusion_model.",
 }
 """With the prefix that a file of its network has, one of those that are in use."""
+CASES = [pytest.param(family, marks=[pytest.mark.slow] if family in ("sd15", "sd3") else []) for family in FAMILIES]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def dequantised(tensor: Tensor) -> Tensor:
     return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(array, kind), kind)).reshape(tensor.shape)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_a_network_is_read_from_its_file_beside_a_folder_without_one(
     family: str, folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -128,7 +129,7 @@ def test_a_network_is_read_from_its_file_beside_a_folder_without_one(
     assert defaults_of(Source.parse(f"{folder}?unet={file}")).values == defaults_of(Source.parse(str(folder))).values
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_quantised_networks_are_dequantised_to_the_bit(family: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
     whole = Prior.load(folder_of(family))
     tensors = original(whole)
