@@ -64,6 +64,10 @@ def read_folder(
     second = "text_encoder_2" in parts
     unet_config = configured(folder / "unet/config.json", UNetConfig.from_dict)
     if (folder / MULTI_VIEW).is_dir():
+        if network_file is not None:
+            raise PriorError(
+                f"'unet' was given beside {folder}, which takes cameras and has its network in two parts; leave it out"
+            )
         views = configured(folder / MULTI_VIEW / "config.json", MultiViewConfig.from_dict)
         unet_config = replace(unet_config, multi_view=views)
         unet_files = weight_files(folder / "unet", *UNET_STEMS) + weight_files(folder / MULTI_VIEW, *UNET_STEMS)

@@ -167,6 +167,8 @@ def test_a_file_of_another_network_is_named(folder_of: Callable[[str], Path], tm
         PriorError, match=r"'unet' was given beside the file .*; it replaces a folder's network, so give a folder"
     ):
         Prior.load(f"{file}?unet={file}")
+    with pytest.raises(PriorError, match=r"'unet' was given beside .*, which takes cameras and has its network in two parts"):
+        Prior.load(f"toybox?unet={file}")
     with pytest.raises(PriorError, match=r"the prior '.*nowhere\.gguf' is neither"):
         Prior.load(f"{sd15}?unet={tmp_path}/nowhere.gguf")
     tensors["out.2.weight"] = torch.zeros(4, 16, 1, 1)

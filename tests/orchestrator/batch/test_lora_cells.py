@@ -132,13 +132,21 @@ def test_a_row_is_drawn_as_by_the_prior_with_its_lora_merged(table: Path, folder
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_strict_rows_with_several_loras_are_the_same_files_on_ray_as_in_this_process(
+def test_strict_rows_with_several_adapters_are_the_same_files_on_ray_as_in_this_process(
     table: Path, folder: Path, tmp_path: Path
 ) -> None:
+    """Four rows have a textual inversion besides, two of them with a LoRA."""
     options: dict[str, Any] = {"output_format": "parquet", "strict": True}
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    for row, (seed, name) in zip((1, 3, 7, 8), enumerate(("oak", "elm", "oak", "elm")), strict=True):
+        save_file({"emb_params": torch.randn(2, 32, generator=torch.manual_seed(seed % 2))}, folder / f"{name}.safetensors")
+        lines[row] |= {"textual_inversion": f"{name}.safetensors", "prompt": f"{lines[row]['prompt']}, {name}"}
+    table.write_text("\n".join(map(json.dumps, lines)))
     drawn(table, tmp_path / "inline", folder, **options)
     outcome = drawn(table, tmp_path / "ray", folder, **options, runtime=ON_RAY, num_workers=2)
     assert outcome.report["num_succeeded"] == NUM_ROWS - 3 and contents(tmp_path / "ray") == contents(tmp_path / "inline")
+    found = records("parquet", tmp_path / "ray")
+    assert [found[row][0]["textual_inversion"] for row in (0, 1, 3)] == [None, "oak.safetensors", "elm.safetensors"]
 
 
 def test_an_interrupted_table_with_loras_goes_on_to_the_same_files(table: Path, folder: Path, tmp_path: Path) -> None:
