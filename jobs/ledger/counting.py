@@ -1,4 +1,4 @@
-"""How many jobs are in each state: counted once, then kept by what the ledger's owner commits."""
+"""How many jobs each user has in each state: counted once, then kept by what the ledger's owner commits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator
 
 from sqlalchemy.orm import Session
 
-__all__ = ["StateCounts", "note_move"]
+__all__ = ["Counts", "StateCounts", "note_move"]
 
 _MOVED = "moved"
 
+Counts = Counter[tuple[str, str | None]]
+"""(user, state) -> number of jobs."""
 
-def note_move(session: Session, before: str | None, after: str | None) -> None:
-    """A job changes its state in this transaction. None: the job is new, or forgotten."""
+
+def note_move(session: Session, user: str, before: str | None, after: str | None) -> None:
+    """A job of theirs changes its state in this transaction. None: the job is new, or forgotten."""
     moved = session.info.setdefault(_MOVED, Counter())
-    moved.update({before: -1})
-    moved.update({after: 1})
+    moved.update({(user, before): -1})
+    moved.update({(user, after): 1})
 
 
 class StateCounts:
@@ -26,7 +29,7 @@ class StateCounts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: Counter[str | None] | None = None
+        self._known: Counts | None = None
         self._num_writes = self._num_open = 0
 
     @contextlib.contextmanager
@@ -47,7 +50,7 @@ class StateCounts:
                 if moved and not is_done:
                     self._known = None
 
-    def get(self, count: Callable[[], Counter[str | None]]) -> Counter[str | None]:
+    def get(self, count: Callable[[], Counts]) -> Counts:
         """What is known, else what `count` finds, which is kept if no transaction was open meanwhile."""
         with self._lock:
             if self._known is not None:

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, delete, func, or_, select
+from sqlalchemy import ColumnElement, case, delete, func, or_, select, text, tuple_, union_all
 from sqlalchemy.orm import Session
 
 from jobs.errors import InputError
-from jobs.ledger.counting import note_move
+from jobs.ledger.counting import Counts, note_move
 from jobs.ledger.database import Database
 from jobs.ledger.records import MAX_PRIORITY, EventRecord, JobRecord, NewGroup, Submission, check_name
 from jobs.ledger.rows import find_job, job_record, move_job
 from jobs.ledger.submitting import LIVE, VALUES_PER_QUERY, Submitted, take_in
-from jobs.ledger.tables import Artefact, Attempt, Event, Group, Job, JobKey, Shard, User
+from jobs.ledger.tables import IS_QUEUED, Artefact, Attempt, Event, Group, Job, JobKey, Shard, User
 from jobs.states import TERMINAL, DesiredState, IllegalTransition, State
 from jobs.words.prompts import slug
 
@@ -52,6 +52,8 @@ def _forgettable(before: float) -> tuple[ColumnElement[bool], ...]:
     )
 
 
+MAX_QUEUES = 500
+"""Of users, priorities and priors that are asked one by one; where there are more, one query reads all that is queued."""
 NUM_SEARCHED = 2000
 """Jobs whose names one page of a search looks at."""
 _MOVING_COLUMNS = (Job.id, Job.stage, Job.step, Job.total, Job.seconds_left, Job.metrics)
@@ -102,21 +104,22 @@ class JobTable:
         from_id: int = 0,
     ) -> list[JobRecord]:
         """Newest first, down to `from_id`; `before_id` goes on from an earlier page. words: each stands in the job's name."""
-        query = select(Job).where(Job.id >= from_id).order_by(Job.id.desc()).limit(limit)
-        if kind is not None:
-            query = query.where(Job.kind == kind)
-        for word in slug(words).split("-") if words.strip() else ():
-            query = query.where(Job.name.contains(word, autoescape=True))
-        if states := tuple(states):
-            query = query.where(Job.state.in_(states))
-        if user is not None:
-            query = query.where(Job.user == user)
-        if group_id is not None:
-            query = query.where(Job.group_id == group_id)
-        if fingerprint is not None:
-            query = query.where(Job.fingerprint == fingerprint)
+        asked = {Job.kind: kind, Job.user: user, Job.group_id: group_id, Job.fingerprint: fingerprint}
+        where = [Job.id >= from_id, *(column == value for column, value in asked.items() if value is not None)]
+        where += [Job.name.contains(word, autoescape=True) for word in slug(words).split("-") if words.strip()]
         if before_id is not None:
-            query = query.where(Job.id < before_id)
+            where.append(Job.id < before_id)
+        states = tuple(states)
+        if group_id is not None or fingerprint is not None:  # a few
+            where += [Job.state.in_(states)] if states else []
+        elif states or kind is not None or user is not None:
+            # The newest of each state lie together in an index; those of several states would all be sorted.
+            each = [
+                select(Job.id).where(*where, Job.state == state).order_by(Job.id.desc()).limit(limit).subquery()
+                for state in states or State
+            ]
+            where = [Job.id.in_(union_all(*(select(one.c.id) for one in each)))]
+        query = select(Job).where(*where).order_by(Job.id.desc()).limit(limit)
         with self._database.read() as session:
             return [job_record(row) for row in session.scalars(query)]
 
@@ -138,11 +141,23 @@ class JobTable:
             return jobs, jobs[-1].id
         return jobs, from_id if from_id > 1 else None
 
-    def waiting(self) -> list[WaitingJob]:
-        """All that are queued, in the order they were submitted."""
-        query = select(*_WAITING_COLUMNS).where(Job.state == State.QUEUED).order_by(Job.id)
+    def waiting(self, num_each: int = 1_000_000) -> list[WaitingJob]:
+        """Of every user, priority and prior as many of those that are queued as may start first, in the order they came."""
+        key, is_queued = (Job.user, Job.priority, Job.prior), text(IS_QUEUED)
+        keys, heads = select(*key).where(is_queued).order_by(*key).limit(1), select(*_WAITING_COLUMNS).where(is_queued)
+        found: list[WaitingJob] = []
         with self._database.read() as session:
-            return [WaitingJob(*row) for row in session.execute(query)]
+            values = session.execute(keys).first()
+            for _ in range(MAX_QUEUES):
+                if values is None:
+                    return sorted(found, key=lambda job: job.id)
+                same = [column == value for column, value in zip(key, values, strict=True)]
+                query = heads.where(*same).order_by(Job.not_before, Job.id).limit(num_each)
+                found += [WaitingJob(*row) for row in session.execute(query)]
+                # SQLite would read through all that equals the three alone.
+                past = tuple_(*key, Job.not_before) > tuple_(*values, 1e300)
+                values = session.execute(keys.where(past)).first()
+            return [WaitingJob(*row) for row in session.execute(heads.order_by(Job.id))]
 
     def desired_states(self) -> dict[int, DesiredState]:
         """Running job -> its desired state."""
@@ -158,9 +173,8 @@ class JobTable:
 
     def num_live(self, user: str) -> int:
         """How many jobs of theirs wait, run or are paused."""
-        query = select(func.count()).where(Job.state.in_(LIVE), Job.user == user)
-        with self._database.read() as session:
-            return session.scalar(query) or 0
+        counts = self._counts()
+        return sum(counts[user, state] for state in LIVE)
 
     def failures(self, since: float) -> dict[str, int]:
         """Kind of failure -> attempts that ended so since that time."""
@@ -194,14 +208,20 @@ class JobTable:
 
     def counts(self) -> dict[State, int]:
         """State -> number of jobs, every state named."""
-        is_owner = self._database.epoch is not None
-        found = self._database.counts.get(self._counted) if is_owner else self._counted()
-        return {state: found[state] for state in State}
+        found = dict.fromkeys(State, 0)
+        for (_, state), num in self._counts().items():
+            if state is not None:
+                found[State(state)] += num
+        return found
 
-    def _counted(self) -> Counter[str | None]:
+    def _counts(self) -> Counts:
+        is_owner = self._database.epoch is not None
+        return self._database.counts.get(self._counted) if is_owner else self._counted()
+
+    def _counted(self) -> Counts:
+        query = select(Job.user, Job.state, func.count()).group_by(Job.user, Job.state)
         with self._database.read() as session:
-            rows = session.execute(select(Job.state, func.count()).group_by(Job.state))
-            return Counter(dict(rows.all()))
+            return Counter({(user, state): num for user, state, num in session.execute(query)})
 
     def events(self, job_id: int | None = None, *, after_id: int = 0, limit: int = 1000) -> list[EventRecord]:
         """In order, of one job or of all, from the one after `after_id` on."""
@@ -297,7 +317,7 @@ class JobTable:
                     f"('dreamkiln jobs watch {other}'), or end it with 'dreamkiln jobs cancel {other}'."
                 )
             move_job(session, row, State.QUEUED, reason, self._database.clock())
-            row.num_failures, row.not_before, row.ended_at = 0, 0.0, None
+            row.num_failures, row.not_before, row.ended_at = 0, row.created_at, None
             row.is_dead_letter, row.failure_kind = False, None
             return State.QUEUED
 
@@ -317,10 +337,10 @@ class JobTable:
         while some := rest[:VALUES_PER_QUERY]:
             del rest[:VALUES_PER_QUERY]
             with self._submitting, self._database.write() as session:
-                rows = session.execute(select(Job.id, Job.state).where(Job.id.in_(some), *_forgettable(before)))
-                gone = dict(rows.all())
-                for state in gone.values():
-                    note_move(session, state, None)
+                rows = session.execute(select(Job.id, Job.user, Job.state).where(Job.id.in_(some), *_forgettable(before))).all()
+                gone = [row.id for row in rows]
+                for row in rows:
+                    note_move(session, row.user, row.state, None)
                 groups = set(session.scalars(select(Job.group_id).where(Job.id.in_(gone)))) - {None}
                 for table in (Event, Artefact, Shard, Attempt, JobKey):
                     session.execute(delete(table).where(table.job_id.in_(gone)))

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Double, insert, inspect, select, text, update
 
 from jobs.errors import InputError
 from jobs.ledger.database import Database
-from jobs.ledger.tables import Base, Identifier, SchemaVersion
+from jobs.ledger.tables import IS_QUEUED, Base, Identifier, SchemaVersion
 
 __all__ = ["FIRST_VERSION", "STEPS", "check_version", "migrate", "newest_version"]
 
@@ -70,11 +70,31 @@ def _jobs_are_found_by_what_lists_ask(connection: Connection) -> None:
         connection.execute(text(f"CREATE INDEX {name} ON jobs ({columns})"))
 
 
+def _lists_and_rounds_read_what_they_show(connection: Connection) -> None:
+    """6: indices by state in the order of the numbers, and of the queue's order. Before, a list of a state sorted all of it.
+
+    `not_before` is never before the submission, so that the queue's order is one column's.
+    """
+    connection.execute(text("UPDATE jobs SET not_before = created_at WHERE not_before < created_at"))
+    for name in ("ix_jobs_state", "ix_jobs_user", "ix_jobs_user_state", "ix_jobs_kind"):
+        connection.execute(text(f"DROP INDEX {name}"))
+    for name, columns in (
+        ("ix_jobs_state", "jobs (state, id)"),
+        ("ix_jobs_user_state", 'jobs ("user", state, id)'),
+        ("ix_jobs_kind_state", "jobs (kind, state, id)"),
+        ("ix_jobs_user_kind_state", 'jobs ("user", kind, state, id)'),
+        ("ix_jobs_queue", f'jobs (state, "user", priority, prior, not_before, id) WHERE {IS_QUEUED}'),
+        ("ix_attempts_ended", "attempts (ended_at)"),
+    ):
+        connection.execute(text(f"CREATE INDEX {name} ON {columns}"))
+
+
 STEPS: tuple[Step, ...] = (
     _shards_are_records,
     _priors_have_sizes,
     _jobs_have_further_keys,
     _jobs_are_found_by_what_lists_ask,
+    _lists_and_rounds_read_what_they_show,
 )
 """STEPS[0] leads from version 1 to version 2, and so on."""
 

@@ -38,7 +38,7 @@ def held_job(session: Session, lease: Lease) -> Job:
 def move_job(session: Session, row: Job, state: State, reason: str, now: float) -> None:
     """Change the state and write it down. Raises IllegalTransition."""
     check_transition(State(row.state), state, what=f"Job {row.id}")
-    note_move(session, row.state, state)
+    note_move(session, row.user, row.state, state)
     reason = storable(reason)
     row.state = state
     row.reason = reason

@@ -51,7 +51,7 @@ def take_in(session: Session, submissions: Sequence[Submission], *, group: NewGr
         _bring_together(session, group, rows, new, now)
     session.add_all(new)
     for row in new:
-        note_move(session, None, row.state)
+        note_move(session, row.user, None, row.state)
     session.flush()
     session.add_all(known.further_keys(submissions, rows))
     if new:
@@ -189,6 +189,7 @@ def _new_job(submission: Submission, now: float) -> Job:
         state=State.PAUSED if submission.is_paused else State.QUEUED,
         desired_state=DesiredState.RUN,
         metrics={},
+        not_before=now,
         created_at=now,
         updated_at=now,
     )

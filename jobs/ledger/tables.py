@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
+    "IS_QUEUED",
     "Artefact",
     "Attempt",
     "Base",
@@ -21,6 +22,9 @@ __all__ = [
     "Shard",
     "User",
 ]
+
+IS_QUEUED = "state = 'queued'"
+"""The rows of the index `ix_jobs_queue`; a query has to say it in these words to find them there."""
 
 # SQLite counts up by itself only in a column of type INTEGER.
 Identifier = BigInteger().with_variant(Integer, "sqlite")
@@ -83,17 +87,23 @@ class Group(Base):
 
 
 class Job(Base):
-    """One job. The lease (fence, holder, expiry) is its current attempt's."""
+    """One job. The lease (fence, holder, expiry) is its current attempt's; `not_before`: since when it may start."""
 
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("user", "idempotency_key", name="uq_jobs_user_key"),
-        Index("ix_jobs_state", "state", "priority", "id"),
+        Index("ix_jobs_state", "state", "id"),
         Index("ix_jobs_group", "group_id"),
-        Index("ix_jobs_user", "user", "id"),
-        Index("ix_jobs_user_state", "user", "state"),
-        Index("ix_jobs_kind", "kind", "id"),
+        Index("ix_jobs_user_state", "user", "state", "id"),
+        Index("ix_jobs_kind_state", "kind", "state", "id"),
+        Index("ix_jobs_user_kind_state", "user", "kind", "state", "id"),
         Index("ix_jobs_fingerprint", "fingerprint"),
+        Index(
+            "ix_jobs_queue",
+            *("state", "user", "priority", "prior", "not_before", "id"),
+            sqlite_where=text(IS_QUEUED),
+            postgresql_where=text(IS_QUEUED),
+        ),
     )
 
     id: Mapped[int] = mapped_column(Identifier, primary_key=True)
@@ -116,7 +126,7 @@ class Job(Base):
     failure_kind: Mapped[str | None] = mapped_column(String(32))
     is_dead_letter: Mapped[bool] = mapped_column(default=False)
     is_winner: Mapped[bool | None]
-    not_before: Mapped[float] = mapped_column(default=0.0)
+    not_before: Mapped[float]
     num_attempts: Mapped[int] = mapped_column(Integer, default=0)
     num_failures: Mapped[int] = mapped_column(Integer, default=0)
     max_failures: Mapped[int] = mapped_column(Integer, default=4)
@@ -143,6 +153,7 @@ class Attempt(Base):
     """One go at a job, from its start to whatever ended it. `fence` is the token of its lease."""
 
     __tablename__ = "attempts"
+    __table_args__ = (Index("ix_attempts_ended", "ended_at"),)
 
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     fence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

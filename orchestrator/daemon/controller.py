@@ -11,18 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from jobs.events import Message, Progress
-from jobs.ledger import Ledger, StaleLease
+from jobs.ledger import JobRecord, Ledger, StaleLease
 from jobs.specs import BEST_METRIC
 from jobs.states import DesiredState, FailureKind, IllegalTransition, State
 from orchestrator.daemon.job_log import JobLog
 from orchestrator.daemon.outcomes import retry_decision
 from orchestrator.daemon.prior_sizes import PriorSizes
-from orchestrator.daemon.queue_view import ready_at, view_of
+from orchestrator.daemon.queue_view import view_of
 from orchestrator.daemon.reports import Failed, Report, ShardsCommitted, Stopped, Succeeded, Workers
 from orchestrator.daemon.retention import Retention
 from orchestrator.daemon.running import Running, Timing
 from orchestrator.host.state_folder import StateFolder
-from orchestrator.scheduling import Capacity, Policy, PriorView, schedule
+from orchestrator.scheduling import NUM_LOOKAHEAD, Capacity, Policy, PriorView, schedule
 from orchestrator.scheduling.groups import Member, hopeless, settle
 
 __all__ = ["Controller"]
@@ -57,8 +57,6 @@ class Controller:
         """Set by whoever changed the ledger, so that the next round comes at once."""
         self.has_request = threading.Event()
         """Set before `wake` by whoever asks something of a job: a round that is under way breaks off for it."""
-        self.waiting: dict[int, str] = {}
-        """Job -> why it does not start, as of the last round of scheduling."""
         self.priors: Sequence[PriorView] = ()
         """Those that were resident at the last round of scheduling."""
         self.longest_wait_seconds = 0.0
@@ -71,7 +69,14 @@ class Controller:
         self._last_starts: dict[tuple[str, int], float] = {}
         self._retention, self._keep_seconds = Retention(ledger, folder), keep_seconds
         self._heartbeat_at = self._schedule_at = self._prune_at = 0.0
+        self._waiting: dict[int, str] = {}
         self._is_closing = False
+
+    def why_waiting(self, job: JobRecord) -> str:
+        """Why a queued job does not start, as of the last round of scheduling; empty where others are before it."""
+        if job.state == State.QUEUED and job.not_before > self._ledger.now():
+            return f"waits for its retry: {job.reason}"
+        return self._waiting.get(job.id, "")
 
     def tick(self, *, is_woken: bool = False) -> None:
         """One round: control requests, signs of life, ends, losses, groups, starts.
@@ -262,8 +267,9 @@ class Controller:
     # Who runs next
 
     def _schedule(self) -> None:
-        now, queued = self._ledger.now(), self._ledger.jobs.waiting()
-        self.longest_wait_seconds = max([0.0, *(now - ready_at(job) for job in queued)])
+        # Of each user, priority and prior no round starts or looks past more.
+        now, queued = self._ledger.now(), self._ledger.jobs.waiting(self.capacity.num_workers + NUM_LOOKAHEAD)
+        self.longest_wait_seconds = max([0.0, *(now - job.not_before for job in queued)])
         priors, at_work = self._workers.priors(), self._running.values()
         self.priors = priors
         needed = {job.prior for job in queued} | {prior.source for prior in priors} | {running.job.prior for running in at_work}
@@ -281,7 +287,9 @@ class Controller:
             max_running=self._max_running() if queued else {},
         )
         plan = schedule(view, self._policy)
-        self.waiting = {**{job.id: f"waits for its retry: {job.reason}" for job in queued if job.not_before > now}, **plan.wait}
+        self._waiting = plan.wait
+        if plan.refuse:
+            self.wake.set()
         for job_id, reason in plan.refuse.items():
             with contextlib.suppress(IllegalTransition):  # cancelled or paused a moment ago
                 lease = self._ledger.attempts.start(job_id, "the scheduler", seconds=self._timing.lease)

@@ -11,7 +11,7 @@ from jobs.states import DesiredState
 from orchestrator.daemon.running import Running
 from orchestrator.scheduling import Capacity, GpuNeed, PriorView, QueuedJob, RunningJob, View
 
-__all__ = ["ready_at", "view_of"]
+__all__ = ["view_of"]
 
 
 def view_of(
@@ -30,7 +30,7 @@ def view_of(
     """What `orchestrator.scheduling.schedule` decides on.
 
     Args:
-        queued: see `Jobs.waiting`. prior_bytes, gpu_needs: source -> bytes, where they are known.
+        queued: see `JobTable.waiting`. prior_bytes, gpu_needs: source -> bytes, where they are known.
         usage_window: seconds back from now in which a user's share is counted.
         last_starts: (user, priority) -> when a job of theirs was started last.
         max_running: user -> jobs of theirs at once.
@@ -53,11 +53,6 @@ def view_of(
     )
 
 
-def ready_at(job: WaitingJob) -> float:
-    """Since when a queued job may start, seconds since 1970."""
-    return max(job.created_at, job.not_before)
-
-
 def _queued(job: WaitingJob) -> QueuedJob:
     return QueuedJob(
         id=job.id,
@@ -65,7 +60,7 @@ def _queued(job: WaitingJob) -> QueuedJob:
         priority=job.priority,
         prior=job.prior,
         memory_bytes=job.memory_bytes,
-        ready_at=ready_at(job),
+        ready_at=job.not_before,
     )
 
 

@@ -10,9 +10,10 @@ from orchestrator.scheduling.model import Policy, QueuedJob, View
 from orchestrator.scheduling.preemption import victims
 from orchestrator.scheduling.room import Room
 
-__all__ = ["Plan", "schedule"]
+__all__ = ["NUM_LOOKAHEAD", "Plan", "schedule"]
 
 NUM_LOOKAHEAD = 64
+"""Jobs that one round looks past because they cannot start."""
 
 
 @dataclass
@@ -91,7 +92,9 @@ class _Round:
         if self._is_held(job):
             return
         self._num_running[job.user] += 1
-        loads = "" if self._now.is_resident(job.prior) else f"; its prior {job.prior!r} is loaded"
+        # Evicted for an earlier job of this round, but there is room again: it stays, where no GPU may have been given away.
+        stays = not self._view.capacity.gpus and self._plan.evict.pop(job.prior, None) is not None
+        loads = "" if stays or self._now.is_resident(job.prior) else f"; its prior {job.prior!r} is loaded"
         for source in self._now.take(job):
             self._plan.evict[source] = f"idle, and job {job.id} needs its memory"
         self._soon.take(job)

@@ -450,7 +450,7 @@ class Calls:
         return {"ok": True}
 
     def _shown(self, job: JobRecord) -> dict[str, Any]:
-        return {**job.to_json(), "waits": self._controller.waiting.get(job.id, "")}
+        return {**job.to_json(), "waits": self._controller.why_waiting(job)}
 
     def _shards(self, job: JobRecord) -> dict[str, Any] | None:
         """How many of a batch job's shards are committed, and by whom; None of any other job."""

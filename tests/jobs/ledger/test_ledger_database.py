@@ -195,6 +195,7 @@ def test_migrations_run_once_and_whole(url: str):
     assert submitted.is_new
 
 
+NEW_INDICES = ("state", "user_state", "kind_state", "user_kind_state", "queue", "fingerprint")
 TABLES_OF_VERSION_1 = (
     "DROP TABLE job_keys",
     "DROP TABLE prior_sizes",
@@ -205,7 +206,9 @@ TABLES_OF_VERSION_1 = (
     "num_rows_failed BIGINT NOT NULL, seconds DOUBLE PRECISION NOT NULL, reason TEXT NOT NULL, "
     'PRIMARY KEY (job_id, "index"))',
     'CREATE INDEX ix_shards_state ON shards (job_id, state, "index")',
-    *(f"DROP INDEX {name}" for name in ("ix_jobs_user", "ix_jobs_user_state", "ix_jobs_kind", "ix_jobs_fingerprint")),
+    *(f"DROP INDEX ix_jobs_{name}" for name in NEW_INDICES),
+    "DROP INDEX ix_attempts_ended",
+    "CREATE INDEX ix_jobs_state ON jobs (state, priority, id)",
     "UPDATE schema_version SET version = 1",
 )
 
@@ -216,7 +219,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_its_jobs(url: 
         with ledger._database.connect() as connection:
             for sentence in TABLES_OF_VERSION_1:
                 connection.execute(text(sentence))
-    with pytest.raises(InputError, match="has version 1, older than this program's 5; start the orchestrator once"):
+    with pytest.raises(InputError, match="has version 1, older than this program's 6; start the orchestrator once"):
         Ledger.read(url)
     with Ledger.own(url) as ledger:
         lease = ledger.attempts.start(submitted.id, "w", seconds=30)
@@ -225,7 +228,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date_with_its_jobs(url: 
         assert_has_the_tables_of_a_new_one(ledger)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 def test_a_file_of_every_earlier_version_is_brought_up_to_date_with_its_jobs(tmp_path: Path, version: int):
     """Files that the programs of those days wrote: one job succeeded, one was running, one cancelled."""
     data = gzip.decompress((Path(__file__).parent / "old" / f"version_{version}.db.gz").read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -279,7 +280,7 @@ def test_yielding_goes_back_to_the_queue_without_a_failure(ledger: Ledger):
     ledger.attempts.set_desired_state(job, DesiredState.YIELD, "makes room for job 9")
     assert ledger.attempts.release(lease, "made room") == State.QUEUED
     record = ledger.jobs.get(job)
-    assert (record.num_failures, record.desired_state, record.not_before) == (0, DesiredState.RUN, 0.0)
+    assert (record.num_failures, record.desired_state, record.not_before) == (0, DesiredState.RUN, record.created_at)
     assert [attempt.outcome for attempt in ledger.attempts.of(job)] == [State.QUEUED]
     assert "makes room for job 9" in texts(ledger, job)
     with pytest.raises(IllegalTransition, match="not running"):
@@ -363,6 +364,42 @@ def test_lists_counts_and_pages(ledger: Ledger):
     assert ids[3] not in [job.id for job in ledger.jobs.waiting()] and ledger.jobs.desired_states() == {
         ids[3]: DesiredState.PAUSE
     }
+
+
+def test_a_list_by_anything_is_what_reading_all_of_it_would_find(ledger: Ledger):
+    users, kinds = ("ada", "bob", None), ("images", "text-to-3d", None)
+    jobs = [submission(number, user=users[number % 2], kind=kinds[number // 2 % 2]) for number in range(60)]
+    ids = [submitted.id for submitted in ledger.jobs.submit(jobs)]
+    for number, job in enumerate(ids):
+        if number % 3 == 0:
+            ledger.jobs.pause(job)
+        elif number % 5 == 0:
+            ledger.attempts.succeed(ledger.attempts.start(job, "w", seconds=10))
+    everything = ledger.jobs.recent(limit=1000)
+    assert [job.id for job in everything] == ids[::-1]
+    states = ((), (State.QUEUED,), (State.SUCCEEDED, State.PAUSED), (State.LOST,))
+    for user, kind, some, before in itertools.product(users, kinds, states, (None, ids[31])):
+        expected = [
+            job
+            for job in everything
+            if user in (job.user, None) and kind in (job.kind, None) and (not some or job.state in some)
+            if before is None or job.id < before
+        ]
+        filters = {"user": user, "kind": kind, "states": some}
+        assert ledger.jobs.recent(**filters, before_id=before, limit=7) == expected[:7], filters
+        assert ledger.jobs.page(**filters, before_id=before, words="table", limit=100)[0] == expected, filters
+
+
+def test_a_round_reads_the_heads_of_the_queues_alone(ledger: Ledger, monkeypatch, clock: Clock):
+    keys = [(user, priority, prior) for user in ("ada", "bob", "eva") for priority in (-1, 0, 7) for prior in ("a", "toybox")]
+    jobs = [submission(n, user=k[0], priority=k[1], prior=k[2]) for n, k in enumerate(keys * 4)]
+    ids = [submitted.id for submitted in ledger.jobs.submit(jobs)]
+    lease = ledger.attempts.start(ids[0], "w", seconds=10)
+    ledger.attempts.fail(lease, FailureKind.UNEXPECTED, "boom", retry_at=clock() + 50)  # goes to its queue's end
+    assert [job.id for job in ledger.jobs.waiting(2)] == [*ids[1 : 2 * len(keys)], ids[2 * len(keys)]]
+    assert [job.id for job in ledger.jobs.waiting()] == ids and ledger.jobs.num_live("ada") == 24
+    monkeypatch.setattr("jobs.ledger.job_table.MAX_QUEUES", len(keys) - 1)
+    assert [job.id for job in ledger.jobs.waiting(2)] == ids
 
 
 def test_usage_counts_the_seconds_inside_the_window(ledger: Ledger, clock: Clock):

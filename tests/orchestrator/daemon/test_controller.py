@@ -218,7 +218,7 @@ def test_failures_are_retried_by_kind(rig: Rig, one: int):
     rig.tick()
     job = rig.ledger.jobs.get(one)
     assert job.state == State.QUEUED and 2 <= job.not_before - rig.clock.now <= 2.4 and job.num_failures == 1
-    assert "waits for its retry" in rig.controller.waiting[one]
+    assert "waits for its retry" in rig.controller.why_waiting(rig.ledger.jobs.get(one))
     rig.tick(3)
     assert rig.state(one) == State.RUNNING
     rig.worker(one).reports = [Failed(FailureKind.BAD_INPUT, "the prior's folder is empty")]
@@ -349,7 +349,7 @@ def test_more_urgent_work_takes_the_place_at_a_checkpoint(rig: Rig):
     rig.tick()
     asked = [job for job in low if rig.worker(job).stops]
     assert len(asked) == 1 and rig.worker(asked[0]).stops == [True], "at a checkpoint, and only one"
-    assert "make room" in rig.controller.waiting[urgent]
+    assert "make room" in rig.controller.why_waiting(rig.ledger.jobs.get(urgent))
     rig.worker(asked[0]).reports = [Stopped("made room")]
     rig.tick()
     assert rig.state(urgent) == State.RUNNING and rig.state(asked[0]) == State.QUEUED

@@ -57,7 +57,7 @@ def test_the_second_waits_for_the_first_and_then_evicts_it(rig: Rig, two_priors)
         rig.tick()
         assert rig.workers.used_bytes <= rig.controller.capacity.memory_bytes
     assert [rig.state(first), rig.state(second)] == [State.RUNNING, State.QUEUED]
-    assert "GB of memory are missing" in rig.controller.waiting[second]
+    assert "GB of memory are missing" in rig.controller.why_waiting(rig.ledger.jobs.get(second))
     rig.worker(first).reports.append(Succeeded())
     for _ in range(5):
         rig.tick()

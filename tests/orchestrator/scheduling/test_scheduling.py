@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import random
+import sys
 from collections import Counter, defaultdict
 
 import pytest
@@ -290,6 +291,17 @@ def test_nothing_starves_under_a_stream_of_urgent_jobs():
     assert order[-1][0] - NOW > 40_000
 
 
+def test_a_prior_that_was_to_go_for_one_job_stays_where_the_next_one_of_the_round_needs_it():
+    idle = [
+        PriorView(source="a", memory_bytes=GB, last_used_at=NOW - 9),
+        PriorView(source="c", memory_bytes=10 * GB, last_used_at=NOW),
+    ]
+    jobs = [queued(1, priority=5, prior="b", memory_bytes=8 * GB, ready_at=NOW - 999), queued(2, prior="a")]
+    decided = plan(*jobs, memory=14, priors=idle)
+    assert list(decided.start) == [1, 2] and list(decided.evict) == ["c"]
+    assert "loaded" in decided.start[1] and "loaded" not in decided.start[2]
+
+
 job_strategy = st.builds(
     queued,
     st.integers(1, 10**6),
@@ -353,6 +365,21 @@ def test_every_plan_is_sound(view: View, seed: int):
     shuffled = list(view.queued)
     random.Random(seed).shuffle(shuffled)
     assert schedule(dataclasses.replace(view, queued=shuffled)) == decided
+
+
+@given(view=views, jobs=st.lists(job_strategy, min_size=12, max_size=60, unique_by=lambda job: job.id))
+@settings(max_examples=150, deadline=None)
+def test_the_heads_of_the_queues_say_as_much_as_the_whole_queue(view: View, jobs: list[QueuedJob]):
+    """What `JobTable.waiting` reads for a round: of each user, priority and prior what may start or be looked past."""
+    queues = defaultdict(list)
+    for job in sorted(jobs, key=lambda job: (job.ready_at, job.id)):
+        queues[job.user, job.priority, job.prior].append(dataclasses.replace(job, memory_bytes=job.memory_bytes // 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[schedule.__module__], "NUM_LOOKAHEAD", 2)
+        num = view.capacity.num_workers + 2
+        whole = schedule(dataclasses.replace(view, queued=[job for queue in queues.values() for job in queue]))
+        heads = schedule(dataclasses.replace(view, queued=[job for queue in queues.values() for job in queue[:num]]))
+    assert (heads.start, heads.wait, heads.make_room, heads.evict) == (whole.start, whole.wait, whole.make_room, whole.evict)
 
 
 @pytest.mark.parametrize("num", [2000])
