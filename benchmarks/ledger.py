@@ -2,16 +2,21 @@
 
     python -m benchmarks.ledger [URL]
     python -m benchmarks.ledger --scale 1000 100000
+    python -m benchmarks.ledger --pages 30000
 
 With --scale: milliseconds of processor time to list, search and count among so many jobs, and of a round of the controller,
 with their ratios, into benchmarks/results/ledger_scale.json; exit code 1 where one is above 3. A SQLite file in a temporary
 folder unless a URL is given (of an empty database; it stays filled).
+
+With --pages: megabytes of a daemon's process after its start, and after each of five readings of so many paused jobs, page by
+page over HTTP; exit code 1 where the last three readings add more than 3 %.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sqlite3
 import statistics
@@ -22,8 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.machine import describe_machine
-from benchmarks.queue import SleepingWorkers
+from benchmarks.queue import SleepingWorkers, orchestrator
 from jobs.ledger import Ledger, ShardRecord, Submission
 from jobs.states import State
 from orchestrator.daemon.controller import Controller
@@ -48,7 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("url", nargs="?")
     parser.add_argument("--num-rows", type=int, default=NUM_ROWS)
     parser.add_argument("--scale", type=int, nargs=2, metavar=("FEW", "MANY"))
+    parser.add_argument("--pages", type=int, metavar="JOBS")
     options = parser.parse_args(arguments)
+    if options.pages:
+        report = {"machine": describe_machine(), **pages(options.pages)}
+        RESULTS.with_name("ledger_pages.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(report, indent=2))
+        return int(report["megabytes"][-1] > 1.03 * report["megabytes"][2])
     if options.scale:
         few, many = options.scale
         report = {"machine": describe_machine(), "few": few, "many": many, "milliseconds": scale(few, many)}
@@ -127,6 +140,31 @@ def scale(few: int, many: int) -> dict[str, dict[str, dict[str, float]]]:
         }
         for name, costs in found.items()
     }
+
+
+def pages(num: int, *, num_readings: int = 5) -> dict[str, Any]:
+    """The memory of a daemon that tells of so many paused jobs, a thousand at a time, and seconds of each reading."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = StateFolder(Path(folder) / "state")
+        state.create()
+        with Ledger.own(state.default_ledger) as ledger:
+            for start in range(0, num, 1000):
+                numbers = range(start, min(start + 1000, num))
+                ledger.jobs.submit([dataclasses.replace(_submission(n, "text-to-3d"), is_paused=True) for n in numbers])
+        with orchestrator(state.path, ledger=None, num_workers=2, seconds=1.0) as client:
+            daemon = psutil.Process(client.endpoint.pid)
+            megabytes, seconds = [round(daemon.memory_info().rss / 1e6, 1)], list[float]()
+            for _ in range(num_readings):
+                begin, before, found = time.perf_counter(), None, 0
+                while True:
+                    page = client.get("/v1/jobs", state=["paused"], limit=1000, before=before)
+                    found, before = found + len(page["jobs"]), page["cursor"]
+                    if before is None:
+                        break
+                assert found == num
+                seconds.append(round(time.perf_counter() - begin, 2))
+                megabytes.append(round(daemon.memory_info().rss / 1e6, 1))
+    return {"jobs": num, "megabytes": megabytes, "seconds": seconds}
 
 
 def _costs(state: StateFolder, num: int) -> dict[str, float]:

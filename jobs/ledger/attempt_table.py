@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobs.events import Progress
 from jobs.ledger.database import Database
-from jobs.ledger.records import ArtefactRecord, AttemptRecord, Lease
+from jobs.ledger.records import ArtefactRecord, AttemptRecord, Lease, StaleLease
 from jobs.ledger.rows import end_attempt, find_job, held_job, move_job, storable
 from jobs.ledger.tables import Artefact, Attempt, Event, Job
 from jobs.states import DesiredState, FailureKind, IllegalTransition, State
@@ -57,14 +57,30 @@ class AttemptTable:
         Raises:
             StaleLease: the job was given up for lost, given to another, or ended.
         """
-        with self._database.write() as session:
+        found = self.renew_all({lease: progress}, seconds=seconds)[lease]
+        if isinstance(found, StaleLease):
+            raise found
+        return found
+
+    def renew_all(
+        self, progress: Mapping[Lease, Progress | None], *, seconds: float
+    ) -> dict[Lease, tuple[Lease, DesiredState] | StaleLease]:
+        """What `renew` does for each of them, in one transaction: on a slow disk ten take as long as one."""
+        found: dict[Lease, tuple[Lease, DesiredState] | StaleLease] = {}
+        with self._database.write(is_move=True) as session:
             now = self._database.clock()
-            row = held_job(session, lease)
-            row.lease_expires_at = now + seconds
-            row.updated_at = now
-            if progress is not None:
-                _note_progress(row, progress)
-            return dataclasses.replace(lease, expires_at=now + seconds), DesiredState(row.desired_state)
+            for lease, moved in progress.items():
+                try:
+                    row = held_job(session, lease)
+                except StaleLease as error:
+                    found[lease] = error
+                    continue
+                row.lease_expires_at = now + seconds
+                row.updated_at = now
+                if moved is not None:
+                    _note_progress(row, moved)
+                found[lease] = dataclasses.replace(lease, expires_at=now + seconds), DesiredState(row.desired_state)
+        return found
 
     def say(self, lease: Lease, text: str, level: str = "info") -> None:
         """A sentence for the user. Raises StaleLease."""

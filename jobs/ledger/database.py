@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import itertools
 import sqlite3
 import ssl
 from collections.abc import Callable, Iterator
@@ -51,6 +52,8 @@ class Database:
         self.clock = clock
         self.epoch: int | None = None
         self.counts = StateCounts()
+        self.num_changes = self.num_moves = 0
+        self._numbers = itertools.count(1)
 
     @property
     def is_sqlite(self) -> bool:
@@ -75,8 +78,11 @@ class Database:
             yield session
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, *, is_move: bool = False) -> Iterator[Session]:
         """A transaction that changes rows: all of it, or after an exception nothing.
+
+        Args:
+            is_move: nothing but that jobs live, and how far they are.
 
         Raises:
             LedgerError: the database does not answer, or is full.
@@ -92,6 +98,10 @@ class Database:
                     + ("it was opened for reading." if self.epoch is None else "another orchestrator has taken it over.")
                 )
             yield session
+        if is_move:
+            self.num_moves = next(self._numbers)
+        else:
+            self.num_changes = next(self._numbers)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Connection]:

@@ -92,6 +92,10 @@ class Ledger:
         """The database's address, without its password."""
         return self._database.where
 
+    def revision(self) -> tuple[int, int]:
+        """Two numbers of this process: the first is another when something has changed, the second when a job has moved."""
+        return self._database.num_changes, self._database.num_moves
+
     def now(self) -> float:
         """The ledger's clock: seconds since 1970, UTC."""
         return self._database.clock()

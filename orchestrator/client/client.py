@@ -6,7 +6,7 @@ import http.client
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -18,6 +18,8 @@ __all__ = ["Client", "NotRunningError", "PatientClient", "UnavailableError", "an
 SECONDS_OF_PATIENCE = 60.0
 SECONDS_BETWEEN_TRIES = 1.0
 SUBMIT_SECONDS = 300.0
+SECONDS_OF_SILENCE = 20.0
+"""After which a stream of events is given up; the orchestrator says every fifteen that there is nothing new."""
 
 
 class NotRunningError(InputError):
@@ -62,6 +64,31 @@ class Client:
         """The parsed answer. Raises what the orchestrator raised: InputError, or DreamKilnError."""
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", f"{path}?{urlencode(given, doseq=True)}" if given else path)
+
+    def events(self, job: int, *, after: int) -> Iterator[tuple[str, Any]]:
+        """(event, data) of a job from the one after that number on; ("", None) when nothing has happened for a while.
+
+        Raises NotRunningError where the orchestrator cannot be heard any more.
+        """
+        connection, event = self._connection(SECONDS_OF_SILENCE), ""
+        try:
+            headers = {"Authorization": f"Bearer {self._token}"}
+            connection.request("GET", self._path(f"/v1/jobs/{job}/events?after={after}"), headers=headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                answer_of(response.status, response.read())
+            while line := response.readline():
+                name, _, value = line.decode().rstrip("\n").partition(": ")
+                if name == "event":
+                    event = value
+                elif name == "data":
+                    yield event, json.loads(value)
+                elif line.startswith(b":"):
+                    yield "", None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise NotRunningError(f"The orchestrator at {self.endpoint.url} cannot be heard any more ({error}).") from error
+        finally:
+            connection.close()
 
     def post(self, path: str, body: Any = None, *, timeout_seconds: float | None = None) -> Any:
         """POST a JSON body; a call that takes long, as the first one for a prior of gigabytes, is given its own time."""
@@ -138,6 +165,10 @@ class PatientClient:
 
     def __init__(self, client: Client, *, say: Callable[[str], None], meanwhile: str, has_answered: bool = False) -> None:
         self._client, self._say, self._meanwhile, self._has_answered = client, say, meanwhile, has_answered
+
+    def events(self, job: int, *, after: int) -> Iterator[tuple[str, Any]]:
+        """As `Client.events`."""
+        return self._client.events(job, after=after)
 
     def get(self, path: str, **query: Any) -> Any:
         """As `Client.get`. Raises DreamKilnError after a minute of no answer."""

@@ -75,7 +75,8 @@ class OpenJobs:
         if self._since is None:
             self._since = answer["now"]
         found = {job["id"]: job for job in answer["jobs"]}
-        if room := self._limit - len(found):
+        counts = answer["counts"]
+        if (room := self._limit - len(found)) and counts[State.QUEUED]:
             waiting = self._client.get("/v1/jobs", state=[State.QUEUED], limit=room)["jobs"]
             found |= {job["id"]: job for job in waiting}
         for number in self._open.keys() - found.keys():
@@ -85,7 +86,6 @@ class OpenJobs:
         self._open = found
         for number in found:
             self._ended.pop(number, None)  # retried
-        counts = self._client.get("/v1/status")["jobs"]
         num_open = sum(counts.get(state, 0) for state in (*AT_WORK, State.QUEUED))
         are_all_paused = num_open == counts.get(State.PAUSED, 0)
         if not found and not num_open:

@@ -24,6 +24,7 @@ from orchestrator.run.perform import Outcome, artefact_order
 __all__ = ["SubmittedJob", "export_and_wait", "submit_and_wait", "submit_each", "submit_job"]
 
 SECONDS_BETWEEN_LOOKS = 0.3
+MOST_SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_TO_CANCEL = 5.0
 
 
@@ -161,12 +162,25 @@ class _Watcher:
 
     def follow(self, *, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The orchestrator's whole answer about the job, once `until` is true of it."""
+        begin = time.monotonic()
         while True:
             answer = self._client.get(f"/v1/jobs/{self._number}")
             self._show(answer)
             if until(answer["job"]):
                 return answer
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if answer["job"]["state"] != State.RUNNING or not self._hear():
+                time.sleep(seconds_to_next_look(answer["job"], time.monotonic() - begin))
+
+    def _hear(self) -> bool:
+        """Show a running job's progress as it is told; True when something else has happened, False where nothing tells."""
+        try:
+            for event, data in self._client.events(self._number, after=self._last_event):
+                if event != "progress":
+                    return True
+                self._show_progress(data)
+        except DreamKilnError:
+            pass  # the next look says what is wrong, or waits for the orchestrator
+        return False
 
     def _show(self, answer: dict[str, Any]) -> None:
         job = answer["job"]
@@ -183,7 +197,11 @@ class _Watcher:
         if reason and reason != self._reason:
             self._display.message(reason)
         self._reason = reason
-        if job["state"] == State.RUNNING and job["stage"]:
+        if job["state"] == State.RUNNING:
+            self._show_progress(job)
+
+    def _show_progress(self, job: Mapping[str, Any]) -> None:
+        if job["stage"]:
             metrics = {name: value for name, value in job["metrics"].items() if isinstance(value, float)}
             progress = Progress(
                 stage=job["stage"], step=job["step"], total=job["total"], metrics=metrics, seconds_left=job["seconds_left"]
@@ -191,6 +209,14 @@ class _Watcher:
             if progress != self._progress:
                 self._progress = progress
                 self._display.event(progress)
+
+
+def seconds_to_next_look(job: Mapping[str, Any], waited: float) -> float:
+    """How long a command that has waited so many seconds for a job waits before it looks again: many may wait at once."""
+    longest = min(MOST_SECONDS_BETWEEN_LOOKS, waited / 10)
+    if job["state"] == State.RUNNING and job["seconds_left"] is not None:
+        longest = min(longest, job["seconds_left"] / 5)
+    return max(SECONDS_BETWEEN_LOOKS, longest)
 
 
 def _cancel(client: Client, number: int, job: PreparedJob) -> str:

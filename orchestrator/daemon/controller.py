@@ -100,6 +100,7 @@ class Controller:
             self._poll(running)
             if self._must_yield:
                 break
+        self._renew()
         self._enforce_stops()
         if is_due and not self.has_request.is_set():
             self._schedule_at = now + self._timing.schedule
@@ -149,7 +150,7 @@ class Controller:
             if self._take(running, running.pending[0]):
                 return
             running.pending.popleft()
-        self._renew(running)
+        running.answered_at = running.polled_at
 
     def _take(self, running: Running, report: Report) -> bool:
         """True when the job is no longer ours."""
@@ -190,21 +191,25 @@ class Controller:
         running.log.write(f"failed: {decision.reason}\n{failed.reason}\n{failed.details}")
         self._ledger.attempts.fail(running.lease, failed.kind, reason, retry_at=decision.retry_at, counts=decision.counts)
 
-    def _renew(self, running: Running) -> None:
+    def _renew(self) -> None:
+        """Where it is time for one of them, the leases of all that have answered lately, in one transaction."""
         now = self._ledger.now()
-        if now - running.renewed_at < self._timing.renew:
+        alive = [one for one in self._running.values() if one.renewed_at < one.answered_at >= now - self._timing.renew]
+        if not any(now - one.renewed_at >= self._timing.renew for one in alive):
             return
-        try:
-            running.lease, desired_state = self._ledger.attempts.renew(
-                running.lease, seconds=self._timing.lease, progress=running.progress
-            )
-        except StaleLease as error:
-            running.log.write(f"warning: {error}")
-            running.worker.kill()
-            self._forget(running)
-            return
-        running.progress, running.renewed_at = None, now
-        self._apply(running, desired_state)
+        due = {running.lease: running for running in alive}
+        progress = {lease: running.progress for lease, running in due.items()}
+        found = self._ledger.attempts.renew_all(progress, seconds=self._timing.lease)
+        for lease, answer in found.items():
+            running = due[lease]
+            if isinstance(answer, StaleLease):
+                running.log.write(f"warning: {answer}")
+                running.worker.kill()
+                self._forget(running)
+                continue
+            running.lease, desired_state = answer
+            running.progress, running.renewed_at = None, now
+            self._apply(running, desired_state)
 
     # What users ask
 
@@ -267,11 +272,14 @@ class Controller:
     # Who runs next
 
     def _schedule(self) -> None:
-        # Of each user, priority and prior no round starts or looks past more.
-        now, queued = self._ledger.now(), self._ledger.jobs.waiting(self.capacity.num_workers + NUM_LOOKAHEAD)
-        self.longest_wait_seconds = max([0.0, *(now - job.not_before for job in queued)])
-        priors, at_work = self._workers.priors(), self._running.values()
+        now, priors, at_work = self._ledger.now(), self._workers.priors(), self._running.values()
         self.priors = priors
+        if not self._ledger.jobs.counts()[State.QUEUED]:
+            self.longest_wait_seconds, self._waiting = 0.0, {}
+            return
+        # Of each user, priority and prior no round starts or looks past more.
+        queued = self._ledger.jobs.waiting(self.capacity.num_workers + NUM_LOOKAHEAD)
+        self.longest_wait_seconds = max([0.0, *(now - job.not_before for job in queued)])
         needed = {job.prior for job in queued} | {prior.source for prior in priors} | {running.job.prior for running in at_work}
         needed.discard("")  # jobs without a prior
         view = view_of(

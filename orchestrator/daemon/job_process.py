@@ -63,6 +63,7 @@ class JobProcess:
         self._is_rows_retry = is_rows_retry
         self._shard_worker_bytes = shard_worker_bytes
         self._lock = threading.Lock()
+        self._has_news = threading.Condition(self._lock)
         self._reports: list[Report] = []
         self._shards: list[ShardRecord] = []
         self._stop = _StopRequest()
@@ -74,9 +75,14 @@ class JobProcess:
         self._thread = threading.Thread(target=self._perform, name="job", daemon=True)
         self._thread.start()
 
-    def poll(self) -> list[Report]:
-        """What was reported since the last call: all shards at once, of consecutive progress only the newest."""
+    def poll(self, seconds: float = 0.0) -> list[Report]:
+        """What was reported since the last call: all shards at once, of consecutive progress only the newest.
+
+        Args:
+            seconds: to wait for something that is more than progress.
+        """
         with self._lock:
+            self._has_news.wait_for(lambda: any(not isinstance(one, Progress) for one in self._reports), seconds)
             reports, self._reports = self._reports, []
             shards, self._shards = self._shards, []
         return [ShardsCommitted(tuple(shards)), *reports] if shards else reports
@@ -93,6 +99,7 @@ class JobProcess:
                 if isinstance(last, Progress) and last.stage == report.stage:
                     self._reports.pop()
             self._reports.append(report)
+            self._has_news.notify_all()
 
     def note(self, shard: Committed) -> None:
         """Add to the shards that `poll` returns."""

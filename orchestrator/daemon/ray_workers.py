@@ -33,6 +33,7 @@ __all__ = ["RayWorkers"]
 
 PRIOR_ATTEMPTS = 12  # a prior that dies is started again, and asked again for a minute and a half, before its jobs notice
 
+POLL_SECONDS = 0.9  # that a job keeps an answer back which would be progress alone
 PLACE_SECONDS = 3600.0  # a cluster may have to start a node, or to finish other people's work
 SAY_WAITING_SECONDS = 20.0
 
@@ -187,25 +188,23 @@ class RayWorker:
         self._actor, self._prior, self._sentinel, self._meter = actor, prior, sentinel, FitMeter()
         self._place, self._begin = place, time.monotonic()
         self._is_waiting_said = False
-        self._answer = actor.poll.remote()
+        self._answer = actor.poll.remote().future()  # asking Ray for each of many in every round costs more than all else
 
     def poll(self) -> list[Report] | None:
         """See `Worker.poll`; the death of the process is its last report."""
-        import ray
         from ray.exceptions import OutOfMemoryError, RayError
 
-        ready, _ = ray.wait([self._answer], timeout=0)
-        if not ready:
+        if not self._answer.done():
             return self._while_waiting()
         self._place = ""
         try:
-            reports: list[Report] = ray.get(self._answer)
+            reports: list[Report] = self._answer.result()
         except RayError as error:
             kind = FailureKind.OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else FailureKind.WORKER_LOST
             return [
                 Failed(kind, f"The process that ran the job ended ({last_words(error) or type(error).__name__}).", str(error))
             ]
-        self._answer = self._actor.poll.remote()
+        self._answer = self._actor.poll.remote(POLL_SECONDS).future()
         self._remove_sentinel()
         self._meter.see(reports)
         return reports

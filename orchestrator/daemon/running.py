@@ -48,7 +48,8 @@ class Running:
 
     Args:
         pending: reports that the ledger has not taken yet. progress: the newest that it does not know of.
-        polled_at, renewed_at: when the worker was asked for reports last, and its lease prolonged.
+        polled_at, answered_at, renewed_at: when the worker was asked for reports last, when it answered, and when its lease was
+            prolonged.
         weight: the share of the prior that it was given last, at `weighed_at`.
         told: what the worker was told last. kill_at: when it is killed if it has not stopped by then.
     """
@@ -60,6 +61,7 @@ class Running:
     started_at: float
     pending: deque[Report] = dataclasses.field(default_factory=deque)
     polled_at: float = 0.0
+    answered_at: float = 0.0
     progress: Progress | None = None
     renewed_at: float = 0.0
     weight: float = 1.0

@@ -54,7 +54,9 @@ export function Gallery() {
           Compare {chosen.length || ""}
         </a>
       </div>
-      {found.length === 0 && <p class="nothing">Nothing finished is found here.</p>}
+      <p class={found.length ? "" : "nothing"} role="status">
+        {found.length === 0 && (cursor == null ? "Nothing finished is found here." : `Nothing is found among the jobs from ${cursor} on. There are older ones: More goes on with them.`)}
+      </p>
       <ul class="gallery">
         {found.map((job) => (
           <li key={job.id} class={chosen.includes(job.id) ? "chosen" : ""}>

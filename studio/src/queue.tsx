@@ -50,7 +50,8 @@ export function Queue() {
       </div>
       {shown.length === 0 && (
         <p class="nothing">
-          Nothing here. <a href="#/make">Make something</a>.
+          {cursor != null ? "Nothing here among the newest jobs; there are older ones. " : "Nothing here. "}
+          <a href="#/make">Make something</a>.
         </p>
       )}
       <ol class="jobs">

@@ -112,11 +112,15 @@ class MadeTogether(BaseModel):
 
 
 class JobList(BaseModel):
-    """cursor: the next page's; null on the last one, which alone ends a search. now: on the clock of all times here."""
+    """cursor: the next page's; null on the last one, which alone ends a search. now: on the clock of all times here.
+
+    counts: of all jobs, by state.
+    """
 
     now: float
     jobs: list[JobInfo]
     cursor: int | None
+    counts: dict[State, int]
 
 
 class JobShown(BaseModel):

@@ -323,7 +323,8 @@ class Calls:
             limit=limit,
             before_id=before,
         )
-        return {"now": self._ledger.now(), "jobs": [self._shown(job) for job in jobs], "cursor": cursor}
+        shown = [self._shown(job) for job in jobs]
+        return {"now": self._ledger.now(), "jobs": shown, "cursor": cursor, "counts": self._ledger.jobs.counts()}
 
     def show(self, job_id: int) -> dict[str, Any]:
         """Everything about one job."""

@@ -242,7 +242,7 @@ class Dialects:
 
     async def _end_of(self, job_id: int, request: Request) -> JobRecord:
         """The job once it has succeeded. One that nobody waits for any more goes on. Raises JobFailed, HTTPException."""
-        until = time.monotonic() + MAX_WAIT_SECONDS
+        begin = time.monotonic()
         while True:
             job = await asyncio.to_thread(self._ledger.jobs.get, job_id)
             if job.state == State.SUCCEEDED:
@@ -250,9 +250,10 @@ class Dialects:
             if job.is_terminal:
                 kind = InputError if job.failure_kind == FailureKind.BAD_INPUT else JobFailed
                 raise kind(f"Job {job_id} {job.state}: {job.reason}")
-            if time.monotonic() > until or await request.is_disconnected():
+            waited = time.monotonic() - begin
+            if waited > MAX_WAIT_SECONDS or await request.is_disconnected():
                 raise HTTPException(503, f"Job {job_id} is not finished yet; it goes on, see /v1/jobs/{job_id}.")
-            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            await asyncio.sleep(min(2.0, max(SECONDS_BETWEEN_LOOKS, waited / 10)))
 
 
 _FOREIGN = ("dall-e-2", "dall-e-3", "gpt-image-1", "dreamkiln")

@@ -1,18 +1,19 @@
 """Server-sent events: what happens to jobs, once for all who listen.
 
-One task asks the ledger twice a second while anybody listens, so the ledger does not notice how many do. Every change of state
-and every sentence has the ledger's own number, by which a client that was cut off goes on; progress has none, because the next
-one says it all.
+One task asks the ledger twice a second while anybody listens, so the ledger does not notice how many do, and what it finds is
+encoded and put together once for all. Every change of state and every sentence has the ledger's own number, by which a client
+that was cut off goes on; progress has none, because the next one says it all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jobs.errors import DreamKilnError
@@ -25,11 +26,28 @@ log = logging.getLogger("dreamkiln")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_OF_SILENCE = 15.0
 PAGE = 500
-MAX_WAITING = 2000
-"""Of messages for one listener who does not take them; then the connection ends, and resumes where it was."""
+MAX_WAITING = 500
+"""Of batches for one listener who does not take them; then the connection ends, and resumes where it was."""
 RETRY = b"retry: 2000\n\n"
 SILENCE = b": nothing new\n\n"
 ENDS = tuple(f"{state}:" for state in TERMINAL)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one look has found: of each message its number (0: progress), its job and its text."""
+
+    messages: Sequence[tuple[int, int | None, bytes]]
+
+    @cached_property
+    def whole(self) -> bytes:
+        """All of it, put together once for all who want all of it."""
+        return b"".join(text for _, _, text in self.messages)
+
+    def after(self, number: int, job: int | None) -> _Batch:
+        """What is new to one who has the messages up to a number, of one job or of all."""
+        wanted = [one for one in self.messages if (not one[0] or one[0] > number) and (job is None or one[1] == job)]
+        return self if len(wanted) == len(self.messages) else _Batch(wanted)
 
 
 class EventHub:
@@ -37,7 +55,7 @@ class EventHub:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._listeners: dict[asyncio.Queue[tuple[int, int | None, bytes] | None], int | None] = {}
+        self._listeners: set[asyncio.Queue[_Batch | None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._last_id = 0
         self._progress: dict[int, dict[str, Any]] = {}
@@ -50,8 +68,8 @@ class EventHub:
             seconds: after which it ends all the same; None: it does not.
         """
         until = float("inf") if seconds is None else time.monotonic() + seconds
-        queue: asyncio.Queue[tuple[int, int | None, bytes] | None] = asyncio.Queue(MAX_WAITING)
-        self._listeners[queue] = job_id
+        queue: asyncio.Queue[_Batch | None] = asyncio.Queue(MAX_WAITING)
+        self._listeners.add(queue)
         try:
             yield RETRY
             if after_id is None:
@@ -76,15 +94,14 @@ class EventHub:
                     continue
                 if found is None:
                     return
-                number, job, text = found
-                if number and number <= after_id:
-                    continue
-                yield text
-                if job_id is not None and number and job == job_id and _is_end(text):
+                found = found.after(after_id, job_id)
+                if found.messages:
+                    yield found.whole
+                if job_id is not None and any(number and _is_end(text) for number, _, text in found.messages):
                     yield _end(job_id)
                     return
         finally:
-            self._listeners.pop(queue, None)
+            self._listeners.discard(queue)
 
     async def _begin(self) -> None:
         if self._task is None or self._task.done():
@@ -105,29 +122,27 @@ class EventHub:
             except DreamKilnError as error:  # the database restarts
                 log.warning("%s Listeners wait.", error)
                 events, moving = [], []
-            for event in events:
-                self._last_id = event.id
-                self._tell(event.id, event.job_id, _message(event))
+            self._last_id = max([self._last_id, *(event.id for event in events)])
             before, self._progress = self._progress, {row["id"]: row for row in moving}
-            for row in moving:
-                if before.get(row["id"]) != row:
-                    self._tell(0, row["id"], _encoded("progress", row))
+            messages = [(event.id, event.job_id, _message(event)) for event in events]
+            moved = [row for row in moving if before.get(row["id"]) != row]
+            messages += [(0, row["id"], _encoded("progress", row)) for row in moved]
+            if messages:
+                self._tell(_Batch(messages))
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _read(self) -> tuple[list[EventRecord], list[dict[str, Any]]]:
         return self._ledger.jobs.events(after_id=self._last_id, limit=PAGE), self._ledger.jobs.at_work()
 
-    def _tell(self, number: int, job_id: int | None, text: bytes) -> None:
-        for queue, wanted in list(self._listeners.items()):
-            if wanted is None or wanted == job_id:
-                try:
-                    queue.put_nowait((number, job_id, text))
-                except asyncio.QueueFull:
-                    self._listeners.pop(queue, None)
-                    while not queue.empty():
-                        queue.get_nowait()
-                    with contextlib.suppress(asyncio.QueueFull):
-                        queue.put_nowait(None)
+    def _tell(self, batch: _Batch) -> None:
+        for queue in list(self._listeners):
+            try:
+                queue.put_nowait(batch)
+            except asyncio.QueueFull:
+                self._listeners.discard(queue)
+                while not queue.empty():
+                    queue.get_nowait()
+                queue.put_nowait(None)
 
 
 def _message(event: EventRecord) -> bytes:

@@ -22,6 +22,7 @@ from orchestrator.daemon.http import answers
 from orchestrator.daemon.http.calls import Calls
 from orchestrator.daemon.http.guard import OPENAI_PATHS, UPLOADS, Guard, problem
 from orchestrator.daemon.http.page import add_page, described
+from orchestrator.daemon.http.snapshots import Snapshots
 from orchestrator.daemon.http.tokens import TokenBook
 from orchestrator.daemon.options import DaemonOptions
 from orchestrator.host.state_folder import StateFolder
@@ -131,6 +132,7 @@ def make_app(
     for kind in (DreamKilnError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _explain)
     methods = _methods_of([*api.routes, *dialects.routes, *app.routes])
+    app.add_middleware(Snapshots, revision=ledger.revision)
     app.add_middleware(Guard, book=book, hosts=options.hosts, methods=methods)
     return app
 

@@ -366,6 +366,24 @@ def test_lists_counts_and_pages(ledger: Ledger):
     }
 
 
+def test_leases_are_renewed_together_and_the_stale_one_alone_is_refused(ledger: Ledger, clock: Clock):
+    leases = [ledger.attempts.start(submit(ledger, number), "w", seconds=30) for number in range(3)]
+    ledger.jobs.cancel(leases[0].job_id)
+    ledger.attempts.succeed(leases[1])
+    before, (changes, moves) = clock(), ledger.revision()
+    clock.advance(10)
+    moved = Progress(stage="fit", step=3, total=9, metrics={"loss": 0.5})
+    found = ledger.attempts.renew_all({leases[0]: None, leases[1]: None, leases[2]: moved}, seconds=30)
+    assert isinstance(found[leases[1]], StaleLease) and "is over" in str(found[leases[1]])
+    assert [found[lease][1] for lease in (leases[0], leases[2])] == [DesiredState.CANCEL, DesiredState.RUN]  # type: ignore[index]
+    job = ledger.jobs.get(leases[2].job_id)
+    assert (job.step, job.metrics, job.lease_expires_at) == (3, {"loss": 0.5}, before + 40)
+    now = ledger.revision()
+    assert now[0] == changes and now[1] != moves
+    ledger.jobs.pause(leases[2].job_id)
+    assert ledger.revision()[0] != changes and ledger.revision()[1] == now[1]
+
+
 def test_a_list_by_anything_is_what_reading_all_of_it_would_find(ledger: Ledger):
     users, kinds = ("ada", "bob", None), ("images", "text-to-3d", None)
     jobs = [submission(number, user=users[number % 2], kind=kinds[number // 2 % 2]) for number in range(60)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
 from jobs.events import Message
@@ -19,17 +21,17 @@ class Unplaced:
         return self
 
     def remote(self):
-        return object()
+        return self
+
+    def future(self):
+        return Future()
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds, to be set."""
-    import ray
-
     now = [0.0]
     monkeypatch.setattr(ray_workers.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(ray, "wait", lambda references, timeout: ([], references))
     return now
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import studio
+from jobs.ledger import job_table
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,4 +54,26 @@ def test_two_browsers_one_queue_a_mesh_turned_and_a_restart_waited_out(tmp_path:
         assert second - first == pytest.approx(0.15, abs=0.01)
         link = one.find_element(By.CSS_SELECTOR, ".tools a[download]")
         assert link.get_attribute("href") == f"{url}/v1/jobs/1/files/mesh.glb"
+    scene.close()
+
+
+def test_a_search_that_has_found_nothing_yet_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from selenium.webdriver.common.by import By
+
+    monkeypatch.setattr(job_table, "NUM_SEARCHED", 3)
+    scene = studio.Scene(tmp_path / "state")
+    scene.fill()
+    with studio.browser(tmp_path / "one") as driver:
+        studio.enter(driver, scene.server.url, scene.token)
+        driver.execute_script("location.hash = '#/gallery'")
+        studio.wait(driver, "document.querySelectorAll('.gallery li').length == 4")
+        driver.find_element(By.ID, "search").send_keys("mushroom")
+        said = "document.querySelector('main [role=status]').innerText"
+        for oldest in (5, 2):
+            studio.wait(driver, f"{said}.includes('from {oldest} on. There are older ones')")
+            if studio.AXE.exists():
+                assert studio.violations(driver) == []
+            driver.find_element(By.XPATH, "//button[normalize-space()='More']").click()
+        studio.wait(driver, "document.querySelector('.gallery .title')?.innerText == 'a red mushroom with a white stem'")
+        assert driver.execute_script(f"return {said}") == "" and studio.complaints(driver) == []
     scene.close()

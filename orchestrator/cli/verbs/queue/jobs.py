@@ -64,7 +64,7 @@ def show(job: Job, state: common.State = None, json: common.Json = False) -> Non
 @app.command(help="A live table; ends when all these jobs have, or are paused. Exit code 1 if one failed.")
 def watch(
     numbers: Annotated[list[int] | None, typer.Argument(help="Jobs to watch; without, all that have not ended.")] = None,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 2.0,
     limit: Annotated[int, typer.Option(help="Without numbers: how many to show.", min=1, max=1000)] = 30,
     state: common.State = None,
     json: common.Json = False,
