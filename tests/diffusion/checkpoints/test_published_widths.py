@@ -26,7 +26,8 @@ RANDOM = Path("random weights")
 
 def close(ours: Tensor, theirs: Tensor) -> None:
     unit = theirs.abs().max()
-    torch.testing.assert_close(ours / unit, theirs / unit, rtol=0, atol=3e-6)
+    # Kernels of float32 sum in orders of their own: from float64's answer oneDNN's decoder is 6e-6 away, MKL's 1e-6.
+    torch.testing.assert_close(ours / unit, theirs / unit, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["sd15", "sd2-v"])
