@@ -58,7 +58,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {"small": SMALL}
 
 PICTURE_LOOP = LoopConfig(num_steps=20_000, batch_size=32, learning_rate=4e-4, warmup_steps=200, ema_decay=0.999)
 LATENT_LOOP = LoopConfig(
-    num_steps=1_400, batch_size=64, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998, optimizer="muon"
+    num_steps=1_250, batch_size=64, learning_rate=1.5e-3, warmup_steps=100, ema_decay=0.998, optimizer="muon"
 )
 POINT_LOOP = LoopConfig(num_steps=4_000, batch_size=256, learning_rate=2e-3, warmup_steps=100, ema_decay=0.995)
 
