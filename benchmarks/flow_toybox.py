@@ -1,7 +1,8 @@
-"""What a flow of the toybox draws, and the meshes that are distilled from it, before the toybox's judge.
+r"""What a flow of the toybox draws, and the meshes that are distilled from it, before the toybox's judge.
 
-    dreamkiln train objective=rectified_flow data=toybox_latents data.kinds=KINDS data.num_pictures=24576 --out training/flow
-    python -m benchmarks.flow_toybox [--prior training/flow/prior] [--first N]
+    dreamkiln train objective=rectified_flow data=toybox_latents data.kinds=KINDS data.num_pictures=24576 \
+        --out training/flow_toybox
+    python -m benchmarks.flow_toybox [--prior training/flow_toybox/prior] [--first N]
 
 The kinds are `KINDS`, joined by commas. Four pictures of each, then one mesh of each through the product itself with the draft
 preset and seed 0; eight of the twelve sentences are combinations of kind and colours that training never drew. Nothing is
@@ -53,7 +54,7 @@ MAX_BYTES = 240_000
 def main(arguments: list[str] | None = None) -> int:
     """Draws, distils, judges, saves the figures and the two pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", default="training/flow/prior")
+    parser.add_argument("--prior", default="training/flow_toybox/prior")
     parser.add_argument("--first", type=int, default=len(PROMPTS), metavar="N", help="only the first N kinds")
     parser.add_argument("--preset", default="draft")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "flow_toybox")

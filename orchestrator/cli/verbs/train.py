@@ -15,8 +15,9 @@ from orchestrator.cli import common
 NAME = "train"
 HELP = "Train the toybox prior, part by part, or a model of the diffusion family; resumable at any time."
 EPILOG = (
-    f"Objectives of the family: {', '.join(sorted(MODELS))}. Their settings: data=toybox|mixture2d, data.KEY, network.KEY, "
-    "loop.KEY and the model's own, such as data.kinds=car,mushroom network.num_classes=auto loop.num_steps=2000; "
+    f"Objectives of the family: {', '.join(sorted(MODELS))}. Their settings: data=toybox|mixture2d (of rectified_flow "
+    "also toybox_latents, for a prior), data.KEY, network.KEY, loop.KEY and the model's own, such as data.kinds=car,mushroom "
+    "network.num_classes=auto loop.num_steps=2000; "
     "preset=small is a problem that one CPU core learns in minutes."
 )
 PARTS = ("autoencoder", "decoder", "clip", "judge", "denoiser", "views", "assemble")

@@ -175,7 +175,8 @@ def test_families_at_once_and_a_prior_that_is_killed(orchestrator, dreamkiln, tm
         for seed, (prompt, (width, height)) in enumerate(zip(PROMPTS, family.sizes, strict=True)):
             mixed = read(tmp_path / "together" / family.model / "00000" / f"{seed:09d}.png")
             assert mixed.shape == (height, width, 3)
-            np.testing.assert_array_equal(prior.generate(alone(prompt, seed, (height, width), family.spacing))[0], mixed)
+            drawn = prior.generate(alone(prompt, seed, (height, width), family.spacing))[0]
+            np.testing.assert_array_equal(drawn, mixed, err_msg=f"{family.model}, row {seed}")
             if pipeline is not None:
                 theirs = by_diffusers(pipeline, prompt, seed, (width, height))
                 assert np.abs(theirs.astype(int) - mixed).max() <= 1
