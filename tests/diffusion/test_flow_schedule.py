@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from diffusion.distillation import DistillationConfig, Distilled, sample_timesteps, score_distillation
 from diffusion.errors import DiffusionError
-from diffusion.flow_schedule import FlowSchedule, ResolutionShift
+from diffusion.flow_schedule import EmpiricalShift, FlowSchedule, ResolutionShift
 from diffusion.parameterisation import KINDS, Prediction, training_target
 from diffusion.requests import Guidance, run
 from diffusion.samplers import SAMPLERS, sdedit, timesteps_for
@@ -137,6 +138,21 @@ def test_a_schedule_survives_its_configuration() -> None:
     for schedule in (FlowSchedule(shift=3.0), FlowSchedule(resolution_shift=ResolutionShift(), low_end_is_shifted=False)):
         assert FlowSchedule.from_config(schedule.to_config()) == schedule
         diffusers.FlowMatchEulerDiscreteScheduler.from_config(schedule.to_config())
+
+
+@pytest.mark.parametrize(("latents", "num_steps"), [((128, 128), 50), ((64, 96), 4), ((128, 128), 4), ((160, 160), 28)])
+def test_levels_of_flux_2_are_those_of_its_pipeline(latents: tuple[int, int], num_steps: int) -> None:
+    """mu depends on patches and steps, beyond 4,300 patches on these alone."""
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    num_patches = latents[0] * latents[1] // 4
+    mu = compute_empirical_mu(num_patches, num_steps)
+    assert EmpiricalShift().shift(num_patches, num_steps) == pytest.approx(math.exp(mu), rel=1e-12)
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+    schedule = FlowSchedule(shift=3.0, resolution_shift=EmpiricalShift(), timestep_spacing="trailing")
+    ours = schedule.fitted(latents, patch=2, num_steps=num_steps).timesteps(num_steps)
+    torch.testing.assert_close(ours.float(), theirs.timesteps, rtol=2e-6, atol=0)
 
 
 # -- samplers ----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 """FLUX.2 klein's transformer, autoencoder, levels and key maps against diffusers' own classes on the same random weights."""
 
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from torch.nn import functional as F
 from diffusion.checkpoints.autoencoder_keys import folder_autoencoder_kl, original_autoencoder_kl
 from diffusion.checkpoints.transformer_keys import folder_transformer, original_flux2
 from diffusion.checkpoints.weights import fill, skeleton
-from diffusion.flow_schedule import EmpiricalShift, FlowSchedule
 from diffusion.networks.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffusion.networks.flux2 import Flux2Config, Flux2Transformer
 from diffusion.networks.strips import decode_in_strips, encode_in_strips
@@ -216,22 +213,3 @@ def test_its_original_keys_are_read(autoencoders: Any) -> None:
     assert "bn.running_mean" in original and "encoder.down.0.block.0.conv1.weight" in original
     back = layout(own).read(original, own, Path("file"))
     assert all(torch.equal(back[name], own[name]) for name in own)
-
-
-# -- levels ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("latents", "num_steps"), [((128, 128), 50), ((64, 96), 4), ((128, 128), 4), ((160, 160), 28)])
-def test_levels_are_those_of_its_pipeline(latents: tuple[int, int], num_steps: int) -> None:
-    """mu depends on patches and steps, beyond 4,300 patches on these alone."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-
-    num_patches = latents[0] * latents[1] // 4
-    mu = compute_empirical_mu(num_patches, num_steps)
-    assert EmpiricalShift().shift(num_patches, num_steps) == pytest.approx(math.exp(mu), rel=1e-12)
-    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
-    schedule = FlowSchedule(shift=3.0, resolution_shift=EmpiricalShift(), timestep_spacing="trailing")
-    ours = schedule.fitted(latents, patch=2, num_steps=num_steps).timesteps(num_steps)
-    torch.testing.assert_close(ours.float(), theirs.timesteps, rtol=2e-6, atol=0)
