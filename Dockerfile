@@ -1,4 +1,4 @@
-# The orchestrator and every verb, on a CPU; `compose.yaml` beside this file adds PostgreSQL.
+# The orchestrator and every verb; `compose.yaml` beside this file adds PostgreSQL. torch's wheels bring CUDA's libraries with them: 7 GB in all.
 FROM python:3.11-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/dreamkiln

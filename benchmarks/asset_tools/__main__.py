@@ -111,7 +111,7 @@ def _examine(field, folder: Path, node: Path, *, without: list[str], pictures: P
     found["export_cpu_seconds"] = round(time.process_time() - begin - found["cut_cpu_seconds"], 2)
     found["khronos"] = [issue for kind in ("glb", "gltf") for issue in tools.khronos_issues(files[kind], node)]
     found["usd"] = tools.usd_findings(files["usdz"])
-    found |= measures.texture_figures(mesh)
+    found |= measures.texture_figures(mesh) | {"slivers": measures.num_slivers(mesh)}
     found["seams"] = measures.seam_differences(mesh, _true_colours(field))
     found["steps_across_seams"] = measures.steps_across_seams(mesh)
     placed = place(mesh, longest_side=placement.size_metres)

@@ -99,6 +99,14 @@ def mip_levels(picture: np.ndarray) -> list[np.ndarray]:
     return levels
 
 
+def num_slivers(mesh: Mesh) -> int:
+    """Faces with less than a hundredth of the area that an equilateral one of the same squared sides has."""
+    corners = mesh.vertices[mesh.faces].astype(np.float64)
+    sides = np.square(corners - np.roll(corners, 1, axis=1)).sum((1, 2))
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    return int((4 * np.sqrt(3) * area < 0.01 * sides).sum())
+
+
 def texture_figures(mesh: Mesh) -> dict[str, Any]:
     """Share of texels that two faces claim, share of the picture that is used, and whether places lie inside it."""
     assert mesh.texture is not None
