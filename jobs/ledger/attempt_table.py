@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.events import Progress
@@ -69,17 +69,24 @@ class AttemptTable:
         found: dict[Lease, tuple[Lease, DesiredState] | StaleLease] = {}
         with self._database.write(is_move=True) as session:
             now = self._database.clock()
+            columns = (Job.id, Job.state, Job.fence, Job.desired_state, Job.metrics)  # no spec: this happens every second
+            query = select(*columns).where(Job.id.in_({lease.job_id for lease in progress})).with_for_update()
+            rows = {row.id: row for row in session.execute(query)}
+            told: list[dict[str, Any]] = []
             for lease, moved in progress.items():
-                try:
-                    row = held_job(session, lease)
-                except StaleLease as error:
-                    found[lease] = error
-                    continue
-                row.lease_expires_at = now + seconds
-                row.updated_at = now
-                if moved is not None:
-                    _note_progress(row, moved)
+                row = rows.get(lease.job_id)
+                if row is None or row.state != State.RUNNING or row.fence != lease.fence:
+                    try:
+                        held_job(session, lease)
+                    except StaleLease as error:
+                        found[lease] = error
+                        continue
+                assert row is not None
+                values = {} if moved is None else _moved(row.metrics, moved)
+                told.append({"id": row.id, "lease_expires_at": now + seconds, "updated_at": now, **values})
                 found[lease] = dataclasses.replace(lease, expires_at=now + seconds), DesiredState(row.desired_state)
+            for some in ([one for one in told if len(one) == num] for num in {len(one) for one in told}):
+                session.execute(update(Job), some)
         return found
 
     def say(self, lease: Lease, text: str, level: str = "info") -> None:
@@ -190,9 +197,15 @@ class AttemptTable:
         row.failure_kind = kind
 
 
-def _note_progress(row: Job, progress: Progress) -> None:
-    row.stage, row.step, row.total, row.seconds_left = progress.stage, progress.step, progress.total, progress.seconds_left
-    row.metrics = {**row.metrics, **{name: float(value) for name, value in progress.metrics.items()}}
+def _moved(metrics: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """What a job's row says of its progress."""
+    return {
+        "stage": progress.stage,
+        "step": progress.step,
+        "total": progress.total,
+        "seconds_left": progress.seconds_left,
+        "metrics": {**metrics, **{name: float(value) for name, value in progress.metrics.items()}},
+    }
 
 
 def _attempt(row: Attempt) -> AttemptRecord:
