@@ -89,7 +89,7 @@ def orchestrator(state: Path) -> Iterator[Orchestrator]:
         client, jobs = Client(StateFolder(state)), []
         for seed in range(NUM_JOBS):
             form = {"prompt": "a cyan rocket with a red nose", "num_images": 10_000, "seed": 100_000 * seed}
-            jobs.append(client.post("/v1/images", form)["id"])
+            jobs.append(client.post("/v1/images", form, timeout_seconds=300.0)["id"])
         deadline = time.monotonic() + 300
         while any(job["step"] == 0 for job in client.get("/v1/jobs", limit=NUM_JOBS)["jobs"]):
             if time.monotonic() > deadline:
