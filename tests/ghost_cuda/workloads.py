@@ -368,7 +368,14 @@ def family() -> None:
     for objective in ("glide", "ddpm", "ncsn", "bit_diffusion"):
         out = _FOLDER / "family" / objective
         command(
-            "train", f"objective={objective}", *loop, *(sizes if objective != "ncsn" else sizes[2:]), "--out", out, "--device", "cuda"
+            "train",
+            f"objective={objective}",
+            *loop,
+            *(sizes if objective != "ncsn" else sizes[2:]),
+            "--out",
+            out,
+            "--device",
+            "cuda",
         )
         prompt = ("prompt=a red car", "guidance_scale=3") if objective == "glide" else ()
         drawing = (f"model={out}", "num_samples=2", "num_steps=2", *prompt)
