@@ -104,18 +104,23 @@ def three_views(files: list[Path], poses: np.ndarray, folder: Path, node: Path, 
                 numbers = ",".join(f"{number:.7g}" for number in pose.reshape(-1))
                 wanted = {"file": f"served/{path.name}", "pose": numbers, "fov": FOV_DEGREES, "size": size}
                 query = urllib.parse.urlencode(wanted)
-                _chromium(f"http://127.0.0.1:{server.server_port}/three_view.html?{query}", picture, size=size)
-                pictures.append(_read(picture))
+                pictures.append(_chromium(f"http://127.0.0.1:{server.server_port}/three_view.html?{query}", picture, size=size))
             drawn[path.name] = np.stack(pictures)
         server.shutdown()
     return drawn
 
 
-def _chromium(url: str, picture: Path, *, size: int) -> None:
+def _chromium(url: str, picture: Path, *, size: int) -> np.ndarray:
+    """The page's picture, tried again while it is empty: on a busy machine Chromium's clock runs out before the page is drawn."""
     command = ["chromium", "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     command += ["--hide-scrollbars", "--force-device-scale-factor=1", f"--window-size={size},{size}"]
     command += ["--virtual-time-budget=30000", f"--screenshot={picture}", url]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    for _ in range(5):
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        drawn = _read(picture)
+        if drawn.min() < drawn.max():
+            return drawn
+    raise RuntimeError(f"Chromium drew nothing of {url}, five times.")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
