@@ -111,7 +111,7 @@ def three_views(files: list[Path], poses: np.ndarray, folder: Path, node: Path, 
 
 
 def _chromium(url: str, picture: Path, *, size: int) -> np.ndarray:
-    """The page's picture, tried again while it is empty: on a busy machine Chromium's clock runs out before the page is drawn."""
+    """The page's picture, tried again while it is empty: on a busy machine its clock runs out before it is drawn."""
     command = ["chromium", "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     command += ["--hide-scrollbars", "--force-device-scale-factor=1", f"--window-size={size},{size}"]
     command += ["--virtual-time-budget=30000", f"--screenshot={picture}", url]
