@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion.checkpoints.defaults import DISTILLED, FAMILIES, defaults_of
+from diffusion.checkpoints.defaults import _FLOWS, DISTILLED, FAMILIES, defaults_of
 from diffusion.checkpoints.source import DISTILLED as KINDS
 from diffusion.checkpoints.source import Source
+from diffusion.flow_schedule import FlowSchedule
 from diffusion.samplers import SAMPLERS, timesteps_for
 from diffusion.schedule import NoiseSchedule
 
@@ -93,8 +94,11 @@ def test_a_lora_and_the_option_count_and_ordinary_names_do_not(tmp_path: Path) -
 
 
 def test_every_default_is_one_that_its_sampler_takes() -> None:
-    for steps, _, _, sampler, spacing in (*FAMILIES.values(), *DISTILLED.values()):
+    for name, (steps, _, _, sampler, spacing) in (FAMILIES | DISTILLED).items():
         assert sampler in SAMPLERS
-        first = float(timesteps_for(sampler, NoiseSchedule(), steps, spacing=spacing)[0])
-        assert first >= 0.9 * 999 and (steps > 10 or first == 999)
+        # Flows begin at their last level, however few steps they take.
+        is_flow = name in _FLOWS or name == "steps"
+        schedule = FlowSchedule() if is_flow else NoiseSchedule()
+        first = float(timesteps_for(sampler, schedule, steps, spacing=spacing)[0])
+        assert first == 1000 if is_flow else first >= 0.9 * 999 and (steps > 10 or first == 999)
     assert {"none", *DISTILLED} == set(KINDS)
