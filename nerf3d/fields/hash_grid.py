@@ -95,7 +95,7 @@ class HashGrid(Field):
         fraction = (scaled - low)[:, :, None]
         weights = torch.where(self.corners.bool(), fraction, 1 - fraction).prod(-1)
         rows = self._rows(low.long()[:, :, None] + self.corners, read.levels)
-        return weighted_rows(read.table, rows.flatten(0, 1), weights.flatten(0, 1)).view(len(unit), -1)
+        return weighted_rows(read.table, rows.flatten(0, 1), weights.flatten(0, 1)).unflatten(0, weights.shape[:2]).flatten(1)
 
     def _rows(self, vertices: Tensor, levels: slice) -> Tensor:
         """Where l levels have their vertices (N, l, 8, 3), integers, among their own rows: (N, l, 8).

@@ -21,7 +21,7 @@ import pytest
 import trimesh
 
 from jobs.errors import InputError, NotFound
-from orchestrator.daemon.http import connections, making
+from orchestrator.daemon.http import making, server
 from orchestrator.daemon.http.guard import COOKIE, OPENAI_PATHS
 from orchestrator.daemon.http.making import composed
 from orchestrator.daemon.http.page import STUDIO
@@ -249,8 +249,8 @@ def trickle(api: Api, sent: bytes, parts: bytes, *, seconds: float) -> bytes:
 
 def test_clients_that_trickle_are_given_up_and_stand_in_nobodys_way(api: Api, monkeypatch):
     """Headers without end, and a body without end."""
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 1.0)
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 30)
+    monkeypatch.setattr(server, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 30)
     monkeypatch.setattr("orchestrator.daemon.http.guard.STRANGERS_SECONDS", 1.0)
     heard: list[bytes] = []
     login = b"POST /v1/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
@@ -271,7 +271,7 @@ def test_clients_that_trickle_are_given_up_and_stand_in_nobodys_way(api: Api, mo
 @pytest.mark.slow
 def test_who_never_reads_an_answer_is_given_up(api: Api, monkeypatch):
     """What the kernel has taken of it trickles through the client's small window for a minute or two."""
-    monkeypatch.setattr(connections, "WRITE_SECONDS", 1.0)
+    monkeypatch.setattr(server, "WRITE_SECONDS", 1.0)
     big = max((STUDIO / "assets").iterdir(), key=lambda path: path.stat().st_size).name
     with socket.create_connection(("127.0.0.1", api.port), timeout=20) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -26,7 +26,7 @@ from jobs.specs import ImagesSpec, TextTo3DSpec
 from jobs.states import State
 from orchestrator.cli.main import main
 from orchestrator.client.client import Client, NotRunningError
-from orchestrator.daemon.http import connections
+from orchestrator.daemon.http import server
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
 from orchestrator.daemon.job_log import JobLog
@@ -458,7 +458,7 @@ def test_a_body_is_not_read_without_the_token_and_bounded_with_it(rig: Rig):
 
 
 def test_half_a_request_is_waited_for_so_long_and_one_that_goes_on_slowly_is_answered(rig: Rig, monkeypatch):
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.6)
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.6)
     address = urlsplit(rig.folder.endpoint().url)
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     for sent in (b"", head, head + b"\r\nGET /hea"):
@@ -481,8 +481,8 @@ def test_half_a_request_is_waited_for_so_long_and_one_that_goes_on_slowly_is_ans
 
 
 def test_connections_beyond_a_bound_end_those_that_have_asked_nothing_for_longest(rig: Rig, monkeypatch):
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 60.0)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(server, "HEADER_SECONDS", 60.0)
     address = urlsplit(rig.folder.endpoint().url)
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=5)) for _ in range(40)]
