@@ -48,7 +48,7 @@ PROMPTS = (
 """Those of the gallery and of `benchmarks.best_of` that are of `KINDS`, one of each."""
 
 KINDS = tuple(map(kind_of, PROMPTS))
-MAX_BYTES = 240_000
+MAX_BYTES = 60_000
 
 
 def main(arguments: list[str] | None = None) -> int:
