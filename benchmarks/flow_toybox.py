@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import model_pictures
 from benchmarks.best_of import make
 from benchmarks.machine import describe_machine
 from benchmarks.pictures import write_small_webp
@@ -48,7 +49,7 @@ PROMPTS = (
 """Those of the gallery and of `benchmarks.best_of` that are of `KINDS`, one of each."""
 
 KINDS = tuple(map(kind_of, PROMPTS))
-MAX_BYTES = 60_000
+MAX_BYTES = 240_000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sheet = [prompt for kind in map(kind_of, prompts) for prompt in grid_prompts(CATALOGUE[kind])]
         page = draw_sheet(sheet, prior=options.prior, seed=0, num_columns=8, tile_size=80)
-        print(write_small_webp(page, options.out / "flow_toybox.webp", max_bytes=MAX_BYTES))
+        print(write_small_webp(page, options.out / "flow_toybox.webp", max_bytes=model_pictures.MAX_BYTES))
         how = {"tries": 1, "prior": options.prior, "preset": options.preset, "runs": options.runs}
         folders = [folder for prompt in prompts for folder in make(prompt, **how)]
         report, page = evaluate_meshes(folders, EvaluationSettings())

@@ -144,7 +144,9 @@ def toybox_batch(device: torch.device, *, dtype: torch.dtype) -> Pair:
     name = str(dtype).removeprefix("torch.")
     prior = load_prior(f"toybox?dtype={name}", str(device))
     prompts, seeds = PROMPTS * 4, range(16)
-    request = GenerateRequest(tuple(prompts), tuple(seeds), num_steps=20, sampler="ddim", guidance=Guidance(scale=4.0))
+    request = GenerateRequest(
+        prompts=tuple(prompts), seeds=tuple(seeds), num_steps=20, sampler="ddim", guidance=Guidance(scale=4.0)
+    )
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(str(TOYBOX), torch_dtype=dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)

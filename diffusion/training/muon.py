@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from diffusion.precision import has_fast_bfloat16
 
 
-def orthogonalised(matrix: Tensor, num_iterations: int = 5) -> Tensor:
-    """About U V^T of a matrix U S V^T, shape (R, C), by the quintic Newton-Schulz iteration, in bfloat16 where that is fast.
+def orthogonalised(matrices: Tensor, num_iterations: int = 5) -> Tensor:
+    """About U V^T of each matrix U S V^T, (..., R, C), by the quintic Newton-Schulz iteration, in bfloat16 where that is fast.
 
     The coefficients are Jordan's: singular values end between about 0.7 and 1.2, which is near enough, in few iterations.
     """
-    x = matrix.bfloat16() if has_fast_bfloat16(matrix.device.type) else matrix.float()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    x = matrices.bfloat16() if has_fast_bfloat16(matrices.device.type) else matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(num_iterations):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,14 +39,23 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update, with Nesterov momentum."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                direction = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                size = 0.2 * max(direction.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalised(direction).view_as(parameter).to(parameter.dtype), alpha=-group["lr"] * size)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in parameters]
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            # Matrices of one shape together: a GPU pays by the launch.
+            together: dict[torch.Size, list[int]] = {}
+            for number, direction in enumerate(directions):
+                together.setdefault(direction.flatten(1).shape, []).append(number)
+            for shape, numbers in together.items():
+                updates = orthogonalised(torch.stack([directions[number].flatten(1) for number in numbers]))
+                updates = updates.to(parameters[numbers[0]].dtype) * (-group["lr"] * 0.2 * max(shape) ** 0.5)
+                for number, update in zip(numbers, updates, strict=True):
+                    parameters[number].add_(update.view_as(parameters[number]))

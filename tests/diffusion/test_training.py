@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.errors import DiffusionError
 from diffusion.networks.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
@@ -16,7 +17,7 @@ from diffusion.training.autoencoder import reconstruction_loss
 from diffusion.training.denoiser import TextConditionedDenoiser, denoising_loss, stratified_timesteps
 from diffusion.training.figures import by_noise
 from diffusion.training.loop import PACE_STEPS, LoopConfig, TrainState, train
-from diffusion.training.muon import orthogonalised
+from diffusion.training.muon import Muon, orthogonalised
 
 pytestmark = pytest.mark.oracle
 
@@ -177,6 +178,36 @@ def test_orthogonalised_keeps_the_directions_and_evens_the_lengths() -> None:
         assert s.min() > 0.6 and s.max() < 1.3
         u0, _, vh0 = torch.linalg.svd(matrix, full_matrices=False)
         torch.testing.assert_close((u @ vh), (u0 @ vh0), atol=0.15, rtol=0)
+
+
+def test_muon_updates_matrices_of_one_shape_together_as_each_alone() -> None:
+    """Jordan's rule by hand, matrix by matrix; nine equal matrices take no more products than one."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(6, 10)] * 9 + [(12, 5), (6, 2, 1, 5)]
+    parameters = [nn.Parameter(torch.empty(shape).normal_(generator=generator)) for shape in shapes]
+    before = [parameter.detach().clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.empty(parameter.shape).normal_(generator=generator)
+    optimizer = Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.5)
+    with CountedOps() as ops:
+        optimizer.step()
+    for parameter, start in zip(parameters, before, strict=True):
+        assert parameter.grad is not None
+        direction = parameter.grad * (0.1 + 0.9 * 0.1)  # Nesterov, from a momentum of nothing
+        matrix = direction.flatten(1)
+        update = orthogonalised(matrix).float().view_as(parameter) * 0.2 * max(matrix.shape) ** 0.5
+        torch.testing.assert_close(parameter.detach(), start * (1 - 0.1 * 0.5) - 0.1 * update, atol=5e-3, rtol=0)
+    assert ops.products == 2 * 5 * 3, "two shapes, five rounds of three products"
+
+
+class CountedOps(TorchDispatchMode):
+    """Counts matrix products."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.mm, torch.ops.aten.baddbmm)
+        return func(*args, **(kwargs or {}))
 
 
 def test_muon_fits_a_linear_map_of_convolutions_and_resumes_exactly(tmp_path: Path) -> None:
