@@ -21,6 +21,7 @@ from orchestrator.client import client as client_module
 from orchestrator.client.client import Client
 from orchestrator.client.prepared_job import PreparedJob, compose_here, prepare_images
 from orchestrator.client.waiting_client import submit_and_wait
+from orchestrator.daemon.http import snapshots
 from orchestrator.daemon.http.routes import make_app
 from orchestrator.daemon.http.server import ApiServer
 from orchestrator.daemon.reports import Failed, Report, Succeeded
@@ -207,6 +208,7 @@ def test_a_waiting_command_ends_when_nobody_answers_any_more(rig: ServedRig, tmp
 
 def test_a_database_that_restarts_ends_nobodys_wait(rig: ServedRig, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(client_module, "SECONDS_BETWEEN_TRIES", 0.1)
+    monkeypatch.setattr(snapshots, "SECONDS", 0.0)  # what was answered a moment ago needs no database
     faults = [LedgerError("The database does not answer.")] * 2
     events = rig.ledger.jobs.events
 
