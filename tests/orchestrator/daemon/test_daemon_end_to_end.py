@@ -147,7 +147,12 @@ def test_cancel_and_bad_input_beside_good_work(orchestrator, dreamkiln, tiny_pri
     assert nowhere.returncode == 2 and "is neither 'toybox' nor a folder" in nowhere.stderr
     empty = tmp_path / "empty"
     empty.mkdir()
-    missing = orchestrator("submit", "images", "a table", "--prior", empty)["jobs"][0]["id"]
+    refused = dreamkiln("submit", "images", "a table", "--prior", empty, "--state", tmp_path / "state")
+    assert refused.returncode == 2 and "without a model_index.json" in refused.stderr
+    gone = shutil.copytree(tiny_prior, tmp_path / "gone")
+    missing = orchestrator("submit", "images", "a table", "--prior", gone, "--paused")["jobs"][0]["id"]
+    shutil.rmtree(gone)
+    orchestrator("jobs", "resume", missing)
     long = orchestrator("submit", "text-to-3d", "a blue table", "--prior", tiny_prior, *SETTINGS, "fit.num_steps=100000")
     good = orchestrator("submit", "images", "a red table", "--prior", tiny_prior, "--num-images", 3, "--steps", 2)
     job = long["jobs"][0]["id"]
@@ -159,7 +164,7 @@ def test_cancel_and_bad_input_beside_good_work(orchestrator, dreamkiln, tiny_pri
     shown = wait_for(orchestrator, good["jobs"][0]["id"], has_ended)
     assert shown["job"]["state"] == "succeeded" and "grid.png" in {file["name"] for file in shown["artefacts"]}
     shown = wait_for(orchestrator, missing, has_ended)
-    assert shown["job"]["is_dead_letter"] and str(empty) in shown["job"]["reason"]
+    assert shown["job"]["is_dead_letter"] and str(gone) in shown["job"]["reason"]
     watched = dreamkiln("jobs", "watch", missing, "--state", tmp_path / "state")
     assert watched.returncode == 1 and "failed" in watched.stdout
 
