@@ -1,4 +1,4 @@
-"""The CPU kernels that layers and fields choose, against torch's own choice: milliseconds of one thread, by turns.
+"""The CPU kernels that layers choose, against torch's own choice: milliseconds of one thread, by turns.
 
     python -m benchmarks.cpu_kernels
 
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from benchmarks.machine import describe_machine
 from diffusion.networks.layers import GroupNorm, linear
 from diffusion.seeding import normal, stream
-from nerf3d.fields.interpolation import read
 
 RESULTS = Path(__file__).parent / "results" / "cpu_kernels.json"
 ROUNDS, RUNS = 15, 10
@@ -55,19 +54,6 @@ def main() -> None:
             x = normal(shape, stream(1, "x")).bfloat16().to(memory_format=torch.channels_last)
             mine, other = (kind(32, shape[1]).bfloat16() for kind in (GroupNorm, nn.GroupNorm))
             note(f"group norm in bfloat16 of {shape}", lambda x=x, norm=mine: norm(x), lambda x=x, norm=other: norm(x))
-    volume = normal((1, 7, 64, 64, 64), stream(2, "volume")).requires_grad_()
-    points = normal((60_000, 3), stream(2, "points")).mul(0.3).clamp(-1, 1)
-
-    def sampled() -> torch.Tensor:
-        grid = points[None, None, None]
-        return F.grid_sample(volume, grid, mode="bilinear", padding_mode="border", align_corners=True)[0, :, 0, 0].T
-
-    note("read of 60,000 points, seven channels", lambda: read(volume, points), sampled)
-    note(
-        "the same with its gradient",
-        lambda: torch.autograd.grad(read(volume, points).square().sum(), volume),
-        lambda: torch.autograd.grad(sampled().square().sum(), volume),
-    )
     RESULTS.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
 
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nerf3d.fields.base import Field, FieldConfig, FieldQuery, FieldSamples, initial_density
-from nerf3d.fields.interpolation import read, reader
+
+_READS = 2
+"""Points are read in this many slices, which torch runs on as many threads; fixed, so that sums never depend on threads."""
 
 
 class DensePyramid(Field):
@@ -78,7 +80,7 @@ class DensePyramidQuery(FieldQuery):
 
     def __init__(self, field: DensePyramid, volume: Tensor, normals: bool):
         self.field, self.volume, self.normals = field, volume, normals
-        self._read = reader(torch.cat([volume, volume_gradient(volume[:, :1])], 1) if normals else volume)
+        self._table = torch.cat([volume, volume_gradient(volume[:, :1])], 1) if normals else volume
 
     def density(self, points: Tensor) -> Tensor:
         """Density (N,) in 1/m at points (N, 3); 0 outside the sphere. No gradient flows to the points."""
@@ -86,7 +88,7 @@ class DensePyramidQuery(FieldQuery):
 
     def samples(self, points: Tensor) -> FieldSamples:
         """Density (N,), albedo (N, 3) and perhaps normals (N, 3) at points (N, 3)."""
-        raw = self._read(points)
+        raw = read(self._table, points)
         normals = None
         if self.normals:
             slope = raw[:, 4:]
@@ -117,6 +119,16 @@ def grid_vertices(side: int) -> Tensor:
     axis = torch.linspace(-1, 1, side)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     return torch.stack([x, y, z], -1)
+
+
+def read(volume: Tensor, points: Tensor) -> Tensor:
+    """Trilinear read: volume (1, C, D, H, W), points (N, 3) in [-1, 1] -> (N, C). Gradient flows to the volume only."""
+    num_points = len(points)
+    per_slice = max(1, -(-num_points // _READS))
+    sliced = F.pad(points, (0, 0, 0, per_slice * _READS - num_points)).view(_READS, 1, 1, per_slice, 3)
+    shared = volume.expand(_READS, -1, -1, -1, -1)
+    values = F.grid_sample(shared, sliced, mode="bilinear", padding_mode="border", align_corners=True)
+    return values.movedim(1, -1).reshape(_READS * per_slice, -1)[:num_points]
 
 
 def volume_gradient(volume: Tensor) -> Tensor:

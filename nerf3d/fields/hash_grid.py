@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nerf3d.fields.base import Field, FieldConfig, FieldQuery, FieldSamples, initial_density
-from nerf3d.fields.interpolation import weighted_rows
 from nerf3d.streams import fit_stream, global_stream, sent, stream_seed, uniform
 
 _PRIMES = (1, 2_654_435_761, 805_459_861)
@@ -95,7 +94,8 @@ class HashGrid(Field):
         fraction = (scaled - low)[:, :, None]
         weights = torch.where(self.corners.bool(), fraction, 1 - fraction).prod(-1)
         rows = self._rows(low.long()[:, :, None] + self.corners, read.levels)
-        return weighted_rows(read.table, rows.flatten(0, 1), weights.flatten(0, 1)).unflatten(0, weights.shape[:2]).flatten(1)
+        features = read.table.index_select(0, rows.flatten()).view(*weights.shape, self.config.features_per_level)
+        return (weights[..., None] * features).sum(2).flatten(1)
 
     def _rows(self, vertices: Tensor, levels: slice) -> Tensor:
         """Where l levels have their vertices (N, l, 8, 3), integers, among their own rows: (N, l, 8).

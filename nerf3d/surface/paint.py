@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nerf3d.errors import FitCollapsed, check_settings
-from nerf3d.fields.interpolation import read
+from nerf3d.fields.dense_pyramid import read
 from nerf3d.fit import FitConfig, draw_scene
 from nerf3d.guide import Guide
 from nerf3d.mesh.mesh import Mesh

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nerf3d.fields import FieldConfig, make_field
-from nerf3d.fields.dense_pyramid import DensePyramid, grid_vertices, volume_gradient
+from nerf3d.fields.dense_pyramid import DensePyramid, grid_vertices, read, volume_gradient
 from nerf3d.fields.hash_grid import HashGrid, Read, level_resolutions
-from nerf3d.fields.interpolation import read
 from nerf3d.streams import fit_stream, uniform
 
 SMALL = FieldConfig(resolutions=(4, 7, 12))
