@@ -1,8 +1,8 @@
 """Server-sent events: what happens to jobs, once for all who listen.
 
-One task asks the ledger twice a second while anybody listens, less often where a hundred do, so the ledger does not notice how
-many there are, and what it finds is encoded and put together once for all. Every change of state and every sentence has the
-ledger's own number, by which a client that was cut off goes on; progress has none, because the next one says it all.
+One task asks the ledger twice a second while anybody listens, so the ledger does not notice how many do, and what it finds is
+encoded and put together once for all. Every change of state and every sentence has the ledger's own number, by which a client
+that was cut off goes on; progress has none, because the next one says it all.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from jobs.states import TERMINAL
 __all__ = ["EventHub"]
 
 log = logging.getLogger("dreamkiln")
-SECONDS_BETWEEN_LOOKS, MOST_SECONDS_BETWEEN_LOOKS = 0.5, 2.0
-LISTENERS_A_SECOND = 80
-"""So many are told something in a second: where more listen, looks are further apart."""
+SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_OF_SILENCE = 15.0
 PAGE = 500
 MAX_WAITING = 500
@@ -40,11 +38,6 @@ class _Batch:
     """What one look has found: of each message its number (0: progress), its job and its text."""
 
     messages: Sequence[tuple[int, int | None, bytes]]
-
-    @cached_property
-    def jobs(self) -> frozenset[int | None]:
-        """Whom it is about."""
-        return frozenset(job for _, job, _ in self.messages)
 
     @cached_property
     def whole(self) -> bytes:
@@ -62,7 +55,7 @@ class EventHub:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._listeners: dict[asyncio.Queue[_Batch | None], int | None] = {}
+        self._listeners: set[asyncio.Queue[_Batch | None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._last_id = 0
         self._progress: dict[int, dict[str, Any]] = {}
@@ -76,7 +69,7 @@ class EventHub:
         """
         until = float("inf") if seconds is None else time.monotonic() + seconds
         queue: asyncio.Queue[_Batch | None] = asyncio.Queue(MAX_WAITING)
-        self._listeners[queue] = job_id
+        self._listeners.add(queue)
         try:
             yield RETRY
             if after_id is None:
@@ -93,8 +86,7 @@ class EventHub:
             while True:
                 left = until - time.monotonic()
                 try:
-                    async with asyncio.timeout(max(0.0, min(left, SECONDS_OF_SILENCE))):
-                        found = await queue.get()
+                    found = await asyncio.wait_for(queue.get(), max(0.0, min(left, SECONDS_OF_SILENCE)))
                 except TimeoutError:
                     if left <= SECONDS_OF_SILENCE:
                         return
@@ -109,7 +101,7 @@ class EventHub:
                     yield _end(job_id)
                     return
         finally:
-            self._listeners.pop(queue, None)
+            self._listeners.discard(queue)
 
     async def _begin(self) -> None:
         if self._task is None or self._task.done():
@@ -137,27 +129,20 @@ class EventHub:
             messages += [(0, row["id"], _encoded("progress", row)) for row in moved]
             if messages:
                 self._tell(_Batch(messages))
-            await asyncio.sleep(pause_seconds(len(self._listeners)))
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _read(self) -> tuple[list[EventRecord], list[dict[str, Any]]]:
         return self._ledger.jobs.events(after_id=self._last_id, limit=PAGE), self._ledger.jobs.at_work()
 
     def _tell(self, batch: _Batch) -> None:
-        for queue, job_id in list(self._listeners.items()):
-            if job_id is not None and job_id not in batch.jobs:
-                continue
+        for queue in list(self._listeners):
             try:
                 queue.put_nowait(batch)
             except asyncio.QueueFull:
-                self._listeners.pop(queue, None)
+                self._listeners.discard(queue)
                 while not queue.empty():
                     queue.get_nowait()
                 queue.put_nowait(None)
-
-
-def pause_seconds(num_listeners: int) -> float:
-    """Between two looks: each listener is told on its own, and all of them together shall cost no more than some."""
-    return min(max(SECONDS_BETWEEN_LOOKS, num_listeners / LISTENERS_A_SECOND), MOST_SECONDS_BETWEEN_LOOKS)
 
 
 def _message(event: EventRecord) -> bytes:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from orchestrator.daemon.http import snapshots
-from orchestrator.daemon.http.events import pause_seconds
 from orchestrator.daemon.http.snapshots import Snapshots
 
 pytestmark = pytest.mark.anyio
@@ -103,9 +102,3 @@ async def test_what_went_wrong_is_nobodys_answer_but_the_askers(is_error: bool):
     answers = [one for one in found if not isinstance(one, BaseException)]
     assert len(answers) == (2 if is_error else 3) and all(answer[0] == site.status for answer in answers)
     assert (b"1" in [answer[1] for answer in answers]) != is_error
-
-
-@pytest.mark.parametrize(("listeners", "seconds"), [(0, 0.5), (1, 0.5), (40, 0.5), (80, 1.0), (160, 2.0), (5000, 2.0)])
-def test_events_are_looked_for_twice_a_second_unless_many_listen(listeners, seconds):
-    """Eighty messages a second in all, but nobody waits for longer than two seconds."""
-    assert pause_seconds(listeners) == seconds
