@@ -8,7 +8,7 @@ The levels of training are uniform, or s = sigmoid(z) with z ~ N(mean, 1) (2403.
 where the velocity is hard to tell. The network is told 1000 s.
 
 On the latents of the toybox prior the network is Stable Diffusion 3's joint transformer, which reads captions with the
-prior's own text tower: what is trained so is a prior (`diffusion.flow_folder`).
+prior's own text tower: what is trained so is a prior (`diffusion.prior_folder.save_flow`).
 """
 
 from collections.abc import Callable, Mapping
@@ -115,7 +115,7 @@ class RectifiedFlow(Model):
         return super().condition if self.text is None else "captions"
 
     def preview_request(self, batch: Batch) -> Mapping[str, Any]:
-        """Under captions with guidance."""
+        """`preview`; where the network reads captions, with a guidance scale of 3 besides."""
         return self.preview if self.text is None else {**self.preview, "guidance_scale": 3.0}
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
