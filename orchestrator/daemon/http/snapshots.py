@@ -17,7 +17,7 @@ __all__ = ["Snapshots"]
 
 SHARED = re.compile(r"/v1/(status|jobs(/\d+)?)")
 SECONDS = 1.0
-NUM_BUSY = 8
+NUM_BUSY = 20
 """Requests a second from which on progress may be so old."""
 MAX_BYTES = 512 * 1024
 
